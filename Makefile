@@ -1,0 +1,35 @@
+# What people run. `make help` lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: quickstart
+quickstart: tools ## Install what is missing, build, and hold a first conversation with an agent
+	@scripts/quickstart.sh
+
+.PHONY: test
+test: tools ## Everything that CI runs: format, lints, tests, documentation
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- --deny warnings
+	cargo build --workspace --bins --locked
+	cargo test --workspace --locked
+	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+.PHONY: bench
+bench: tools ## Measure what Ash adds, each figure beside its limit
+	cargo build --release --workspace --bins --locked
+	target/release/ash-bench
+
+.PHONY: tools
+tools: ## Install what Ash needs beside Rust: bubblewrap and the pinned Claude Code
+	@scripts/install-tools.sh
+
+.PHONY: format
+format: ## Format all code
+	cargo fmt --all

@@ -1,0 +1,11 @@
+//! The harness of the journeys: a real server with real sandboxes, the scripted model behind it, and what tests say about them.
+
+mod app;
+mod process;
+mod turn;
+mod until;
+
+pub use app::{MODEL_KEY, TestApp, TestAppBuilder, real_claude};
+pub use process::{pid_of, program, signal};
+pub use turn::Turn;
+pub use until::{DEADLINE, eventually};

@@ -1,0 +1,342 @@
+//! One server under test: `ash serve` as a process of its own, on a folder of its own, before the scripted model.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use ash_client::{Client, CreateSession, Message, Session};
+use tempfile::TempDir;
+
+use super::{
+    Turn, eventually,
+    process::{program, record_pid, signal},
+};
+use crate::model::{Script, ScriptedModel};
+
+/// The key with which the server calls the model: looked for where it must not be.
+pub const MODEL_KEY: &str = "sk-ant-canary-5f0c2a9e7b";
+/// The key with which the client calls the server.
+const API_KEY: &str = "ash_test_key";
+/// How long a server may take to stop by itself before it is killed.
+const STOP: Duration = Duration::from_secs(30);
+/// Lines of the server's log that a failed test prints.
+const DUMPED_LINES: usize = 120;
+
+/// How a server is started.
+#[derive(Debug, Default)]
+pub struct TestAppBuilder {
+    arguments: Vec<String>,
+    environment: BTreeMap<String, String>,
+    claude: Option<PathBuf>,
+    model: Option<Script>,
+}
+
+impl TestAppBuilder {
+    /// An argument of `ash serve`.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// A variable of the server's environment.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Another program than the real Claude Code.
+    #[must_use]
+    pub fn claude(mut self, program: PathBuf) -> Self {
+        self.claude = Some(program);
+        self
+    }
+
+    /// What the model does; it follows directives in the messages where nothing is said.
+    #[must_use]
+    pub fn model(mut self, script: Script) -> Self {
+        self.model = Some(script);
+        self
+    }
+
+    /// Starts the server and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn start(self) -> TestApp {
+        let folder = TempDir::new().expect("a temporary folder");
+        let model = ScriptedModel::start(self.model.unwrap_or_else(Script::directives)).expect("the scripted model");
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
+        let claude = self.claude.unwrap_or_else(real_claude);
+        let client = Client::new(&format!("http://{port}"), Some(&API_KEY.into())).expect("a client");
+        let mut app = TestApp {
+            folder,
+            model,
+            address: port,
+            client,
+            arguments: self.arguments,
+            environment: self.environment,
+            claude,
+            server: None,
+        };
+        app.launch().await;
+        app
+    }
+}
+
+/// The pinned Claude Code, where `make test` and `make quickstart` put it; `ASH_TEST_CLAUDE` names another.
+///
+/// # Panics
+/// When there is none.
+pub fn real_claude() -> PathBuf {
+    if let Some(given) = std::env::var_os("ASH_TEST_CLAUDE") {
+        return given.into();
+    }
+    let home = PathBuf::from(std::env::var_os("HOME").expect("HOME is set"));
+    let program = home.join(".cache/ash/claude-code-2.1.330/package/claude");
+    assert!(program.is_file(), "Claude Code is not installed: run bridge-image/install-claude-code.sh");
+    program
+}
+
+/// A running server. Dropped, it is stopped and leaves nothing behind; dropped by a panic, it prints what it logged.
+#[derive(Debug)]
+pub struct TestApp {
+    folder: TempDir,
+    /// The model behind the server.
+    pub model: ScriptedModel,
+    address: SocketAddr,
+    /// A client of the server.
+    pub client: Client,
+    arguments: Vec<String>,
+    environment: BTreeMap<String, String>,
+    claude: PathBuf,
+    server: Option<Child>,
+}
+
+impl TestApp {
+    /// A server with one warm sandbox per agent.
+    pub async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    /// A server to be.
+    pub fn builder() -> TestAppBuilder {
+        TestAppBuilder::default()
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A session's folder.
+    pub fn session_folder(&self, session: &str) -> PathBuf {
+        self.data().join("sandboxes").join(session)
+    }
+
+    /// The server's address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The server's process.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn server_pid(&self) -> u32 {
+        self.server.as_ref().expect("a server").id()
+    }
+
+    /// A request with the client's key, for what the client has no method for.
+    pub fn api_key(&self) -> &'static str {
+        API_KEY
+    }
+
+    async fn launch(&mut self) {
+        let log = self.folder.path().join("server.log");
+        let log = File::options().create(true).append(true).open(log).expect("a log file");
+        let mut command = Command::new(program("ash"));
+        command
+            .arg("serve")
+            .args(["--listen", &self.address.to_string()])
+            .arg("--data-dir")
+            .arg(self.data())
+            .arg("--claude")
+            .arg(&self.claude)
+            .args(["--log", "info,ash_runner=debug,ash_api=debug"])
+            .args(&self.arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("ASH_API_KEY", API_KEY)
+            .env("ANTHROPIC_BASE_URL", self.model.base_url())
+            .env("ANTHROPIC_API_KEY", MODEL_KEY)
+            .envs(&self.environment)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(log);
+        self.server = Some(command.spawn().expect("the server starts"));
+        eventually("the server answers", async || {
+            if let Ok(Some(status)) = self.server.as_mut().expect("a server").try_wait() {
+                panic!("the server ended with {status}:\n{}", self.log_tail());
+            }
+            self.client.health().await.ok()
+        })
+        .await;
+    }
+
+    /// Kills the server as a power failure of its process would; its sandboxes live on.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn kill(&mut self) {
+        let mut server = self.server.take().expect("a server");
+        server.kill().expect("a server that runs");
+        server.wait().expect("its end");
+    }
+
+    /// Starts the server again after [`TestApp::kill`] or [`TestApp::stop`], on the same folder and address.
+    pub async fn start_again(&mut self) {
+        self.launch().await;
+    }
+
+    /// Stops the server as a person would, and waits for its end.
+    pub fn stop(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        signal(server.id(), "TERM");
+        let start = Instant::now();
+        while start.elapsed() < STOP {
+            if matches!(server.try_wait(), Ok(Some(_)) | Err(_)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = server.kill();
+        let _ = server.wait();
+    }
+
+    /// Deploys an agent of these files.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    pub async fn deploy(&self, name: &str, files: &[(&str, &str)]) {
+        let folder = TempDir::new().expect("a temporary folder");
+        for (path, text) in files {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a folder");
+            fs::write(path, text).expect("a file");
+        }
+        let response = self
+            .request(
+                "POST",
+                "/api/agents",
+                Some(serde_json::json!({ "name": name, "path": folder.path().to_string_lossy() })),
+            )
+            .await;
+        assert_eq!(response.0, 201, "{}", response.1);
+    }
+
+    /// Deploys a simple agent and makes a session of it.
+    ///
+    /// # Panics
+    /// When the server refuses either.
+    pub async fn session(&self) -> Session {
+        self.deploy("simple", &[("CLAUDE.md", "You are a simple agent.\n")]).await;
+        self.session_of("simple").await
+    }
+
+    /// Makes a session of an agent.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    pub async fn session_of(&self, agent: &str) -> Session {
+        let create = CreateSession { agent: agent.to_owned(), ..CreateSession::default() };
+        self.client.create_session(&create).await.expect("a session")
+    }
+
+    /// Sends a message with partials and reads its stream to the end.
+    ///
+    /// # Panics
+    /// When the server refuses it or the stream breaks.
+    pub async fn say(&self, session: &Session, text: &str) -> Turn {
+        let message = Message { include_partial_messages: true, ..Message::text(text) };
+        self.send(session, &message).await
+    }
+
+    /// Sends a message and reads its stream to the end.
+    ///
+    /// # Panics
+    /// When the server refuses it or the stream breaks.
+    pub async fn send(&self, session: &Session, message: &Message) -> Turn {
+        Turn::read(self.client.send_message(&session.id, message).await.expect("a message that is taken")).await
+    }
+
+    /// A request of any kind: the status and the JSON of the answer.
+    ///
+    /// # Panics
+    /// When the server does not answer with JSON.
+    pub async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<serde_json::Value>,
+    ) -> (u16, serde_json::Value) {
+        crate::http::json(self.address, method, path, Some(API_KEY), body).await.expect("an answer")
+    }
+
+    /// Waits until so many sandboxes are warm.
+    pub async fn wait_warm(&self, count: u64) {
+        eventually("warm sandboxes", async || {
+            let health = self.client.health().await.ok()?;
+            (health.pool.warm >= count).then_some(())
+        })
+        .await;
+    }
+
+    /// The last lines of the server's log.
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.folder.path().join("server.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(DUMPED_LINES)..].join("\n")
+    }
+
+    fn sandbox_folders(&self) -> Vec<PathBuf> {
+        let Ok(folders) = fs::read_dir(self.data().join("sandboxes")) else { return Vec::new() };
+        folders.flatten().map(|folder| folder.path()).collect()
+    }
+
+    fn dump(&self) {
+        eprintln!("--- the server's log ---\n{}", self.log_tail());
+        for folder in self.sandbox_folders() {
+            dump_log(&folder);
+        }
+    }
+}
+
+fn dump_log(folder: &Path) {
+    if let Ok(log) = fs::read_to_string(folder.join("log"))
+        && !log.is_empty()
+    {
+        eprintln!("--- {} ---\n{log}", folder.display());
+    }
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.dump();
+        }
+        self.stop();
+        // What a killed server left behind is ended by its record.
+        for folder in self.sandbox_folders() {
+            if let Some(pid) = record_pid(&folder) {
+                signal(pid, "KILL");
+            }
+        }
+    }
+}

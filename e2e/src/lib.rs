@@ -1,0 +1,7 @@
+//! End-to-end journeys over the whole of Ash, and what they stand on.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod harness;
+pub mod http;
+pub mod model;

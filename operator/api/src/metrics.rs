@@ -1,0 +1,83 @@
+//! Counters and gauges of the API.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// Labels of a request: bounded by the routes that there are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RequestLabels {
+    /// The method; `OTHER` for those that HTTP itself does not define.
+    pub(crate) method: &'static str,
+    /// The template of the route; empty for an address that no route takes.
+    pub(crate) route: String,
+    /// `2xx`, `4xx`, `5xx`, ...
+    pub(crate) status: &'static str,
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum StreamEnd {
+    /// With `done`, or because its session has ended.
+    Complete,
+    /// The client went away, or was cut off.
+    Abandoned,
+    /// The server could not go on: the log could not be read, or the server is shutting down.
+    Cut,
+}
+
+/// Labels of an ended stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StreamLabels {
+    pub(crate) end: StreamEnd,
+}
+
+/// Every metric; cheap to clone, all clones share the values.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Metrics {
+    pub(crate) requests: Family<RequestLabels, Counter>,
+    pub(crate) open_streams: Gauge,
+    pub(crate) streams: Family<StreamLabels, Counter>,
+    pub(crate) stream_frames: Counter,
+    pub(crate) stream_bytes: Counter,
+    pub(crate) auth_failures: Counter,
+    pub(crate) bodies_refused: Counter,
+    pub(crate) panics: Counter,
+    pub(crate) connections: Gauge,
+    pub(crate) connections_at_bound: Counter,
+    pub(crate) connections_cut_off: Counter,
+    pub(crate) accept_errors: Counter,
+}
+
+impl Metrics {
+    /// Adds every metric to the registry.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("ash_api");
+        registry.register("requests", "Requests by method, route and class of status", self.requests.clone());
+        registry.register("open_streams", "Streams of events that are open", self.open_streams.clone());
+        registry.register("streams", "Streams of events that ended, by how", self.streams.clone());
+        registry.register("stream_frames", "Frames given to streams", self.stream_frames.clone());
+        registry.register("stream_bytes", "Bytes of frames given to streams", self.stream_bytes.clone());
+        registry.register("auth_failures", "Requests without a valid key", self.auth_failures.clone());
+        registry.register(
+            "bodies_refused",
+            "Bodies that were too long, too slow, or found no room",
+            self.bodies_refused.clone(),
+        );
+        registry.register("panics", "Requests that failed in a defect of the server", self.panics.clone());
+        registry.register("connections", "Connections that are open", self.connections.clone());
+        registry.register(
+            "connections_at_bound",
+            "Times that accepting waited because of the bound on connections",
+            self.connections_at_bound.clone(),
+        );
+        registry.register(
+            "connections_cut_off",
+            "Connections closed because the client did not read",
+            self.connections_cut_off.clone(),
+        );
+        registry.register("accept_errors", "Connections that could not be accepted", self.accept_errors.clone());
+    }
+}

@@ -1,0 +1,70 @@
+//! What is printed: results on standard output, everything about them on standard error.
+//!
+//! A reader that goes away (`ash session list | head`) is no failure: the process ends quietly.
+
+pub(crate) mod listing;
+pub(crate) mod text;
+
+use std::{
+    io::{self, ErrorKind, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use serde::Serialize;
+
+/// Where results go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    json: bool,
+}
+
+impl Output {
+    /// Output for people, or for programs.
+    pub(crate) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Whether programs read it.
+    pub(crate) fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// A result: its JSON for programs, `people` for people.
+    pub(crate) fn result(self, value: &impl Serialize, people: impl FnOnce() -> String) -> anyhow::Result<()> {
+        let text = if self.json { serde_json::to_string_pretty(value)? } else { people() };
+        self.line(&text)
+    }
+
+    /// A line on standard output.
+    pub(crate) fn line(self, text: &str) -> anyhow::Result<()> {
+        self.raw(format!("{text}\n").as_bytes())
+    }
+
+    /// Bytes on standard output, at once.
+    #[expect(clippy::unused_self, reason = "who holds an output may print")]
+    pub(crate) fn raw(self, bytes: &[u8]) -> anyhow::Result<()> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(bytes)?;
+        stdout.flush()?;
+        Ok(())
+    }
+}
+
+/// Something about the work, on standard error. Where nobody reads it, it is lost.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Says what went wrong and what to do next, on standard error; the exit code that goes with it.
+pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
+    let closed = error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe);
+    if closed {
+        return ExitCode::SUCCESS;
+    }
+    let colour = text::Style::new(io::stderr().is_terminal());
+    note(&format!("{} {}", colour.red("error:"), text::printable(&format!("{error:#}"))));
+    if let Some(hint) = error.chain().find_map(|cause| cause.downcast_ref::<ash_client::Error>()?.hint()) {
+        note(&format!("{} {hint}", colour.bold("hint:")));
+    }
+    ExitCode::FAILURE
+}

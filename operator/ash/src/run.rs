@@ -1,0 +1,46 @@
+//! From a command to what carries it out.
+
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use tokio::runtime::Builder;
+
+use crate::{
+    agent,
+    arguments::{Cli, Command},
+    chat, connection, deploy, health,
+    output::Output,
+    serve, session,
+};
+
+/// Carries out a command. The client needs one thread, the server as many as there are processors.
+pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Cli { global, command } = cli;
+    let output = Output::new(global.json);
+    match command {
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ash", &mut script);
+            output.raw(&script)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Serve(arguments) => Builder::new_multi_thread()
+            .enable_all()
+            .build()?
+            .block_on(serve::run(*arguments))
+            .map(|()| ExitCode::SUCCESS),
+        command => {
+            let client = connection::client(&global)?;
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                match command {
+                    Command::Deploy(arguments) => deploy::run(arguments, &client, output).await,
+                    Command::Chat(arguments) => chat::run(arguments, client, output).await,
+                    Command::Agent(command) => agent::run(command, &client, output).await,
+                    Command::Session(command) => session::run(command, client, output).await,
+                    _ => health::run(&client, output).await,
+                }
+            })
+        }
+    }
+}

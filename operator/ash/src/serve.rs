@@ -1,0 +1,63 @@
+//! `ash serve`: the server.
+
+mod arguments;
+mod claude;
+mod key;
+mod log;
+mod programs;
+mod sinks;
+mod wiring;
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use arguments::{Arguments, COMMAND, CONFIG, OTHER_VARIABLES, command};
+
+/// How long open connections may take to end after their readers were told to.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Runs the server until it is told to stop by SIGTERM or SIGINT: running turns may end, for a bounded time; a second signal
+/// ends it at once, and leaves the sandboxes to the next server.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    log::init(&arguments)?;
+    let server = wiring::wire(&arguments).await?;
+    let address = server.listener.local_addr()?;
+    tracing::info!(%address, "listening");
+    let stop = CancellationToken::new();
+    let stopped = stop.clone().cancelled_owned();
+    let serving = tokio::spawn(async move {
+        ash_api::serve(server.listener, server.router, &server.state, server.limits, stopped).await
+    });
+    wait_for_signal().await?;
+    tracing::info!("stopping: running turns may end within {} s", arguments.shutdown_timeout.as_secs());
+    stop.cancel();
+    let stopping = async {
+        server.runner.shut_down(arguments.shutdown_timeout, arguments.handover).await;
+        let _ = timeout(DRAIN, serving).await;
+        server.store.close().await;
+    };
+    tokio::select! {
+        () = stopping => tracing::info!("stopped"),
+        signal = wait_for_signal() => {
+            signal?;
+            tracing::warn!("stopped at once; the next server finds the sandboxes");
+        }
+    }
+    Ok(())
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! One function that wires a standalone server: every part is made here, and handed to those that need it.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::Context;
+use ash_api::{ApiConfig, ApiState, ServeLimits};
+use ash_core::{
+    id::TenantId,
+    ports::{AgentStore, Runner, Store},
+};
+use ash_gateway::{
+    Credential, EgressConfig, Gateway, GatewayConfig, Limits as GatewayLimits, OperatorAllow, UpstreamConfig,
+};
+use ash_runner::{LocalRunner, RunnerConfig};
+use ash_sandbox::{Limits, Policy, ProcessBackend, ProcessConfig};
+use ash_store::{Settings, SqliteStore};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use super::{
+    arguments::{Arguments, SandboxPolicy},
+    claude, key, sinks,
+};
+
+/// The database in the data directory.
+const DATABASE: &str = "ash.db";
+
+/// Claude Code's memory bound between turns, as a part of the sandbox's memory: three quarters, 1.5 GiB of 2.
+const MEMORY_BOUND: (u64, u64) = (3, 4);
+
+/// A wired server.
+pub(super) struct Server {
+    pub(super) listener: TcpListener,
+    pub(super) router: axum::Router,
+    pub(super) state: ApiState,
+    pub(super) limits: ServeLimits,
+    pub(super) runner: Arc<LocalRunner>,
+    pub(super) store: Arc<SqliteStore>,
+}
+
+/// Makes every part of a standalone server, in the order in which they depend on each other. What a person got wrong is found
+/// before anything is started.
+pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
+    let (bridge, claude) = (absolute(&arguments.bridge()?)?, absolute(&arguments.claude()?)?);
+    let upstream = upstream(arguments)?;
+    let egress = egress(arguments)?;
+    let listener = TcpListener::bind(arguments.listen).await.with_context(|| {
+        format!("cannot listen on {}: stop what listens there, or name another address with --listen", arguments.listen)
+    })?;
+    claude::check(&claude, arguments.any_claude_version).await?;
+
+    let data = data_directory(&arguments.data_dir)?;
+    let store = Arc::new(SqliteStore::open_with(&data.join(DATABASE), Settings::default()).await?);
+    let backend = Arc::new(ProcessBackend::new(sandboxes(arguments, &data)).await?);
+    for protection in backend.protections().iter() {
+        if protection.in_force {
+            tracing::info!(protection = protection.name, detail = protection.detail, "in force");
+        } else {
+            tracing::warn!(protection = protection.name, detail = protection.detail, "NOT in force");
+        }
+    }
+
+    let gateway = Gateway::new(
+        GatewayConfig { upstream, egress, limits: GatewayLimits::default() },
+        key::token_signer(&data)?,
+        Arc::new(sinks::UsageLog),
+        Arc::new(sinks::RefusalLog),
+    )?;
+    let registry = Arc::new(Mutex::new(Registry::default()));
+    let mut runner_metrics = Registry::default();
+    gateway.register_metrics(&mut runner_metrics);
+    let as_port: Arc<dyn Store> = Arc::clone(&store) as _;
+    let runner = LocalRunner::start(
+        runner_config(arguments, &data, bridge, claude),
+        backend,
+        gateway,
+        Arc::clone(&as_port),
+        &mut runner_metrics,
+    )
+    .await?;
+    let runner = Arc::new(runner);
+    *registry.lock().unwrap_or_else(PoisonError::into_inner) = runner_metrics;
+
+    for agent in store.agents(&TenantId::default_tenant()).await? {
+        runner.prepare(agent.version);
+    }
+    if arguments.api_key.is_none()
+        && let Some(path) = ash_api::ensure_initial_key(&*store, &data).await?
+    {
+        tracing::info!(path = %path.display(), "the first API key was written to this file");
+    }
+    let config = ApiConfig { allow_path: true, api_key: arguments.api_key.clone(), ..ApiConfig::default() };
+    let state = ApiState::new(as_port, Arc::clone(&runner) as _, registry, config);
+    Ok(Server { listener, router: ash_api::router(state.clone()), state, limits: ServeLimits::default(), runner, store })
+}
+
+fn absolute(program: &Path) -> anyhow::Result<std::path::PathBuf> {
+    program.canonicalize().with_context(|| format!("cannot find {}", program.display()))
+}
+
+/// The data directory, made where it is not there, for its owner only.
+fn data_directory(path: &Path) -> anyhow::Result<std::path::PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+
+    let advice =
+        || format!("{} cannot be used: let this user write it, or name another with --data-dir", path.display());
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path).with_context(advice)?;
+    path.canonicalize().with_context(advice)
+}
+
+fn upstream(arguments: &Arguments) -> anyhow::Result<UpstreamConfig> {
+    let key = arguments.anthropic_api_key.clone().map(Credential::ApiKey);
+    let token = arguments.anthropic_auth_token.clone().map(Credential::AuthToken);
+    if key.is_none() && token.is_none() {
+        tracing::warn!("no model key: set ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN, or every turn will fail");
+    }
+    Ok(UpstreamConfig {
+        base_url: arguments.anthropic_base_url.clone(),
+        credential: key.or(token),
+        proxy: arguments.https_proxy.clone(),
+        no_proxy: arguments.no_proxy.clone(),
+        extra_ca: arguments.upstream_ca_file.clone(),
+        extra_headers: arguments.upstream_headers()?,
+    })
+}
+
+/// What the operator permits beyond public addresses: networks, and everything else as hosts.
+fn egress(arguments: &Arguments) -> anyhow::Result<EgressConfig> {
+    let mut allow = OperatorAllow::default();
+    for target in &arguments.egress_allow {
+        match target.parse() {
+            Ok(network) => allow.networks.push(network),
+            Err(_) => allow.hosts.push(target.parse().with_context(|| format!("--egress-allow {target}"))?),
+        }
+    }
+    Ok(EgressConfig { allow, ..EgressConfig::default() })
+}
+
+fn sandboxes(arguments: &Arguments, data: &Path) -> ProcessConfig {
+    use std::os::unix::fs::MetadataExt;
+
+    // Two servers on one machine must not share a group; their data directories differ.
+    let inode = std::fs::metadata(data).map_or(0, |metadata| metadata.ino());
+    ProcessConfig {
+        policy: match arguments.sandbox_policy {
+            SandboxPolicy::BestEffort => Policy::BestEffort,
+            SandboxPolicy::Strict => Policy::Strict,
+        },
+        group: format!("ash-{inode}"),
+        ..ProcessConfig::default()
+    }
+}
+
+fn runner_config(
+    arguments: &Arguments,
+    data: &Path,
+    bridge: std::path::PathBuf,
+    claude: std::path::PathBuf,
+) -> RunnerConfig {
+    let memory_bytes = arguments.memory.bytes();
+    RunnerConfig {
+        data: data.to_owned(),
+        bridge,
+        claude,
+        max_sandboxes: arguments.max_sandboxes as usize,
+        warm: arguments.warm as usize,
+        limits: Limits {
+            memory_bytes,
+            cpu_millis: arguments.cpu_millis,
+            processes: arguments.processes,
+            workspace_bytes: arguments.workspace_quota.bytes(),
+            ..Limits::default()
+        },
+        memory_bound_bytes: memory_bytes / MEMORY_BOUND.1 * MEMORY_BOUND.0,
+        idle_timeout: arguments.idle_timeout,
+        permission_timeout: arguments.permission_timeout,
+    }
+}

@@ -1,0 +1,182 @@
+//! `ash session`: conversations with agents.
+
+use std::{collections::BTreeMap, io::Read, process::ExitCode};
+
+use anyhow::Context;
+use ash_client::{Client, CreateSession, Message, PermissionMode, SessionQuery};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use crate::{
+    chat::{self, MAX_MESSAGE_BYTES},
+    output::{Output, listing},
+    values,
+};
+
+/// What can be done with sessions.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Begin a session
+    Create(Create),
+    /// List sessions
+    List {
+        /// Of this agent
+        #[arg(long)]
+        agent: Option<String>,
+        /// In this state: starting, active, paused, stopped, ended, error
+        #[arg(long)]
+        status: Option<String>,
+        /// So many at the most
+        #[arg(long)]
+        limit: Option<u32>,
+        /// From this one on
+        #[arg(long)]
+        offset: Option<u32>,
+    },
+    /// Show one session
+    Get {
+        /// Its id
+        session: String,
+    },
+    /// Send a message and print the answer; with --json, every frame of the stream as a line
+    Send(Send),
+    /// End a session; its history is kept
+    End {
+        /// Its id
+        session: String,
+    },
+}
+
+/// A session to be made.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The agent's name or slug
+    pub(crate) agent: String,
+    #[command(flatten)]
+    pub(crate) options: SessionArguments,
+}
+
+/// Options of a new session.
+#[derive(Debug, Args)]
+pub(crate) struct SessionArguments {
+    /// The model instead of the agent's
+    #[arg(long)]
+    model: Option<String>,
+    /// What a tool call needs before it runs: bypassPermissions, default (asks), acceptEdits, plan
+    #[arg(long, value_parser = permission_mode, value_name = "MODE")]
+    permission_mode: Option<PermissionMode>,
+    /// Tool that runs without asking; can be repeated
+    #[arg(long = "allow-tool", value_name = "TOOL")]
+    allowed_tools: Vec<String>,
+    /// Tool that is not there; can be repeated
+    #[arg(long = "disallow-tool", value_name = "TOOL")]
+    disallowed_tools: Vec<String>,
+    /// Environment variable, KEY=VALUE; KEY alone takes the value that it has here; can be repeated
+    #[arg(long, value_parser = values::variable, value_name = "KEY=VALUE")]
+    env: Vec<(String, String)>,
+    /// What to keep with the session, KEY=VALUE; can be repeated
+    #[arg(long, value_parser = values::pair, value_name = "KEY=VALUE")]
+    metadata: Vec<(String, String)>,
+}
+
+impl SessionArguments {
+    /// Whether nothing was asked for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.model.is_none()
+            && self.permission_mode.is_none()
+            && self.allowed_tools.is_empty()
+            && self.disallowed_tools.is_empty()
+            && self.env.is_empty()
+            && self.metadata.is_empty()
+    }
+
+    /// The request that they make.
+    pub(crate) fn request(self, agent: String) -> CreateSession {
+        let some = |tools: Vec<String>| (!tools.is_empty()).then_some(tools);
+        CreateSession {
+            agent,
+            model: self.model,
+            permission_mode: self.permission_mode,
+            allowed_tools: some(self.allowed_tools),
+            disallowed_tools: some(self.disallowed_tools),
+            extra_env: self.env.into_iter().collect(),
+            metadata: self.metadata.into_iter().collect::<BTreeMap<_, _>>(),
+            ..CreateSession::default()
+        }
+    }
+}
+
+/// A message to be sent.
+#[derive(Debug, Args)]
+pub(crate) struct Send {
+    /// The session's id
+    session: String,
+    /// What to say; without it, standard input to its end
+    message: Option<String>,
+    /// The model of this turn
+    #[arg(long)]
+    model: Option<String>,
+    /// Model calls of this turn at the most
+    #[arg(long)]
+    max_turns: Option<u32>,
+    /// Wait where a turn is running, instead of being refused
+    #[arg(long)]
+    queue: bool,
+}
+
+/// Carries it out.
+pub(crate) async fn run(command: Command, client: Client, output: Output) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Create(Create { agent, options }) => {
+            let session = client.create_session(&options.request(agent)).await?;
+            output.result(&json!({ "session": session }), || session.id.clone())?;
+        }
+        Command::List { agent, status, limit, offset } => {
+            let sessions = client.sessions(&SessionQuery { agent, status, limit, offset }).await?;
+            output.result(&json!({ "sessions": sessions }), || listing::sessions(&sessions))?;
+        }
+        Command::Get { session } => {
+            let session = client.session(&session).await?;
+            output.result(&json!({ "session": session }), || listing::session(&session))?;
+        }
+        Command::Send(send) => return self::send(send, client, output).await,
+        Command::End { session } => {
+            let session = client.end_session(&session).await?;
+            output.result(&json!({ "session": session }), || format!("Ended {}.", session.id))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn send(send: Send, client: Client, output: Output) -> anyhow::Result<ExitCode> {
+    let given = send.message.is_some();
+    let text = match send.message {
+        Some(text) => text,
+        None => standard_input()?,
+    };
+    let mut message = Message::text(text);
+    message.queue = send.queue;
+    message.options.model = send.model;
+    message.options.max_turns = send.max_turns;
+    chat::once(client, send.session, message, given, output).await
+}
+
+/// What is on standard input, to its end.
+fn standard_input() -> anyhow::Result<String> {
+    let mut text = String::new();
+    std::io::stdin()
+        .lock()
+        .take(MAX_MESSAGE_BYTES + 1)
+        .read_to_string(&mut text)
+        .context("cannot read the message from standard input")?;
+    if text.len() as u64 > MAX_MESSAGE_BYTES {
+        anyhow::bail!("the message is longer than {MAX_MESSAGE_BYTES} bytes, which is what a server takes");
+    }
+    Ok(text)
+}
+
+/// A permission mode by its name in the API.
+fn permission_mode(text: &str) -> Result<PermissionMode, String> {
+    serde_json::from_value(json!(text))
+        .map_err(|_| "there are: bypassPermissions, default, acceptEdits, plan".to_owned())
+}

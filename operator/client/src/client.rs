@@ -1,0 +1,304 @@
+//! The client: one method per operation of the API.
+
+use std::time::Duration;
+
+use ash_core::sse::Position;
+use ash_protocol::message::Decision;
+use bytes::Bytes;
+use reqwest::{
+    Method, RequestBuilder, Response,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue},
+    redirect::Policy,
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use url::Url;
+use uuid::Uuid;
+
+use crate::{
+    Agent, CreateSession, Deployment, Error, FrameStream, Health, Message, Reconnect, Session, SessionQuery,
+    StreamOptions, answer, deploy, stream::Source,
+};
+
+/// The longest wait for a connection: 10 s.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest wait for a whole answer that is no stream: 60 s. A message that waits for a sandbox is answered within 30 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// The longest wait for a deployment, whose files have up to 100 MiB: 10 minutes.
+const DEPLOY_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// The header that makes a repeated request join the first one.
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+
+/// The header that names the last frame that was seen.
+const LAST_EVENT_ID: &str = "Last-Event-ID";
+
+/// A client of one server. Clones share their connections.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    reconnect: Reconnect,
+}
+
+#[derive(Deserialize)]
+struct OneAgent {
+    agent: Agent,
+}
+
+#[derive(Deserialize)]
+struct ManyAgents {
+    agents: Vec<Agent>,
+}
+
+#[derive(Deserialize)]
+struct OneSession {
+    session: Session,
+}
+
+#[derive(Deserialize)]
+struct ManySessions {
+    sessions: Vec<Session>,
+}
+
+impl Client {
+    /// A client of the server at `url` (`http` or `https`), with an API key.
+    ///
+    /// Makes ring the process's cryptography of rustls where none was chosen yet. A server on loopback is reached directly,
+    /// every other one through the proxy that the environment names. Redirects are not followed: a key goes nowhere else.
+    pub fn new(url: &str, key: Option<&SecretString>) -> Result<Self, Error> {
+        let invalid = |reason: &str| Error::InvalidUrl { url: url.to_owned(), reason: reason.to_owned() };
+        let base = Url::parse(url).map_err(|error| invalid(&error.to_string()))?;
+        if !matches!(base.scheme(), "http" | "https") {
+            return Err(invalid("it begins with neither http:// nor https://"));
+        }
+        // Fails only where a provider is there already, which then serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut headers = HeaderMap::new();
+        if let Some(key) = key {
+            let mut value =
+                HeaderValue::from_str(&format!("Bearer {}", key.expose_secret())).map_err(|_| Error::InvalidKey)?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let mut builder = reqwest::Client::builder()
+            .default_headers(headers)
+            .redirect(Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true);
+        if base.scheme() == "http" {
+            // Without TLS there is no need to load the system's certificates, which takes longer than the request.
+            builder = builder.tls_certs_only([]);
+        }
+        if is_loopback(&base) {
+            builder = builder.no_proxy();
+        }
+        let http = builder.build().map_err(|error| Error::Setup(error.to_string()))?;
+        Ok(Self { http, base, reconnect: Reconnect::default() })
+    }
+
+    /// The same client with another way to reconnect streams.
+    #[must_use]
+    pub fn with_reconnect(mut self, reconnect: Reconnect) -> Self {
+        self.reconnect = reconnect;
+        self
+    }
+
+    /// The server's address.
+    pub fn url(&self) -> String {
+        self.base.as_str().trim_end_matches('/').to_owned()
+    }
+
+    pub(crate) fn reconnect(&self) -> Reconnect {
+        self.reconnect
+    }
+
+    /// `GET /health`: needs no key.
+    pub async fn health(&self) -> Result<Health, Error> {
+        self.json(self.request(Method::GET, &["health"])).await
+    }
+
+    /// Deploys an agent. `sent` is told the bytes that went out since it was last told, and the whole number at first.
+    pub async fn deploy(
+        &self,
+        deployment: &Deployment,
+        mut sent: impl FnMut(Upload) + Send + 'static,
+    ) -> Result<Agent, Error> {
+        let body = encode(deployment)?;
+        let length = body.len() as u64;
+        sent(Upload::Begins(length));
+        let request = self
+            .request(Method::POST, &["api", "agents"])
+            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_LENGTH, length)
+            .body(reqwest::Body::wrap_stream(deploy::pieces(body, move |bytes| sent(Upload::Sent(bytes)))));
+        Ok(self.json_within::<OneAgent>(DEPLOY_TIMEOUT, request).await?.agent)
+    }
+
+    /// All agents.
+    pub async fn agents(&self) -> Result<Vec<Agent>, Error> {
+        Ok(self.json::<ManyAgents>(self.request(Method::GET, &["api", "agents"])).await?.agents)
+    }
+
+    /// One agent, by name or slug.
+    pub async fn agent(&self, name: &str) -> Result<Agent, Error> {
+        Ok(self.json::<OneAgent>(self.request(Method::GET, &["api", "agents", name])).await?.agent)
+    }
+
+    /// Deletes an agent with all its versions.
+    pub async fn delete_agent(&self, name: &str) -> Result<(), Error> {
+        self.json::<Value>(self.request(Method::DELETE, &["api", "agents", name])).await.map(drop)
+    }
+
+    /// Creates a session.
+    pub async fn create_session(&self, session: &CreateSession) -> Result<Session, Error> {
+        let request = self
+            .request(Method::POST, &["api", "sessions"])
+            .header(IDEMPOTENCY_KEY, Uuid::new_v4().to_string())
+            .json(session);
+        Ok(self.json::<OneSession>(request).await?.session)
+    }
+
+    /// Sessions, the newest first.
+    pub async fn sessions(&self, query: &SessionQuery) -> Result<Vec<Session>, Error> {
+        let mut url = self.address(&["api", "sessions"]);
+        let (limit, offset) =
+            (query.limit.map(|limit| limit.to_string()), query.offset.map(|offset| offset.to_string()));
+        for (name, value) in
+            [("agent", &query.agent), ("status", &query.status), ("limit", &limit), ("offset", &offset)]
+        {
+            if let Some(value) = value {
+                url.query_pairs_mut().append_pair(name, value);
+            }
+        }
+        Ok(self.json::<ManySessions>(self.http.get(url)).await?.sessions)
+    }
+
+    /// One session.
+    pub async fn session(&self, id: &str) -> Result<Session, Error> {
+        Ok(self.json::<OneSession>(self.request(Method::GET, &["api", "sessions", id])).await?.session)
+    }
+
+    /// Ends a session. Its history is kept.
+    pub async fn end_session(&self, id: &str) -> Result<Session, Error> {
+        Ok(self.json::<OneSession>(self.request(Method::DELETE, &["api", "sessions", id])).await?.session)
+    }
+
+    /// Interrupts the turn that is running.
+    pub async fn interrupt(&self, id: &str) -> Result<(), Error> {
+        self.json::<Value>(self.request(Method::POST, &["api", "sessions", id, "interrupt"])).await.map(drop)
+    }
+
+    /// Answers a permission request. Refused with 409 where it was answered already.
+    pub async fn answer_permission(&self, session: &str, request: &str, decision: &Decision) -> Result<(), Error> {
+        let request = self.request(Method::POST, &["api", "sessions", session, "permissions", request]).json(decision);
+        self.json::<Value>(request).await.map(drop)
+    }
+
+    /// Sends a message and opens its stream. The message has an `Idempotency-Key`, so that it counts once however often the
+    /// connection is cut.
+    pub async fn send_message(&self, session: &str, message: &Message) -> Result<FrameStream, Error> {
+        let source = Source::Message { body: encode(message)?, key: Uuid::new_v4().to_string() };
+        let options = StreamOptions { follow: false, include_partial_messages: message.include_partial_messages };
+        FrameStream::open(self.clone(), session.to_owned(), source, options, None).await
+    }
+
+    /// Opens a session's stream after a position (`<sequence>.<k>` or `<sequence>`), or from now on.
+    pub async fn stream(
+        &self,
+        session: &str,
+        after: Option<&str>,
+        options: StreamOptions,
+    ) -> Result<FrameStream, Error> {
+        let after = after.map(str::parse).transpose()?;
+        FrameStream::open(self.clone(), session.to_owned(), Source::Session, options, after).await
+    }
+
+    pub(crate) async fn post_message(&self, session: &str, body: Bytes, key: &str) -> Result<Response, Error> {
+        let request = self
+            .request(Method::POST, &["api", "sessions", session, "messages"])
+            .header(CONTENT_TYPE, "application/json")
+            .header(IDEMPOTENCY_KEY, key)
+            .body(body);
+        self.open(request).await
+    }
+
+    pub(crate) async fn get_stream(
+        &self,
+        session: &str,
+        after: Option<Position>,
+        options: StreamOptions,
+    ) -> Result<Response, Error> {
+        let mut url = self.address(&["api", "sessions", session, "stream"]);
+        for (name, wanted) in [("follow", options.follow), ("includePartialMessages", options.include_partial_messages)]
+        {
+            if wanted {
+                url.query_pairs_mut().append_pair(name, "true");
+            }
+        }
+        let mut request = self.http.get(url);
+        if let Some(after) = after {
+            request = request.header(LAST_EVENT_ID, after.to_string());
+        }
+        self.open(request).await
+    }
+
+    /// Asks for a stream and waits for its headers.
+    async fn open(&self, request: RequestBuilder) -> Result<Response, Error> {
+        let sent = request.header(ACCEPT, "text/event-stream").send();
+        let response = tokio::time::timeout(ANSWER_TIMEOUT, sent)
+            .await
+            .map_err(|_| Error::Cut { url: self.url(), reason: "it did not answer in time".to_owned() })?
+            .map_err(|error| answer::transport(&self.base, &error))?;
+        answer::accepted(response).await
+    }
+
+    async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Error> {
+        self.json_within(ANSWER_TIMEOUT, request).await
+    }
+
+    async fn json_within<T: DeserializeOwned>(&self, bound: Duration, request: RequestBuilder) -> Result<T, Error> {
+        let response = request.timeout(bound).send().await.map_err(|error| answer::transport(&self.base, &error))?;
+        answer::json(answer::accepted(response).await?).await
+    }
+
+    fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        self.http.request(method, self.address(path))
+    }
+
+    /// The address of a path whose parts are escaped one by one.
+    fn address(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        url
+    }
+}
+
+/// How far a deployment's upload got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upload {
+    /// So many bytes will be sent.
+    Begins(u64),
+    /// So many more bytes were.
+    Sent(u64),
+}
+
+fn encode(value: &impl Serialize) -> Result<Bytes, Error> {
+    let bytes = serde_json::to_vec(value)
+        .map_err(|error| Error::InvalidAnswer { what: "the request".to_owned(), reason: error.to_string() })?;
+    Ok(bytes.into())
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}

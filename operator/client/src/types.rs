@@ -1,0 +1,214 @@
+//! What REST takes and gives. Field names on the wire are camelCase; what this release does not know is kept in `other`.
+
+use std::collections::BTreeMap;
+
+use ash_protocol::options::{PermissionMode, TurnOptions};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// An agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Agent {
+    /// Its id, a UUID.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The version that new sessions get, from 1.
+    pub version: u64,
+    /// When it was first deployed (RFC 3339).
+    pub created_at: String,
+    /// When it was last deployed or changed (RFC 3339).
+    pub updated_at: String,
+    /// Everything else.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// A session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Session {
+    /// Its id, a UUID.
+    pub id: String,
+    /// The agent's name.
+    pub agent_name: String,
+    /// `starting`, `active`, `paused`, `stopped`, `ended` or `error`.
+    pub status: String,
+    /// When it was made (RFC 3339).
+    pub created_at: String,
+    /// When it was last used (RFC 3339).
+    pub last_active_at: String,
+    /// Everything else.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// What a server says about itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// `ok`.
+    pub status: String,
+    /// The server's release.
+    #[serde(default)]
+    pub version: String,
+    /// Sessions that are active.
+    pub active_sessions: u64,
+    /// Sandboxes that are there.
+    pub active_sandboxes: u64,
+    /// Seconds since the server was started.
+    pub uptime: u64,
+    /// The sandboxes by state.
+    pub pool: Pool,
+    /// Everything else.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// The sandboxes of a server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pool {
+    /// All of them.
+    pub total: u64,
+    /// Being warmed.
+    pub warming: u64,
+    /// Waiting for a session.
+    pub warm: u64,
+    /// Waiting for their session's next message.
+    pub waiting: u64,
+    /// In a turn.
+    pub running: u64,
+    /// How many there may be.
+    pub max_capacity: u64,
+    /// Everything else.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// What a new session is made of. Everything but the agent is optional.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateSession {
+    /// The agent's name or slug.
+    pub agent: String,
+    /// The model instead of the agent's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The system prompt instead of the agent's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_prompt: Option<String>,
+    /// What a tool call needs before it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub permission_mode: Option<PermissionMode>,
+    /// Tools that run without asking.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_tools: Option<Vec<String>>,
+    /// Tools that are not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disallowed_tools: Option<Vec<String>>,
+    /// Beta flags of the model API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub betas: Option<Vec<String>>,
+    /// MCP servers by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mcp_servers: Option<Map<String, Value>>,
+    /// Sub-agents by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subagents: Option<Map<String, Value>>,
+    /// The sub-agent that leads the conversation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial_agent: Option<String>,
+    /// A stored credential.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential_id: Option<String>,
+    /// Environment variables over the agent's.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra_env: BTreeMap<String, String>,
+    /// What the maker keeps with the session.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Which sessions to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionQuery {
+    /// Of this agent.
+    pub agent: Option<String>,
+    /// In this state.
+    pub status: Option<String>,
+    /// So many at the most; the server's bound otherwise.
+    pub limit: Option<u32>,
+    /// From this one on.
+    pub offset: Option<u32>,
+}
+
+/// What a user message says.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Content {
+    /// A text.
+    Text(String),
+    /// Content blocks, as the model API takes them.
+    Blocks(Vec<Value>),
+}
+
+/// A message to a session.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Message {
+    /// What it says.
+    pub content: Content,
+    /// Whether the stream has the text as it is written, too.
+    pub include_partial_messages: bool,
+    /// Whether to wait for its place where a turn is running; refused with 409 otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub queue: bool,
+    /// Options of this turn.
+    #[serde(flatten)]
+    pub options: TurnOptions,
+}
+
+impl Message {
+    /// A text, with its answer as it is written.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self {
+            content: Content::Text(text.into()),
+            include_partial_messages: true,
+            queue: false,
+            options: TurnOptions::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use ash_protocol::options::{OutputFormat, OutputFormatKind};
+    use serde_json::value::RawValue;
+
+    use super::{Message, Session};
+
+    #[test]
+    fn a_message_has_its_options_beside_its_content() {
+        let mut message = Message::text("hello");
+        message.options.max_turns = Some(3);
+        let schema = RawValue::from_string(r#"{"type": "object"}"#.to_owned()).unwrap();
+        message.options.output_format = Some(OutputFormat { kind: OutputFormatKind::JsonSchema, schema });
+        assert_eq!(
+            serde_json::to_string(&message).unwrap(),
+            r#"{"content":"hello","includePartialMessages":true,"maxTurns":3,"outputFormat":{"type":"json_schema","schema":{"type": "object"}}}"#
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_kept() {
+        let text =
+            r#"{"id":"1","agentName":"a","status":"paused","createdAt":"x","lastActiveAt":"y","pausedReason":"idle"}"#;
+        let session: Session = serde_json::from_str(text).unwrap();
+        assert_eq!(session.other["pausedReason"], "idle");
+        assert_eq!(serde_json::to_string(&session).unwrap(), text);
+    }
+}

@@ -1,0 +1,85 @@
+//! Agents: named, versioned bundles of files with settings.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{AgentId, TenantId},
+    name::AgentName,
+};
+
+/// An agent with its newest version.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Agent {
+    /// Its id, the same for all versions.
+    pub id: AgentId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its name, one of a kind within the tenant.
+    pub name: AgentName,
+    /// Another name to find it by.
+    pub slug: Option<String>,
+    /// A sentence about it.
+    pub description: Option<String>,
+    /// The version that new sessions get.
+    pub version: AgentVersion,
+    /// When it was first deployed.
+    pub created_at: Timestamp,
+    /// When it was last deployed or changed.
+    pub updated_at: Timestamp,
+}
+
+/// One version of an agent. Never changed once it is there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AgentVersion {
+    /// The agent.
+    pub agent: AgentId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its number, from 1.
+    pub number: u32,
+    /// The digest of its bundle: SHA-256, lower-case hexadecimal.
+    pub digest: String,
+    /// Its settings.
+    pub settings: AgentSettings,
+}
+
+/// Settings of a version beside its files.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AgentSettings {
+    /// Replaces the bundle's system prompt in new sessions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_prompt: Option<String>,
+    /// The model for sessions that name none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Environment variables for every session. Values may be secrets: they come back masked.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Where the sandbox may connect to beside the model.
+    pub network: NetworkPolicy,
+    /// The bundle brings hooks of its own, so it is not rehearsed. Computed at deployment.
+    pub has_hooks: bool,
+    /// Anything else that the deployer wants to keep with the version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// Where a sandbox may connect to beside the model API.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "camelCase")]
+pub enum NetworkPolicy {
+    /// Nowhere.
+    Model,
+    /// To these hosts: `name`, `*.name`, each with an optional `:port` (443 where absent).
+    Allowlist {
+        /// The hosts.
+        hosts: Vec<String>,
+    },
+    /// To any public address.
+    #[default]
+    Public,
+}

@@ -1,0 +1,16 @@
+//! Ash's words and rules, without I/O: ids, state machines, the event log, frames of a stream, and the ports that adapters
+//! implement.
+
+pub mod agent;
+pub mod chunk;
+pub mod id;
+pub mod intake;
+pub mod name;
+pub mod opening;
+pub mod ports;
+pub mod sandbox;
+pub mod session;
+pub mod sse;
+pub mod transcript;
+
+pub use ash_protocol::{Entry, EntryFlags, EntryKind, Epoch, Sequence};

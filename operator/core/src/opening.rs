@@ -1,0 +1,61 @@
+//! The event that opens an epoch: written by the store with the change of state, so that no two can open the same one.
+
+use ash_protocol::{Entry, EntryFlags, EntryKind, Epoch, Sequence};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What opened an epoch, and how the one before it ended. JSON body of an entry of kind `Opening`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Opening {
+    /// Why.
+    pub reason: OpeningReason,
+    /// The last committed entry before this one: whatever a reader saw between it and this entry does not count.
+    pub last_committed: Sequence,
+    /// The turn that was in progress and is over now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interrupted: Option<Uuid>,
+    /// What a person is told about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// Why an epoch was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OpeningReason {
+    /// A sandbox was claimed.
+    Claimed,
+    /// The sandbox is gone: its bridge died or did not come back.
+    Lost,
+    /// The sandbox was given up: the session sleeps.
+    Asleep,
+    /// A sandbox could not be started.
+    Failed,
+    /// A person paused or stopped the session.
+    Suspended,
+    /// The session was ended.
+    Ended,
+}
+
+impl Opening {
+    /// The entry that opens an epoch.
+    ///
+    /// # Panics
+    /// Never: the JSON of this type has string keys only.
+    #[allow(clippy::expect_used, reason = "serialising our own type to memory cannot fail")]
+    pub fn entry(&self, epoch: Epoch) -> Entry {
+        Entry {
+            sequence: epoch.opening(),
+            kind: EntryKind::Opening,
+            flags: if self.interrupted.is_some() { EntryFlags::ENDS_TURN } else { EntryFlags::default() },
+            body: Bytes::from(serde_json::to_vec(self).expect("an opening has string keys")),
+        }
+    }
+
+    /// Reads the body of an entry of kind `Opening`.
+    pub fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(body)
+    }
+}

@@ -1,0 +1,11 @@
+//! The ports: what the parts of Ash ask of each other, as traits. Adapters implement them; nobody names an adapter but the
+//! function that wires the process.
+
+mod runner;
+mod store;
+
+pub use runner::{Batch, EntryReader, Load, LoggedEntry, NewMessage, ReadError, Runner, RunnerError, Sent};
+pub use store::{
+    AgentStore, Append, DeployAgent, EventLog, Key, KeyStore, NewKey, NewSession, OpenEpoch, Page, SessionFilter,
+    SessionPage, SessionStore, Store, StoreError, TurnRecord,
+};

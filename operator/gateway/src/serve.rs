@@ -1,0 +1,279 @@
+//! Serves sandboxes: accepts their connections, finds out who asks, and sends each request to the
+//! part that answers it.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use http::header::{AUTHORIZATION, HeaderMap, PROXY_AUTHORIZATION};
+use http::{Method, Request, Response};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::answer::{Body, Problem, full, problem};
+use crate::egress::{EgressConfig, EgressSink, tunnel};
+use crate::error::TokenError;
+use crate::headers::X_API_KEY;
+use crate::id::SandboxId;
+use crate::limits::Limits;
+use crate::metrics::{Held, Metrics, ModelOutcome, TunnelOutcome};
+use crate::model::{Route, forward, released, route};
+use crate::registry::{Access, Registry};
+use crate::rehearsal;
+use crate::token::TokenSigner;
+use crate::upstream::Upstream;
+use crate::usage::UsageSink;
+
+/// Pause after a failed accept (no descriptors left, for instance), so that it cannot spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Largest request head and read buffer of one connection, in bytes; a longer head gets 431.
+const HEAD_BYTES: usize = 64 * 1024;
+
+/// What every connection shares.
+pub(crate) struct Shared {
+    pub(crate) signer: TokenSigner,
+    pub(crate) registry: Registry,
+    pub(crate) upstream: Upstream,
+    pub(crate) egress: EgressConfig,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
+    pub(crate) usage: Arc<dyn UsageSink>,
+    pub(crate) refusals: Arc<dyn EgressSink>,
+    pub(crate) lookups: Arc<Semaphore>,
+}
+
+/// Accepts one sandbox's connections until `cut`.
+pub(crate) async fn accept_loop(
+    shared: Arc<Shared>,
+    sandbox: SandboxId,
+    listener: TcpListener,
+    cut: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(shared.limits.connections));
+    loop {
+        let next = next_connection(&shared, sandbox, &listener, &places);
+        let Some((stream, place)) = cut.run_until_cancelled(next).await else {
+            return;
+        };
+        let connection = serve(shared.clone(), sandbox, stream, place, cut.clone());
+        tokio::spawn(connection);
+    }
+}
+
+async fn next_connection(
+    shared: &Shared,
+    sandbox: SandboxId,
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+    if places.available_permits() == 0 {
+        shared.metrics.connections_at_bound.inc();
+    }
+    // The semaphore is never closed, so there is always a place in the end.
+    let place = places.clone().acquire_owned().await.ok();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, place),
+            Err(error) => {
+                shared.metrics.accept_errors.inc();
+                tracing::warn!(%sandbox, %error, "cannot accept a connection of the sandbox");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    sandbox: SandboxId,
+    stream: TcpStream,
+    place: Option<OwnedSemaphorePermit>,
+    cut: CancellationToken,
+) {
+    let _held = Held::new(&shared.metrics.connections);
+    // Without this the first byte of an answer may wait for an acknowledgement.
+    let _ = stream.set_nodelay(true);
+    let place = Arc::new(place);
+    let service = service_fn(|request| {
+        let (shared, cut, place) = (shared.clone(), cut.clone(), place.clone());
+        async move { Ok::<_, Infallible>(dispatch(shared, sandbox, request, cut, place).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(shared.limits.head)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    // How a connection ends is the sandbox's business: the outcome of its requests is counted.
+    let _ = cut.run_until_cancelled(connection).await;
+}
+
+/// The place of a connection; a tunnel keeps it after the connection has become one.
+pub(crate) type Place = Arc<Option<OwnedSemaphorePermit>>;
+
+async fn dispatch(
+    shared: Arc<Shared>,
+    sandbox: SandboxId,
+    request: Request<Incoming>,
+    cut: CancellationToken,
+    place: Place,
+) -> Response<Body> {
+    if request.method() == Method::CONNECT {
+        let token = proxy_token(request.headers());
+        if authenticate(&shared.signer, sandbox, token.as_deref()).is_err() {
+            shared.metrics.tunnel(TunnelOutcome::Unauthorized);
+            return tunnel::unauthorized();
+        }
+        return tunnel::open(shared, sandbox, request, cut, place).await;
+    }
+    if request.uri().authority().is_some() {
+        return problem(
+            Problem::MethodNotAllowed,
+            "Ash's proxy opens CONNECT tunnels only: use https://, or a tool that tunnels http.",
+        );
+    }
+    let route = route(request.method(), request.uri().path());
+    if route == Route::Hello {
+        // Claude probes without a key; the answer says nothing.
+        return hello(request).await;
+    }
+    let token = api_token(request.headers());
+    if authenticate(&shared.signer, sandbox, token).is_err() {
+        shared.metrics.model(ModelOutcome::Unauthorized);
+        drain(request.into_body(), shared.limits.rehearsal_body).await;
+        return problem(
+            Problem::Authentication,
+            "The sandbox token is missing or wrong: use the ANTHROPIC_API_KEY of this sandbox.",
+        );
+    }
+    let (outcome, answer) = match shared.registry.access(sandbox) {
+        Access::Unknown => (
+            ModelOutcome::Unknown,
+            problem(Problem::Overloaded, "Ash has restarted and does not know this sandbox again yet."),
+        ),
+        Access::Released => (ModelOutcome::Released, released()),
+        Access::Unclaimed | Access::Bound(..) if route == Route::Refused => (
+            ModelOutcome::PathRefused,
+            problem(
+                Problem::Permission,
+                "Ash passes on model calls only: /v1/messages, /v1/messages/count_tokens and \
+                 /v1/models.",
+            ),
+        ),
+        Access::Unclaimed => return rehearsal::answer(&shared, route, request).await,
+        Access::Bound(bound, slots) => {
+            return forward(&shared, bound, &slots, route, request).await;
+        }
+    };
+    shared.metrics.model(outcome);
+    drain(request.into_body(), shared.limits.rehearsal_body).await;
+    answer
+}
+
+async fn hello(request: Request<Incoming>) -> Response<Body> {
+    drain(request.into_body(), HEAD_BYTES).await;
+    Response::new(full(""))
+}
+
+/// Reads a body that nobody wants, up to a bound. An answer to a request that is still being sent
+/// would be lost when the connection is closed under the sender.
+pub(crate) async fn drain(mut body: Incoming, bound: usize) {
+    let mut left = bound;
+    while let Some(Ok(frame)) = body.frame().await {
+        let length = frame.data_ref().map_or(0, bytes::Bytes::len);
+        let Some(rest) = left.checked_sub(length) else {
+            return;
+        };
+        left = rest;
+    }
+}
+
+/// A listener belongs to one sandbox; the token has to say the same, always.
+fn authenticate(signer: &TokenSigner, sandbox: SandboxId, token: Option<&str>) -> Result<(), TokenError> {
+    let named = signer.verify(token.ok_or(TokenError::Malformed)?)?;
+    if named == sandbox { Ok(()) } else { Err(TokenError::Forged) }
+}
+
+/// The token of a model request: `x-api-key`, or `Authorization: Bearer`.
+fn api_token(headers: &HeaderMap) -> Option<&str> {
+    if let Some(key) = headers.get(X_API_KEY) {
+        return key.to_str().ok();
+    }
+    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start())
+}
+
+/// The token of a proxy request: the password of `Proxy-Authorization: Basic`.
+fn proxy_token(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(PROXY_AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, encoded) = value.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let encoded = encoded.trim();
+    let plain = STANDARD.decode(encoded).or_else(|_| STANDARD_NO_PAD.decode(encoded)).ok()?;
+    let plain = String::from_utf8(plain).ok()?;
+    let (_, token) = plain.split_once(':')?;
+    Some(token.to_owned())
+}
+
+/// A running listener of one sandbox. Dropping it stops accepting and cuts what is open.
+pub struct Attachment {
+    pub(crate) address: SocketAddr,
+    pub(crate) cut: CancellationToken,
+}
+
+impl Attachment {
+    /// Where it listens, as seen inside the sandbox.
+    pub fn local_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops accepting and cuts what is open; the same as dropping it.
+    pub fn detach(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.cut.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn tokens_are_found_where_tools_put_them() {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, HeaderValue::from_static("bearer t1"));
+        assert_eq!(api_token(&headers), Some("t1"));
+        headers.insert(X_API_KEY, HeaderValue::from_static("t2"));
+        assert_eq!(api_token(&headers), Some("t2"));
+        for (value, expected) in [
+            ("Basic c2FuZGJveDp0", Some("t")),
+            ("basic c2FuZGJveDp0Og==", Some("t:")),
+            ("Basic c2FuZGJveDp0Og", Some("t:")),
+            ("Bearer x", None),
+            ("Basic !!", None),
+            ("Basic", None),
+        ] {
+            headers.insert(PROXY_AUTHORIZATION, HeaderValue::from_static(value));
+            assert_eq!(proxy_token(&headers).as_deref(), expected, "{value}");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The gateway over real sockets, with a real HTTP server as the model.
+#![allow(clippy::unwrap_used)]
+
+mod egress;
+mod model;
+mod support;

@@ -1,0 +1,388 @@
+//! The host's end of the connection to one bridge: greeting, requests and replies, entries in, acknowledgements out.
+
+use std::{
+    collections::HashMap,
+    io::{self, IoSliceMut},
+    net::TcpListener,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ash_core::{Entry, Sequence};
+use ash_protocol::{
+    frame::{DATA_END, Frame, FrameError, FrameKind, MAX_DATA_BYTES},
+    message::{Hello, Refusal, Reply, Request, Status, Welcome},
+    version,
+};
+use bytes::{Bytes, BytesMut};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, sockopt};
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, oneshot, watch},
+};
+
+use crate::limits::{BRIDGE_QUEUE, BRIDGE_READ_BYTES};
+
+/// The longest greeting. A greeting is a few hundred bytes; whoever sends more is no bridge.
+const MAX_HELLO_BYTES: usize = 64 << 10;
+/// The first size of the read buffer; it grows while reads fill it and is given back when the connection is idle.
+const FIRST_READ_BYTES: usize = 16 << 10;
+
+/// What the rest of the runner holds of a bridge. Survives its connections.
+#[derive(Debug)]
+pub(crate) struct Bridge {
+    out: mpsc::Sender<Frame>,
+    /// Taken by the connection that is up.
+    source: tokio::sync::Mutex<Outgoing>,
+    acknowledged: watch::Sender<Sequence>,
+    pending: Mutex<Pending>,
+    next: AtomicU64,
+}
+
+/// Requests that wait for their answers, by number.
+type Pending = HashMap<u64, oneshot::Sender<Result<Box<RawValue>, RequestError>>>;
+
+#[derive(Debug)]
+struct Outgoing {
+    frames: mpsc::Receiver<Frame>,
+    acknowledged: watch::Receiver<Sequence>,
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestError {
+    /// The bridge said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The bridge went away first.
+    #[error("the sandbox's bridge went away")]
+    Gone,
+    /// The bridge's answer is none.
+    #[error("the bridge's answer cannot be read: {0}")]
+    Unreadable(#[from] serde_json::Error),
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectionError {
+    /// The other end closed it or the system did.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// What came is no frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The greeting is none, or of a version that this host does not serve.
+    #[error("{0}")]
+    Greeting(String),
+    /// An entry was refused.
+    #[error("the bridge sent {0}")]
+    Entry(#[from] ash_core::intake::Refused),
+}
+
+impl ConnectionError {
+    /// Whether the peer broke the protocol, so that its sandbox cannot be trusted to go on.
+    pub(crate) fn is_violation(&self) -> bool {
+        !matches!(self, Self::Io(_))
+    }
+}
+
+/// What a connection hands to its owner, in order.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// Entries of the log.
+    Entries(Vec<Entry>),
+    /// Everything from before the connection has been sent.
+    Synced,
+    /// Not part of the log.
+    Status(Status),
+}
+
+/// A greeted connection.
+pub(crate) struct Greeted {
+    read: OwnedReadHalf,
+    write: OwnedWriteHalf,
+    buffer: BytesMut,
+    /// What the bridge said of itself.
+    pub(crate) hello: Hello,
+    /// The gateway's listener in the sandbox's network.
+    pub(crate) listener: Option<TcpListener>,
+}
+
+impl Bridge {
+    pub(crate) fn new() -> Self {
+        let (out, frames) = mpsc::channel(BRIDGE_QUEUE);
+        let (acknowledged, acknowledged_receiver) = watch::channel(Sequence::START);
+        Self {
+            out,
+            source: tokio::sync::Mutex::new(Outgoing { frames, acknowledged: acknowledged_receiver }),
+            acknowledged,
+            pending: Mutex::new(HashMap::new()),
+            next: AtomicU64::new(1),
+        }
+    }
+
+    /// Tells the bridge that everything up to here is committed.
+    pub(crate) fn acknowledge(&self, sequence: Sequence) {
+        self.acknowledged.send_if_modified(|current| {
+            let newer = sequence > *current;
+            *current = sequence.max(*current);
+            newer
+        });
+    }
+
+    /// Sends a request and gives the future of its answer. Requests arrive in the order in which they were sent.
+    pub(crate) async fn send(&self, request: &Request) -> Answer {
+        self.send_with_data(request, None).await
+    }
+
+    /// Sends a request with the data that belongs to it.
+    pub(crate) async fn send_with_data(&self, request: &Request, data: Option<Bytes>) -> Answer {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        self.lock_pending().insert(id, sender);
+        let mut sent = self.out.send(Frame::json(FrameKind::Request, id, request)).await.is_ok();
+        if let Some(mut data) = data {
+            while sent {
+                let piece = data.split_to(data.len().min(MAX_DATA_BYTES));
+                let flags = if data.is_empty() { DATA_END } else { 0 };
+                sent = self.out.send(Frame::data(id, flags, piece)).await.is_ok();
+                if flags == DATA_END {
+                    break;
+                }
+            }
+        }
+        if !sent {
+            self.lock_pending().remove(&id);
+        }
+        Answer(receiver)
+    }
+
+    /// Sends a request and waits for its answer.
+    pub(crate) async fn call<T: DeserializeOwned>(&self, request: &Request) -> Result<T, RequestError> {
+        self.send(request).await.read().await
+    }
+
+    /// Fails every request that waits for an answer: the connection that it was sent on is gone.
+    pub(crate) fn fail_pending(&self) {
+        for (_, sender) in self.lock_pending().drain() {
+            let _ = sender.send(Err(RequestError::Gone));
+        }
+    }
+
+    fn answer(&self, id: u64, body: &[u8]) {
+        let Some(sender) = self.lock_pending().remove(&id) else { return };
+        let answer = match serde_json::from_slice(body) {
+            Ok(Reply::Ok(value)) => Ok(value),
+            Ok(Reply::Error(refusal)) => Err(refusal.into()),
+            Err(error) => Err(error.into()),
+        };
+        let _ = sender.send(answer);
+    }
+
+    fn lock_pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a greeted connection until it breaks. `incoming` is called in order and must not block.
+    pub(crate) async fn serve(
+        &self,
+        greeted: Greeted,
+        acknowledged: Sequence,
+        overtaken: bool,
+        mut incoming: impl FnMut(Incoming) -> Result<(), ConnectionError>,
+    ) -> ConnectionError {
+        let Greeted { mut read, mut write, mut buffer, hello, .. } = greeted;
+        let mut source = self.source.lock().await;
+        let welcome = Welcome { protocol: hello.protocol, acknowledged, overtaken };
+        let mut first = BytesMut::new();
+        Frame::json(FrameKind::Welcome, 0, &welcome).encode(&mut first);
+        if let Err(error) = write.write_all(&first).await {
+            return error.into();
+        }
+        let reading = async {
+            loop {
+                if let Err(error) = self.deliver(&mut buffer, &mut incoming) {
+                    return error;
+                }
+                if let Err(error) = fill(&mut read, &mut buffer).await {
+                    return error.into();
+                }
+            }
+        };
+        let error = tokio::select! {
+            error = reading => error,
+            error = write_out(&mut write, &mut source) => error.into(),
+        };
+        // Requests that were queued for this connection belong to callers that are told below.
+        while source.frames.try_recv().is_ok() {}
+        self.fail_pending();
+        error
+    }
+
+    /// Hands over every whole frame of the buffer; entries that follow each other go together.
+    fn deliver(
+        &self,
+        buffer: &mut BytesMut,
+        incoming: &mut impl FnMut(Incoming) -> Result<(), ConnectionError>,
+    ) -> Result<(), ConnectionError> {
+        let mut entries = Vec::new();
+        while let Some(frame) = Frame::decode(buffer)? {
+            if frame.kind == FrameKind::Event {
+                entries.push(frame.into_entry()?);
+                continue;
+            }
+            if !entries.is_empty() {
+                incoming(Incoming::Entries(std::mem::take(&mut entries)))?;
+            }
+            match frame.kind {
+                FrameKind::Reply => self.answer(frame.number, &frame.body),
+                FrameKind::Synced => incoming(Incoming::Synced)?,
+                FrameKind::Status => {
+                    if let Ok(status) = serde_json::from_slice(&frame.body) {
+                        incoming(Incoming::Status(status))?;
+                    }
+                }
+                // Data that nobody asked for, and what only a host sends.
+                _ => {}
+            }
+        }
+        if entries.is_empty() { Ok(()) } else { incoming(Incoming::Entries(entries)) }
+    }
+}
+
+/// The answer to come.
+pub(crate) struct Answer(oneshot::Receiver<Result<Box<RawValue>, RequestError>>);
+
+impl Answer {
+    pub(crate) async fn read<T: DeserializeOwned>(self) -> Result<T, RequestError> {
+        let raw = self.0.await.unwrap_or(Err(RequestError::Gone))?;
+        Ok(serde_json::from_str(raw.get())?)
+    }
+}
+
+/// Reads more. An idle connection holds no buffer: there are thousands of them.
+async fn fill(read: &mut OwnedReadHalf, buffer: &mut BytesMut) -> io::Result<()> {
+    if buffer.is_empty() {
+        *buffer = BytesMut::new();
+        read.readable().await?;
+    }
+    let wanted = if buffer.capacity() == 0 { FIRST_READ_BYTES } else { buffer.len().max(FIRST_READ_BYTES) };
+    buffer.reserve(wanted.min(BRIDGE_READ_BYTES));
+    if read.read_buf(buffer).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // A read that filled the buffer has more behind it: it is taken in the same delivery, up to the bound.
+    while buffer.len() == buffer.capacity() && buffer.len() < BRIDGE_READ_BYTES {
+        buffer.reserve(buffer.len());
+        match read.try_read_buf(buffer) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn write_out(write: &mut OwnedWriteHalf, source: &mut Outgoing) -> io::Error {
+    let mut buffer = BytesMut::new();
+    loop {
+        tokio::select! {
+            biased;
+            frame = source.frames.recv() => {
+                let Some(frame) = frame else { return io::ErrorKind::BrokenPipe.into() };
+                frame.encode(&mut buffer);
+                while buffer.len() < BRIDGE_READ_BYTES && let Ok(frame) = source.frames.try_recv() {
+                    frame.encode(&mut buffer);
+                }
+            }
+            changed = source.acknowledged.changed() => {
+                if changed.is_err() {
+                    return io::ErrorKind::BrokenPipe.into();
+                }
+                let sequence = *source.acknowledged.borrow_and_update();
+                Frame::new(FrameKind::Acknowledge, sequence.0, Bytes::new()).encode(&mut buffer);
+            }
+        }
+        if let Err(error) = write.write_all(&buffer).await {
+            return error;
+        }
+        if buffer.capacity() > FIRST_READ_BYTES { buffer = BytesMut::new() } else { buffer.clear() }
+    }
+}
+
+/// Reads a bridge's greeting, with the listener that may come with it.
+pub(crate) async fn greet(stream: UnixStream) -> Result<Greeted, ConnectionError> {
+    let mut buffer = BytesMut::new();
+    let mut listener = None;
+    let hello: Hello = loop {
+        let mut piece = [0; 4096];
+        let (count, descriptor) = stream.async_io(Interest::READABLE, || receive(&stream, &mut piece)).await?;
+        if count == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        if let Some(descriptor) = descriptor {
+            listener = Some(checked_listener(descriptor)?);
+        }
+        buffer.extend_from_slice(&piece[..count]);
+        if let Some(frame) = Frame::decode(&mut buffer)? {
+            if frame.kind != FrameKind::Hello {
+                return Err(ConnectionError::Greeting("the bridge did not begin with a greeting".to_owned()));
+            }
+            break serde_json::from_slice(&frame.body).map_err(|error| {
+                ConnectionError::Greeting(format!("the bridge's greeting cannot be read: {error}"))
+            })?;
+        }
+        if buffer.len() > MAX_HELLO_BYTES {
+            return Err(ConnectionError::Greeting("the bridge's greeting is too long".to_owned()));
+        }
+    };
+    if !version::CURRENT.serves(hello.protocol) {
+        return Err(ConnectionError::Greeting(format!(
+            "the bridge speaks protocol {}.{}, this server {}.{}: update the server",
+            hello.protocol.major,
+            hello.protocol.minor,
+            version::CURRENT.major,
+            version::CURRENT.minor
+        )));
+    }
+    let (read, write) = stream.into_split();
+    Ok(Greeted { read, write, buffer, hello, listener })
+}
+
+fn receive(stream: &UnixStream, piece: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let message = rustix::net::recvmsg(
+        stream.as_fd(),
+        &mut [IoSliceMut::new(piece)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+    )?;
+    let descriptor = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok((message.bytes, descriptor))
+}
+
+/// What comes out of a sandbox may be any file: only a TCP socket that listens is taken.
+fn checked_listener(descriptor: OwnedFd) -> Result<TcpListener, ConnectionError> {
+    let listens = sockopt::socket_acceptconn(&descriptor).unwrap_or(false);
+    let kind = sockopt::socket_type(&descriptor).ok();
+    let domain = sockopt::socket_domain(&descriptor).ok();
+    if listens && kind == Some(rustix::net::SocketType::STREAM) && domain == Some(rustix::net::AddressFamily::INET) {
+        Ok(TcpListener::from(descriptor))
+    } else {
+        Err(ConnectionError::Greeting("what came with the greeting is no listening TCP socket".to_owned()))
+    }
+}

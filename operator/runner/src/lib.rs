@@ -1,0 +1,21 @@
+//! The runner without its server: sandboxes and their bridges, the live side of sessions, epochs and routing.
+//!
+//! Standalone runs it in process, behind the port that a remote one is reached through too.
+
+mod bridge;
+mod commit;
+mod hub;
+mod lifecycle;
+mod limits;
+mod local;
+mod metrics;
+mod options;
+mod pool;
+mod reader;
+mod recovery;
+mod sandbox;
+mod shared;
+mod turns;
+
+pub use local::LocalRunner;
+pub use shared::RunnerConfig;

@@ -1,0 +1,44 @@
+//! The runner's bounds, in one place. `docs/limits.md` lists them with what happens at each.
+
+use std::time::Duration;
+
+/// How long a message waits for a place in the pool before it is refused with 503.
+pub(crate) const CAPACITY_WAIT: Duration = Duration::from_secs(30);
+/// How long a bridge may take from its sandbox's start to its first message.
+pub(crate) const BRIDGE_START: Duration = Duration::from_secs(15);
+/// How long a bridge whose connection broke may stay away while its sandbox lives; then the sandbox is lost.
+pub(crate) const BRIDGE_AWAY: Duration = Duration::from_secs(15);
+/// How long Claude Code may take to start, initialise and rehearse.
+pub(crate) const WARM_UP: Duration = Duration::from_secs(90);
+/// How long a sandbox may take to end by itself before it is killed.
+pub(crate) const SANDBOX_END: Duration = Duration::from_secs(5);
+/// How long the log may take to be committed before a session leaves its sandbox without its last entries.
+pub(crate) const FLUSH_WAIT: Duration = Duration::from_secs(10);
+/// How long entries wait for more before they are committed, when none of them is a complete message.
+pub(crate) const COMMIT_DELAY: Duration = Duration::from_millis(50);
+/// Uncommitted bytes of a session at which it is committed without waiting.
+pub(crate) const COMMIT_BYTES: usize = 256 << 10;
+/// Bytes of one session in one transaction.
+pub(crate) const COMMIT_SESSION_BYTES: usize = 8 << 20;
+/// Tries to commit a batch while the database is full or unavailable, before the sessions in it fail.
+pub(crate) const COMMIT_TRIES: u32 = 20;
+/// The pause between two tries.
+pub(crate) const COMMIT_RETRY: Duration = Duration::from_millis(500);
+/// Committed bytes that a session keeps in memory during a turn for readers that are a little behind; others read the log.
+pub(crate) const COMMITTED_TAIL_BYTES: usize = 1 << 20;
+/// Entries that a reader is given at once.
+pub(crate) const BATCH_ENTRIES: usize = 1024;
+/// Bytes that a reader is given at once, beyond its first entry.
+pub(crate) const BATCH_BYTES: usize = 1 << 20;
+/// Requests to one bridge that wait to be written.
+pub(crate) const BRIDGE_QUEUE: usize = 64;
+/// Bytes read from a bridge at once.
+pub(crate) const BRIDGE_READ_BYTES: usize = 256 << 10;
+/// Sandboxes that start at the same time, per core.
+pub(crate) const STARTS_PER_CORE: usize = 2;
+/// Tries to warm a sandbox of a version, before it is left to the next claim or deployment.
+pub(crate) const WARM_TRIES: u32 = 3;
+/// The pause after a sandbox could not be warmed, times the number of the try.
+pub(crate) const WARM_RETRY: Duration = Duration::from_secs(2);
+/// How often idle sandboxes and the workspaces' sizes are looked at.
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(10);

@@ -1,0 +1,254 @@
+//! The runner's port, in process.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use ash_core::{
+    agent::AgentVersion,
+    id::SessionId,
+    opening::{Opening, OpeningReason},
+    ports::{EntryReader, Load, NewMessage, Runner, RunnerError, Sent, Store},
+    session::{PausedReason, Session, SessionEvent, SessionState},
+    sse::Position,
+};
+use ash_gateway::Gateway;
+use ash_protocol::{
+    Sequence,
+    message::{Claimed, Decision, RefusalCategory, Request},
+    options::SessionOptions,
+};
+use ash_sandbox::ProcessBackend;
+use async_trait::async_trait;
+use futures::future::join_all;
+use prometheus_client::registry::Registry;
+use serde::de::IgnoredAny;
+use tokio::time::{Duration, timeout};
+
+use crate::{
+    bridge::RequestError,
+    commit,
+    hub::{PermissionGate, Place, Reserve},
+    lifecycle::{close, open_without_sandbox},
+    metrics::Metrics,
+    options::effective,
+    pool,
+    reader::HubReader,
+    recovery,
+    sandbox::EndReason,
+    shared::{RunnerConfig, Shared},
+    turns,
+};
+
+/// A runner in this process.
+pub struct LocalRunner {
+    shared: Arc<Shared>,
+}
+
+impl LocalRunner {
+    /// Starts the runner's tasks and finds the sandboxes of the server before this one. Returns when every session that had a
+    /// sandbox is known; their bridges reconnect behind it.
+    pub async fn start(
+        config: RunnerConfig,
+        backend: Arc<ProcessBackend>,
+        gateway: Gateway,
+        store: Arc<dyn Store>,
+        registry: &mut Registry,
+    ) -> Result<Self, RunnerError> {
+        let metrics = Arc::new(Metrics::default());
+        metrics.register(registry);
+        let shared = Arc::new(Shared::new(config, backend, gateway, store, metrics));
+        tokio::spawn(commit::run(Arc::clone(&shared.queue), Arc::clone(&shared.store), Arc::clone(&shared.metrics)));
+        recovery::recover(&shared).await?;
+        tokio::spawn(pool::sweep(Arc::clone(&shared)));
+        Ok(Self { shared })
+    }
+
+    /// Lets running turns end for at most so long, then puts every session to sleep and ends all sandboxes. Turns that still
+    /// run are interrupted, and reported so. With `handover` the sandboxes stay for the next server.
+    pub async fn shut_down(&self, within: Duration, handover: bool) {
+        let hubs: Vec<_> = self.shared.sandboxes().iter().filter_map(|sandbox| sandbox.hub()).collect();
+        if !handover {
+            let _ = timeout(within, join_all(hubs.iter().map(|hub| hub.wait_idle()))).await;
+        }
+        self.shared.closing.cancel();
+        self.shared.places.close();
+        if handover {
+            for hub in &hubs {
+                self.shared.queue.push(hub, crate::hub::Urgency::Now);
+            }
+            let _ = timeout(crate::limits::FLUSH_WAIT, join_all(hubs.iter().map(|hub| hub.wait_committed()))).await;
+            return;
+        }
+        let sandboxes = self.shared.sandboxes();
+        join_all(sandboxes.iter().map(|sandbox| async {
+            if let Some(hub) = sandbox.hub() {
+                hub.begin_leaving(sandbox);
+            }
+            close(sandbox, EndReason::Asleep(PausedReason::Drained)).await;
+        }))
+        .await;
+    }
+
+    fn reader(&self, hub: Arc<crate::hub::Hub>, after: Sequence) -> Box<dyn EntryReader> {
+        Box::new(HubReader::new(hub, Arc::clone(&self.shared.store), after, self.shared.closing.clone()))
+    }
+}
+
+#[async_trait]
+impl Runner for LocalRunner {
+    fn prepare(&self, agent: AgentVersion) {
+        pool::prepare(&self.shared, &agent);
+    }
+
+    fn forget(&self, agent: &AgentVersion) {
+        pool::forget(&self.shared, agent);
+    }
+
+    async fn place(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError> {
+        let hub = self.shared.hub(&session);
+        if !hub.begin_starting() {
+            return Ok(hub.session());
+        }
+        if let Some(sandbox) = pool::claim_warm(&self.shared, &agent, &hub) {
+            self.shared.pre_warm_hits.fetch_add(1, Ordering::Relaxed);
+            return match turns::bind_or_end(&self.shared, &sandbox, &hub, Claimed::Live).await {
+                Ok(()) => Ok(hub.session()),
+                Err(error) => {
+                    hub.set_place(Place::None);
+                    Err(RunnerError::Internal(error.to_string()))
+                }
+            };
+        }
+        let Ok(place) = Arc::clone(&self.shared.places).try_acquire_owned() else {
+            hub.set_place(Place::None);
+            return Ok(hub.session());
+        };
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            if let Err(error) = turns::start_for(&shared, &hub, &agent, place).await {
+                turns::fail(&shared, &hub, error.to_string()).await;
+            }
+        });
+        Ok(session)
+    }
+
+    async fn send(&self, session: Session, agent: AgentVersion, message: NewMessage) -> Result<Sent, RunnerError> {
+        if self.shared.closing.is_cancelled() {
+            return Err(RunnerError::ShuttingDown);
+        }
+        let hub = self.shared.hub(&session);
+        let row = hub.session();
+        row.state.after(SessionEvent::Message).map_err(|impossible| RunnerError::State(impossible.0))?;
+        // Only an id that was made from an idempotency key can name a turn of the past.
+        if message.turn.0.get_version_num() == 5
+            && let Some(turn) = self.shared.store.turn(row.id, message.turn).await?
+        {
+            let after = Sequence(turn.first.0.saturating_sub(1));
+            return Ok(Sent { joined: true, reader: self.reader(hub, after) });
+        }
+        let after = match hub.reserve_turn(message.turn) {
+            Reserve::Joined(after) => return Ok(Sent { joined: true, reader: self.reader(hub, after) }),
+            Reserve::Busy => return Err(RunnerError::TurnInProgress),
+            Reserve::Reserved => hub.last(),
+        };
+        let turn = message.turn;
+        let reader = self.reader(Arc::clone(&hub), after);
+        // A caller that goes away while the message waits for a place takes its reservation back.
+        let mut reservation = Reservation { hub: &hub, turn, kept: false };
+        turns::begin(&self.shared, &hub, agent, message).await?;
+        reservation.kept = true;
+        Ok(Sent { joined: false, reader })
+    }
+
+    async fn read(&self, session: &Session, after: Position) -> Result<Box<dyn EntryReader>, RunnerError> {
+        Ok(self.reader(self.shared.hub(session), after.entries_after()))
+    }
+
+    async fn interrupt(&self, session: SessionId) -> Result<bool, RunnerError> {
+        let Some(hub) = self.shared.existing_hub(session) else { return Ok(false) };
+        let (Some(turn), Some(sandbox)) = (hub.turn(), hub.live()) else { return Ok(false) };
+        match sandbox.bridge.call::<IgnoredAny>(&Request::Interrupt { turn: Some(turn.id.0) }).await {
+            Ok(_) | Err(RequestError::Gone) => Ok(true),
+            Err(error) => Err(RunnerError::Internal(error.to_string())),
+        }
+    }
+
+    async fn answer(&self, session: SessionId, permission: &str, decision: Decision) -> Result<(), RunnerError> {
+        let hub = self.shared.existing_hub(session).ok_or(RunnerError::UnknownPermission)?;
+        match hub.close_permission(permission) {
+            PermissionGate::Unknown => return Err(RunnerError::UnknownPermission),
+            PermissionGate::Closed => return Err(RunnerError::PermissionClosed),
+            PermissionGate::First => {}
+        }
+        let sandbox = hub.live().ok_or(RunnerError::PermissionClosed)?;
+        let request = Request::Answer { permission: permission.to_owned(), decision };
+        match sandbox.bridge.call::<IgnoredAny>(&request).await {
+            Ok(_) => Ok(()),
+            Err(RequestError::Refused(refusal)) if refusal.category == RefusalCategory::UnknownPermission => {
+                Err(RunnerError::PermissionClosed)
+            }
+            Err(error) => {
+                hub.reopen_permission(permission);
+                Err(RunnerError::Internal(error.to_string()))
+            }
+        }
+    }
+
+    async fn configure(&self, session: SessionId, options: SessionOptions) -> Result<(), RunnerError> {
+        let Some(hub) = self.shared.existing_hub(session) else { return Ok(()) };
+        hub.update_session(|row| row.options.clone_from(&options));
+        let Some(sandbox) = hub.live() else { return Ok(()) };
+        let options = effective(&sandbox.agent.settings, &options);
+        match sandbox.bridge.call::<IgnoredAny>(&Request::Configure { options }).await {
+            Ok(_) | Err(RequestError::Gone) => Ok(()),
+            Err(RequestError::Refused(refusal)) => Err(RunnerError::OptionRefused(refusal.message)),
+            Err(error) => Err(RunnerError::Internal(error.to_string())),
+        }
+    }
+
+    async fn end(&self, session: Session) -> Result<Session, RunnerError> {
+        let hub = self.shared.hub(&session);
+        loop {
+            match hub.wait_settled().await {
+                Place::Live(sandbox) => {
+                    if hub.begin_leaving(&sandbox) {
+                        close(&sandbox, EndReason::Ended).await;
+                    } else {
+                        sandbox.gone.cancelled().await;
+                    }
+                }
+                _ if hub.session().state == SessionState::Ended => return Ok(hub.session()),
+                _ if hub.begin_starting() => break,
+                _ => {}
+            }
+        }
+        let row = hub.session();
+        let opening = Opening {
+            reason: OpeningReason::Ended,
+            last_committed: row.last,
+            interrupted: hub.turn().map(|turn| turn.id.0),
+            message: None,
+        };
+        open_without_sandbox(&self.shared, &hub, SessionState::Ended, None, opening).await.ok_or_else(|| {
+            RunnerError::Internal("the session could not be ended: its log cannot be written".to_owned())
+        })
+    }
+
+    fn load(&self) -> Load {
+        pool::load(&self.shared)
+    }
+}
+
+/// Gives a turn's reservation back unless it is kept.
+struct Reservation<'a> {
+    hub: &'a crate::hub::Hub,
+    turn: ash_core::id::TurnId,
+    kept: bool,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.hub.release_turn(self.turn);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! The options that hold in a session, and the environment in which Claude Code starts.
+
+use std::collections::BTreeMap;
+
+use ash_core::agent::AgentSettings;
+use ash_protocol::options::SessionOptions;
+
+/// What the agent says where the session says nothing.
+pub(crate) fn effective(agent: &AgentSettings, session: &SessionOptions) -> SessionOptions {
+    SessionOptions {
+        model: session.model.clone().or_else(|| agent.model.clone()),
+        system_prompt: session.system_prompt.clone().or_else(|| agent.system_prompt.clone()),
+        ..session.clone()
+    }
+}
+
+/// The environment of Claude Code in a sandbox, complete. Nothing of the server's own environment is in it.
+///
+/// The model key in it is the sandbox's token, worth nothing but at this gateway. `NO_PROXY` keeps model calls off the proxy:
+/// Claude Code would send them there (observed with 2.1.330).
+pub(crate) fn environment(gateway_port: u16, token: &str) -> BTreeMap<String, String> {
+    let proxy = format!("http://sandbox:{token}@127.0.0.1:{gateway_port}");
+    [
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("HOME", "/home/agent"),
+        ("USER", "agent"),
+        ("LOGNAME", "agent"),
+        ("SHELL", "/bin/bash"),
+        ("LANG", "C.UTF-8"),
+        ("TERM", "dumb"),
+        ("TMPDIR", "/tmp"),
+        ("ANTHROPIC_BASE_URL", &format!("http://127.0.0.1:{gateway_port}")),
+        ("ANTHROPIC_API_KEY", token),
+        ("HTTPS_PROXY", &proxy),
+        ("https_proxy", &proxy),
+        ("NO_PROXY", "127.0.0.1,localhost"),
+        ("no_proxy", "127.0.0.1,localhost"),
+        ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
+        ("DISABLE_AUTOUPDATER", "1"),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ash_core::agent::AgentSettings;
+    use ash_protocol::options::SessionOptions;
+
+    use super::effective;
+
+    #[test]
+    fn the_session_overrides_the_agent() {
+        let agent =
+            AgentSettings { model: Some("a".into()), system_prompt: Some("p".into()), ..AgentSettings::default() };
+        let session = SessionOptions { model: Some("b".into()), ..SessionOptions::default() };
+        let effective = effective(&agent, &session);
+        assert_eq!((effective.model.as_deref(), effective.system_prompt.as_deref()), (Some("b"), Some("p")));
+    }
+}

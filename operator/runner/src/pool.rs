@@ -1,0 +1,262 @@
+//! The pool: places for sandboxes, who gets the next one, and the warm ones that wait for sessions.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use ash_core::{
+    agent::AgentVersion,
+    ports::{Load, RunnerError},
+    sandbox::SandboxState,
+    session::PausedReason,
+};
+use ash_sandbox::measure_disk;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    hub::Hub,
+    lifecycle::{For, close, start},
+    limits::{CAPACITY_WAIT, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
+    sandbox::{EndReason, Sandbox},
+    shared::{Shared, WarmTarget},
+};
+
+/// Counts a message that waits for a place, for as long as it does.
+struct Waiting<'a>(&'a Shared);
+
+impl<'a> Waiting<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.waiting.fetch_add(1, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A place for a session that has a message: a free one, or one that is freed for it, within [`CAPACITY_WAIT`].
+pub(crate) async fn acquire(shared: &Arc<Shared>) -> Result<OwnedSemaphorePermit, RunnerError> {
+    if let Ok(place) = Arc::clone(&shared.places).try_acquire_owned() {
+        return Ok(place);
+    }
+    let _waiting = Waiting::new(shared);
+    make_room(shared);
+    match timeout(CAPACITY_WAIT, Arc::clone(&shared.places).acquire_owned()).await {
+        Ok(Ok(place)) => Ok(place),
+        Ok(Err(_)) => Err(RunnerError::ShuttingDown),
+        Err(_) => {
+            shared.metrics.capacity_refusals.inc();
+            Err(RunnerError::NoCapacity { waited_seconds: CAPACITY_WAIT.as_secs() })
+        }
+    }
+}
+
+/// Ends the sandbox that is missed least, if there is one: warm ones first, then those that wait, least recently used first.
+fn make_room(shared: &Arc<Shared>) {
+    let mut candidates: Vec<(u8, Instant, Arc<Sandbox>)> = shared
+        .sandboxes()
+        .into_iter()
+        .filter_map(|sandbox| Some((sandbox.state().eviction_rank()?, sandbox.last_used(), sandbox)))
+        .collect();
+    candidates.sort_by_key(|(rank, last_used, _)| (*rank, *last_used));
+    for (_, _, sandbox) in candidates {
+        if put_to_sleep(&sandbox, PausedReason::Evicted) {
+            shared.metrics.evictions.inc();
+            tracing::debug!(sandbox = %sandbox.id, "evicted to make room");
+            return;
+        }
+    }
+}
+
+/// Begins to end a sandbox without a running turn; false when it has one or is ending already.
+fn put_to_sleep(sandbox: &Arc<Sandbox>, reason: PausedReason) -> bool {
+    if sandbox.state() == SandboxState::Deleting {
+        return false;
+    }
+    let idle = match sandbox.hub() {
+        Some(hub) => hub.begin_leaving_idle(sandbox),
+        None => true,
+    };
+    if idle {
+        sandbox.announce_end(EndReason::Asleep(reason));
+        let sandbox = Arc::clone(sandbox);
+        tokio::spawn(async move { close(&sandbox, EndReason::Asleep(reason)).await });
+    }
+    idle
+}
+
+/// A turn ended: if messages wait for a place, its sandbox may have to make room.
+pub(crate) fn turn_ended(shared: &Arc<Shared>) {
+    if shared.waiting.load(Ordering::SeqCst) > 0 {
+        make_room(shared);
+    }
+}
+
+/// A place is free again: messages that wait take it by themselves; without any, warm sandboxes may.
+pub(crate) fn freed(shared: &Arc<Shared>) {
+    let versions: Vec<AgentVersion> = shared.warm_versions().values().map(|target| target.agent.clone()).collect();
+    for version in versions {
+        refill(shared, &version);
+    }
+}
+
+/// Claims a warm sandbox of a version for a session.
+pub(crate) fn claim_warm(shared: &Arc<Shared>, agent: &AgentVersion, hub: &Arc<Hub>) -> Option<Arc<Sandbox>> {
+    let claimed = shared
+        .sandboxes()
+        .into_iter()
+        .filter(|sandbox| same_version(&sandbox.agent, agent))
+        .find(|sandbox| sandbox.claim(hub, false));
+    if claimed.is_some() {
+        refill(shared, agent);
+    }
+    claimed
+}
+
+fn same_version(one: &AgentVersion, other: &AgentVersion) -> bool {
+    one.agent == other.agent && one.number == other.number
+}
+
+/// Keeps sandboxes of this version warm from now on; warm ones of other versions of the agent are ended.
+pub(crate) fn prepare(shared: &Arc<Shared>, agent: &AgentVersion) {
+    shared.warm_versions().insert(agent.agent, WarmTarget { agent: agent.clone(), filling: false });
+    end_warm(shared, |other| other.agent == agent.agent && other.number != agent.number);
+    refill(shared, agent);
+}
+
+/// Keeps no sandbox of this agent warm any longer.
+pub(crate) fn forget(shared: &Arc<Shared>, agent: &AgentVersion) {
+    shared.warm_versions().remove(&agent.agent);
+    end_warm(shared, |other| other.agent == agent.agent);
+}
+
+fn end_warm(shared: &Arc<Shared>, is_meant: impl Fn(&AgentVersion) -> bool) {
+    for sandbox in shared.sandboxes() {
+        if sandbox.state() == SandboxState::Warm && is_meant(&sandbox.agent) {
+            put_to_sleep(&sandbox, PausedReason::Evicted);
+        }
+    }
+}
+
+/// Starts warm sandboxes of a version until there are enough, if nobody does already.
+pub(crate) fn refill(shared: &Arc<Shared>, agent: &AgentVersion) {
+    let mut targets = shared.warm_versions();
+    let Some(target) = targets.get_mut(&agent.agent).filter(|target| same_version(&target.agent, agent)) else {
+        return;
+    };
+    if !target.filling && !shared.closing.is_cancelled() {
+        target.filling = true;
+        drop(targets);
+        tokio::spawn(fill(Arc::clone(shared), agent.clone()));
+    }
+}
+
+async fn fill(shared: Arc<Shared>, agent: AgentVersion) {
+    let mut failures = 0;
+    while let Some(place) = place_for_warm(&shared, &agent) {
+        let Ok(_turn) = shared.starts.acquire().await else { break };
+        match start(&shared, &agent, place, For::Pool).await {
+            Ok(sandbox) => {
+                failures = 0;
+                sandbox.set_warm();
+                // A message that began to wait meanwhile needs the place more than the pool does.
+                turn_ended(&shared);
+            }
+            Err(error) => {
+                failures += 1;
+                tracing::warn!(agent = %agent.agent, version = agent.number, %error, "a sandbox could not be warmed");
+                if failures >= WARM_TRIES {
+                    break;
+                }
+                sleep(WARM_RETRY * failures).await;
+            }
+        }
+    }
+    if let Some(target) =
+        shared.warm_versions().get_mut(&agent.agent).filter(|target| same_version(&target.agent, &agent))
+    {
+        target.filling = false;
+    }
+}
+
+/// A place for one more warm sandbox, where one is wanted and free. Warm sandboxes never make others leave.
+fn place_for_warm(shared: &Arc<Shared>, agent: &AgentVersion) -> Option<OwnedSemaphorePermit> {
+    if shared.closing.is_cancelled() || shared.waiting.load(Ordering::SeqCst) > 0 {
+        return None;
+    }
+    shared.warm_versions().get(&agent.agent).filter(|target| same_version(&target.agent, agent))?;
+    let unclaimed: Vec<_> = shared
+        .sandboxes()
+        .into_iter()
+        .filter(|sandbox| matches!(sandbox.state(), SandboxState::Warm | SandboxState::Warming))
+        .collect();
+    let of_version = unclaimed.iter().filter(|sandbox| same_version(&sandbox.agent, agent)).count();
+    let most = shared.config.max_sandboxes.div_ceil(2);
+    if of_version >= shared.config.warm.min(most) || unclaimed.len() >= most.max(shared.config.warm) {
+        return None;
+    }
+    Arc::clone(&shared.places).try_acquire_owned().ok()
+}
+
+/// Looks after sandboxes for as long as the server runs: puts idle sessions to sleep, ends what is over its disk quota.
+pub(crate) async fn sweep(shared: Arc<Shared>) {
+    loop {
+        tokio::select! {
+            () = sleep(SWEEP_INTERVAL) => {}
+            () = shared.closing.cancelled() => return,
+        }
+        for sandbox in shared.sandboxes() {
+            match sandbox.state() {
+                SandboxState::Waiting if sandbox.last_used().elapsed() >= shared.config.idle_timeout => {
+                    put_to_sleep(&sandbox, PausedReason::Idle);
+                }
+                SandboxState::Running => enforce_quota(&shared, &sandbox).await,
+                _ => {}
+            }
+        }
+    }
+}
+
+async fn enforce_quota(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>) {
+    let quota = shared.config.limits.workspace_bytes;
+    match measure_disk(&sandbox.process.directory(), quota).await {
+        Ok(used) if used.over_bound => {
+            shared.metrics.quota_kills.inc();
+            tracing::warn!(sandbox = %sandbox.id, quota, "a sandbox is over its disk quota");
+            sandbox.end_with(EndReason::Failed(format!(
+                "The sandbox's files take more than the quota of {} MiB: remove some, or raise --workspace-quota.",
+                quota >> 20
+            )));
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(sandbox = %sandbox.id, %error, "a sandbox's files could not be measured"),
+    }
+}
+
+/// How much there is, for `GET /health`.
+pub(crate) fn load(shared: &Shared) -> Load {
+    let mut load = Load {
+        max_capacity: u32::try_from(shared.config.max_sandboxes).unwrap_or(u32::MAX),
+        pre_warm_hits: shared.pre_warm_hits.load(Ordering::Relaxed),
+        resume_cold_hits: shared.resume_cold_hits.load(Ordering::Relaxed),
+        ..Load::default()
+    };
+    for sandbox in shared.sandboxes() {
+        load.total += 1;
+        match sandbox.state() {
+            SandboxState::Warming => load.warming += 1,
+            SandboxState::Warm => load.warm += 1,
+            SandboxState::Running => load.running += 1,
+            SandboxState::Waiting => load.waiting += 1,
+            SandboxState::Cold | SandboxState::Deleting => {}
+        }
+    }
+    load
+}

@@ -1,0 +1,66 @@
+//! Readers of a session: first the log, then the hub's tail, then what comes, with no gap and nothing twice.
+
+use std::sync::Arc;
+
+use ash_core::{
+    EntryKind, Sequence,
+    ports::{Batch, EntryReader, LoggedEntry, ReadError, Store, StoreError},
+};
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    hub::{Hub, Tail},
+    limits::BATCH_BYTES,
+};
+
+/// A reader's position in one session. Holds no entries.
+pub(crate) struct HubReader {
+    hub: Arc<Hub>,
+    store: Arc<dyn Store>,
+    position: Sequence,
+    closing: CancellationToken,
+}
+
+impl HubReader {
+    pub(crate) fn new(hub: Arc<Hub>, store: Arc<dyn Store>, position: Sequence, closing: CancellationToken) -> Self {
+        Self { hub, store, position, closing }
+    }
+
+    async fn read_log(&mut self) -> Result<Batch, ReadError> {
+        let page = self.store.read(self.hub.session, self.position, BATCH_BYTES).await?;
+        // Entries that were committed since are in the log, or in the tail; a page never ends before its own start.
+        self.position = page.through.max(self.position);
+        let visible = page.entries.into_iter().filter(|entry| entry.kind != EntryKind::Transcript);
+        Ok(visible.map(|entry| Arc::new(LoggedEntry::new(entry))).collect())
+    }
+}
+
+#[async_trait]
+impl EntryReader for HubReader {
+    async fn next(&mut self) -> Result<Option<Batch>, ReadError> {
+        let hub = Arc::clone(&self.hub);
+        loop {
+            let changed = hub.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match hub.after(self.position) {
+                Tail::Entries { batch, through } => {
+                    self.position = through;
+                    return Ok(Some(batch));
+                }
+                Tail::InLog => return self.read_log().await.map(Some),
+                Tail::Broken(message) => return Err(StoreError::Unavailable(message).into()),
+                Tail::Nothing => {}
+            }
+            tokio::select! {
+                () = changed => {}
+                () = self.closing.cancelled() => return Ok(None),
+            }
+        }
+    }
+
+    fn turn_in_progress(&self) -> bool {
+        self.hub.expects_more(self.position)
+    }
+}

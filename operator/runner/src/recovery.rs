@@ -1,0 +1,120 @@
+//! Finding the sandboxes of the server before this one: they survive it and their bridges dial again.
+
+use std::{collections::HashSet, str::FromStr, sync::Arc};
+
+use ash_core::{
+    id::{SandboxId, SessionId},
+    opening::{Opening, OpeningReason},
+    ports::RunnerError,
+    session::{PausedReason, Session, SessionEvent},
+};
+use ash_sandbox::ProcessSandbox;
+use tokio::time::timeout;
+
+use crate::{
+    hub::{Hub, Place},
+    lifecycle::{open_without_sandbox, remove_folder, supervise},
+    limits::BRIDGE_AWAY,
+    sandbox::{EndReason, Sandbox, listen},
+    shared::Shared,
+};
+
+/// Takes over what the server before this one left: sessions keep a sandbox that is alive, others are put to sleep as lost,
+/// and what no session has is ended and removed.
+pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RunnerError> {
+    let internal =
+        |error: std::io::Error| RunnerError::Internal(format!("the sandboxes' folder cannot be read: {error}"));
+    tokio::fs::create_dir_all(shared.folders.root()).await.map_err(internal)?;
+    let mut kept = HashSet::new();
+    for row in shared.store.placed_sessions().await? {
+        kept.insert(row.id);
+        kept.extend(row.sandbox.map(|sandbox| SessionId(sandbox.0)));
+        let hub = shared.hub(&row);
+        match adopt(shared, &row).await {
+            Some(process) => take_over(shared, &row, &hub, process).await?,
+            None => lost(shared, &row, &hub).await?,
+        }
+    }
+    let mut folders = tokio::fs::read_dir(shared.folders.root()).await.map_err(internal)?;
+    while let Some(folder) = folders.next_entry().await.map_err(internal)? {
+        let id = folder.file_name().to_str().and_then(|name| SessionId::from_str(name).ok());
+        let Some(id) = id.filter(|id| !kept.contains(id)) else { continue };
+        if let Ok(Some(process)) = shared.backend.adopt(&folder.path()).await {
+            let _ = process.kill().await;
+        }
+        // A folder that no session has was a warm sandbox's. Sessions that sleep keep theirs.
+        if shared.store.session_exists(id).await? {
+            continue;
+        }
+        remove_folder(folder.path()).await;
+    }
+    let alive = shared.sandboxes().iter().map(|sandbox| sandbox.id.to_string()).collect();
+    if let Err(error) = shared.backend.remove_orphans(alive).await {
+        tracing::warn!(%error, "control groups of earlier sandboxes could not be removed");
+    }
+    Ok(())
+}
+
+/// The sandbox of a session, if it is alive. Where the server died between the claim and giving the folder its new name, it
+/// gets it now.
+async fn adopt(shared: &Arc<Shared>, row: &Session) -> Option<ProcessSandbox> {
+    let folder = shared.folders.of_session(row.id);
+    if let Some(sandbox) = row.sandbox {
+        let before = shared.folders.of_sandbox(sandbox);
+        if !folder.exists() && before.exists() && std::fs::rename(&before, &folder).is_err() {
+            return None;
+        }
+    }
+    let process = shared.backend.adopt(&folder).await.ok().flatten()?;
+    if row.sandbox.is_some_and(|sandbox| sandbox.to_string() == process.id()) {
+        return Some(process);
+    }
+    let _ = process.kill().await;
+    None
+}
+
+async fn take_over(
+    shared: &Arc<Shared>,
+    row: &Session,
+    hub: &Arc<Hub>,
+    process: ProcessSandbox,
+) -> Result<(), RunnerError> {
+    let agent = shared.store.agent_version(&row.tenant, row.agent, row.agent_version).await?;
+    let place = Arc::clone(&shared.places).try_acquire_owned();
+    let (Some(agent), Ok(place), Some(id)) = (agent, place, row.sandbox) else {
+        let _ = process.kill().await;
+        return lost(shared, row, hub).await;
+    };
+    let listener = listen(&process.directory())
+        .map_err(|error| RunnerError::Internal(format!("a sandbox's socket cannot be made: {error}")))?;
+    let sandbox = Arc::new(Sandbox::new(SandboxId(id.0), agent, process, place, Some(Arc::clone(hub))));
+    let binding = crate::lifecycle::binding(&sandbox, row);
+    if let Err(error) = shared.gateway.rebind(ash_gateway::SandboxId(id.0), binding) {
+        tracing::warn!(sandbox = %id, %error, "the gateway refused a sandbox");
+    }
+    hub.set_place(Place::Recovering(Arc::clone(&sandbox)));
+    shared.add_sandbox(Arc::clone(&sandbox));
+    tokio::spawn(supervise(Arc::clone(shared), Arc::clone(&sandbox), listener));
+    tracing::info!(session = %row.id, sandbox = %id, "a sandbox of the server before is alive: waiting for its bridge");
+    let hub = Arc::clone(hub);
+    tokio::spawn(async move {
+        if timeout(BRIDGE_AWAY, hub.wait_settled()).await.is_err() {
+            sandbox.end_with(EndReason::Lost);
+        }
+    });
+    Ok(())
+}
+
+async fn lost(shared: &Arc<Shared>, row: &Session, hub: &Arc<Hub>) -> Result<(), RunnerError> {
+    let interrupted = shared.store.unfinished_turn(row.id).await?.map(|turn| turn.0);
+    let message = "The server and the sandbox were lost in the middle of the turn; send the message again.";
+    let opening = Opening {
+        reason: OpeningReason::Lost,
+        last_committed: row.last,
+        interrupted,
+        message: interrupted.map(|_| message.to_owned()),
+    };
+    let state = row.state.after(SessionEvent::Pause(PausedReason::Lost)).unwrap_or(row.state);
+    open_without_sandbox(shared, hub, state, None, opening).await;
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! One sandbox as the runner has it: its process, its bridge, and the session that it serves.
+
+use std::{
+    io,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use ash_core::{
+    agent::AgentVersion,
+    id::{SandboxId, SessionId},
+    sandbox::SandboxState,
+};
+use ash_gateway::Attachment;
+use ash_sandbox::ProcessSandbox;
+use tokio::{
+    net::UnixListener,
+    sync::{OwnedSemaphorePermit, watch},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{bridge::Bridge, hub::Hub};
+
+/// The socket of a sandbox's `run` folder that its bridge dials.
+const SOCKET_NAME: &str = "bridge.sock";
+
+/// A sandbox with a process.
+pub(crate) struct Sandbox {
+    pub(crate) id: SandboxId,
+    pub(crate) agent: AgentVersion,
+    pub(crate) bridge: Bridge,
+    pub(crate) process: ProcessSandbox,
+    /// Says that a connection is up, with the number of connections so far.
+    pub(crate) connections: watch::Sender<u64>,
+    /// Ends the sandbox: whoever supervises it kills what is left and takes its session off it.
+    pub(crate) end: CancellationToken,
+    /// Set when everything is over.
+    pub(crate) gone: CancellationToken,
+    inner: Mutex<Inner>,
+    /// Its place in the pool's capacity.
+    _place: OwnedSemaphorePermit,
+}
+
+struct Inner {
+    phase: Phase,
+    last_used: Instant,
+    attachment: Option<Attachment>,
+    gateway_port: Option<u16>,
+    /// The conversation that was put back into the sandbox, and its length in bytes.
+    restored: Option<(Uuid, u64)>,
+    end_reason: Option<EndReason>,
+}
+
+enum Phase {
+    Warming,
+    Warm,
+    Bound(Arc<Hub>),
+}
+
+/// Why a sandbox ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EndReason {
+    /// By itself: it died, or misbehaved.
+    Lost,
+    /// Its place is needed, or nobody used it for a while, or the server stops.
+    Asleep(ash_core::session::PausedReason),
+    /// Its session was ended.
+    Ended,
+    /// It did something that it may not; the sentence is for the session's reader.
+    Failed(String),
+}
+
+impl std::fmt::Debug for Sandbox {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Sandbox").field("id", &self.id).field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+impl Sandbox {
+    pub(crate) fn new(
+        id: SandboxId,
+        agent: AgentVersion,
+        process: ProcessSandbox,
+        place: OwnedSemaphorePermit,
+        hub: Option<Arc<Hub>>,
+    ) -> Self {
+        Self {
+            id,
+            agent,
+            bridge: Bridge::new(),
+            process,
+            connections: watch::Sender::new(0),
+            end: CancellationToken::new(),
+            gone: CancellationToken::new(),
+            inner: Mutex::new(Inner {
+                phase: hub.map_or(Phase::Warming, Phase::Bound),
+                last_used: Instant::now(),
+                attachment: None,
+                gateway_port: None,
+                restored: None,
+                end_reason: None,
+            }),
+            _place: place,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn state(&self) -> SandboxState {
+        let inner = self.lock();
+        if inner.end_reason.is_some() {
+            return SandboxState::Deleting;
+        }
+        match &inner.phase {
+            Phase::Warming => SandboxState::Warming,
+            Phase::Warm => SandboxState::Warm,
+            Phase::Bound(hub) if hub.turn().is_some() => SandboxState::Running,
+            Phase::Bound(_) => SandboxState::Waiting,
+        }
+    }
+
+    pub(crate) fn hub(&self) -> Option<Arc<Hub>> {
+        match &self.lock().phase {
+            Phase::Bound(hub) => Some(Arc::clone(hub)),
+            Phase::Warming | Phase::Warm => None,
+        }
+    }
+
+    pub(crate) fn session(&self) -> Option<SessionId> {
+        self.hub().map(|hub| hub.session)
+    }
+
+    /// Opens the sandbox for claims.
+    pub(crate) fn set_warm(&self) {
+        let mut inner = self.lock();
+        if matches!(inner.phase, Phase::Warming) {
+            inner.phase = Phase::Warm;
+        }
+        inner.last_used = Instant::now();
+    }
+
+    /// Gives the sandbox to a session: true for one claimant. One that still warms can be claimed only by who starts it.
+    pub(crate) fn claim(&self, hub: &Arc<Hub>, warming: bool) -> bool {
+        let mut inner = self.lock();
+        let free = matches!(inner.phase, Phase::Warm) || (warming && matches!(inner.phase, Phase::Warming));
+        if inner.end_reason.is_some() || !free {
+            return false;
+        }
+        inner.phase = Phase::Bound(Arc::clone(hub));
+        inner.last_used = Instant::now();
+        true
+    }
+
+    /// Says that the sandbox was used just now.
+    pub(crate) fn touch(&self) {
+        self.lock().last_used = Instant::now();
+    }
+
+    pub(crate) fn last_used(&self) -> Instant {
+        self.lock().last_used
+    }
+
+    /// Keeps the gateway's side of the sandbox's listener; the one before it is dropped.
+    pub(crate) fn attach(&self, attachment: Attachment, port: u16) {
+        let mut inner = self.lock();
+        inner.attachment = Some(attachment);
+        inner.gateway_port = Some(port);
+    }
+
+    /// The gateway's port inside the sandbox, once its bridge has said it.
+    pub(crate) fn gateway_port(&self) -> Option<u16> {
+        self.lock().gateway_port
+    }
+
+    pub(crate) fn set_restored(&self, conversation: Uuid, length: u64) {
+        self.lock().restored = Some((conversation, length));
+    }
+
+    pub(crate) fn restored(&self) -> Option<(Uuid, u64)> {
+        self.lock().restored
+    }
+
+    /// Says why the sandbox will end, before it is asked to; the first reason counts.
+    pub(crate) fn announce_end(&self, reason: EndReason) {
+        self.lock().end_reason.get_or_insert(reason);
+    }
+
+    /// Ends the sandbox for a reason; the first reason counts.
+    pub(crate) fn end_with(&self, reason: EndReason) {
+        self.announce_end(reason);
+        self.end.cancel();
+    }
+
+    /// Why the sandbox ends, as far as somebody wanted it to.
+    pub(crate) fn end_reason(&self) -> Option<EndReason> {
+        self.lock().end_reason.clone()
+    }
+
+    /// Ends the sandbox because nothing it writes can be kept.
+    pub(crate) fn abandon(&self) {
+        self.end_with(EndReason::Lost);
+    }
+}
+
+/// The folders of sandboxes under the data directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Folders {
+    root: PathBuf,
+}
+
+impl Folders {
+    pub(crate) fn new(data: &Path) -> Self {
+        Self { root: data.join("sandboxes") }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Before a session has it, a sandbox's folder bears its own id.
+    pub(crate) fn of_sandbox(&self, id: SandboxId) -> PathBuf {
+        self.root.join(id.to_string())
+    }
+
+    /// From the claim on it bears the session's.
+    pub(crate) fn of_session(&self, id: SessionId) -> PathBuf {
+        self.root.join(id.to_string())
+    }
+}
+
+/// Listens in a sandbox's `run` folder for its bridge.
+///
+/// The path may be longer than a socket's address can be (108 bytes), so it goes through a descriptor of the folder.
+pub(crate) fn listen(directory: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+
+    let run = directory.join("run");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&run)?;
+    let socket = run.join(SOCKET_NAME);
+    match std::fs::remove_file(&socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let folder = std::fs::File::open(&run)?;
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET_NAME}", folder.as_raw_fd()))?;
+    // The folder is the sandbox's own; its user there is not the server's.
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}

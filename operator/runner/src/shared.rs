@@ -1,0 +1,161 @@
+//! What every part of the runner shares.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize},
+    },
+    time::Duration,
+};
+
+use ash_core::{
+    agent::AgentVersion,
+    id::{AgentId, SandboxId, SessionId},
+    ports::Store,
+    session::Session,
+};
+use ash_gateway::Gateway;
+use ash_sandbox::{Limits, ProcessBackend};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    commit::CommitQueue,
+    hub::Hub,
+    metrics::Metrics,
+    sandbox::{Folders, Sandbox},
+};
+
+/// What the runner is built from.
+#[derive(Debug, Clone)]
+pub struct RunnerConfig {
+    /// The data directory; `sandboxes/` in it is the runner's.
+    pub data: PathBuf,
+    /// The program of the bridge on the host.
+    pub bridge: PathBuf,
+    /// Claude Code's program on the host.
+    pub claude: PathBuf,
+    /// Sandboxes at the most, at least 1.
+    pub max_sandboxes: usize,
+    /// Sandboxes kept warm per agent; in all no more than half of `max_sandboxes`, rounded up.
+    pub warm: usize,
+    /// Bounds of one sandbox.
+    pub limits: Limits,
+    /// Resident bytes over which Claude Code is restarted between turns.
+    pub memory_bound_bytes: u64,
+    /// How long a sandbox may be unused before its session sleeps.
+    pub idle_timeout: Duration,
+    /// How long a permission request waits for an answer before it is denied.
+    pub permission_timeout: Duration,
+}
+
+/// Shared by the tasks of one runner.
+pub(crate) struct Shared {
+    pub(crate) config: RunnerConfig,
+    pub(crate) backend: Arc<ProcessBackend>,
+    pub(crate) gateway: Gateway,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) folders: Folders,
+    pub(crate) queue: Arc<CommitQueue>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// The capacity: a permit is a sandbox's place.
+    pub(crate) places: Arc<Semaphore>,
+    /// Starts at the same time.
+    pub(crate) starts: Arc<Semaphore>,
+    /// Messages that wait for a place.
+    pub(crate) waiting: AtomicUsize,
+    /// No more sessions are served; readers end.
+    pub(crate) closing: CancellationToken,
+    pub(crate) pre_warm_hits: AtomicU64,
+    pub(crate) resume_cold_hits: AtomicU64,
+    hubs: Mutex<HashMap<SessionId, Weak<Hub>>>,
+    sandboxes: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
+    warm_versions: Mutex<HashMap<AgentId, WarmTarget>>,
+}
+
+/// A version to keep sandboxes warm of.
+#[derive(Debug, Clone)]
+pub(crate) struct WarmTarget {
+    pub(crate) agent: AgentVersion,
+    /// Whether somebody is filling its pool.
+    pub(crate) filling: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: RunnerConfig,
+        backend: Arc<ProcessBackend>,
+        gateway: Gateway,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            folders: Folders::new(&config.data),
+            queue: Arc::default(),
+            metrics,
+            places: Arc::new(Semaphore::new(config.max_sandboxes)),
+            starts: Arc::new(Semaphore::new(cores * crate::limits::STARTS_PER_CORE)),
+            waiting: AtomicUsize::new(0),
+            closing: CancellationToken::new(),
+            pre_warm_hits: AtomicU64::new(0),
+            resume_cold_hits: AtomicU64::new(0),
+            hubs: Mutex::default(),
+            sandboxes: Mutex::default(),
+            warm_versions: Mutex::default(),
+            config,
+            backend,
+            gateway,
+            store,
+        }
+    }
+
+    /// The hub of a session; made from the row where there is none yet.
+    ///
+    /// A row that a caller read earlier may be older than the hub: the hub is right.
+    pub(crate) fn hub(&self, row: &Session) -> Arc<Hub> {
+        let mut hubs = lock(&self.hubs);
+        if let Some(hub) = hubs.get(&row.id).and_then(Weak::upgrade) {
+            return hub;
+        }
+        // What is left of hubs that nobody holds any more goes when the map has doubled: constant work per session.
+        if hubs.len() == hubs.capacity() {
+            hubs.retain(|_, hub| hub.strong_count() > 0);
+        }
+        let hub = Arc::new(Hub::new(row.clone()));
+        hubs.insert(row.id, Arc::downgrade(&hub));
+        hub
+    }
+
+    /// The hub of a session, if anybody has it.
+    pub(crate) fn existing_hub(&self, session: SessionId) -> Option<Arc<Hub>> {
+        lock(&self.hubs).get(&session).and_then(Weak::upgrade)
+    }
+
+    pub(crate) fn add_sandbox(&self, sandbox: Arc<Sandbox>) {
+        let mut sandboxes = lock(&self.sandboxes);
+        sandboxes.insert(sandbox.id, sandbox);
+        self.metrics.sandboxes.set(i64::try_from(sandboxes.len()).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn remove_sandbox(&self, id: SandboxId) {
+        let mut sandboxes = lock(&self.sandboxes);
+        sandboxes.remove(&id);
+        self.metrics.sandboxes.set(i64::try_from(sandboxes.len()).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
+        lock(&self.sandboxes).values().cloned().collect()
+    }
+
+    /// The versions to keep warm; for the pool.
+    pub(crate) fn warm_versions(&self) -> MutexGuard<'_, HashMap<AgentId, WarmTarget>> {
+        lock(&self.warm_versions)
+    }
+}

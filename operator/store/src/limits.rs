@@ -1,0 +1,51 @@
+//! The store's bounds, each with what happens at it.
+
+use std::time::Duration;
+
+/// Writes that wait for the writer. At the bound a caller waits until there is room: the database is slower than its users.
+pub const MAX_QUEUED_WRITES: usize = 1_024;
+
+/// Writes that share one transaction. Further ones wait for the next.
+pub const MAX_WRITES_PER_TRANSACTION: usize = 256;
+
+/// Bytes of entries and bundles after which a transaction takes no further write. A write that is larger than this has a
+/// transaction of its own.
+pub const MAX_BYTES_PER_TRANSACTION: usize = 8 << 20;
+
+/// Connections that read. At the bound a reader waits, [`READ_TIMEOUT`] at the longest.
+pub const MAX_READERS: u32 = 4;
+
+/// How long a reader waits for a connection before it is told that the database is unavailable.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long SQLite waits for another process (a backup, a person's shell) that holds the file's lock. After that the database
+/// is unavailable.
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Sessions kept in memory; the least recently used leave. What is not there is read from the database.
+pub const MAX_CACHED_SESSIONS: usize = 10_000;
+
+/// Agents, versions of agents and keys kept in memory, so many of each; the least recently used leave.
+pub const MAX_CACHED_OTHERS: usize = 1_000;
+
+/// Bytes of a bundle in one row, so that no write holds up the others for long.
+pub const BUNDLE_CHUNK_BYTES: usize = 1 << 20;
+
+/// Batches of the log that one call reads at the most; then the page ends and says so.
+pub const MAX_BATCHES_PER_PAGE: u32 = 4_096;
+
+/// Sessions of one page of a listing. More are not given.
+pub const MAX_SESSIONS_PER_PAGE: u32 = 1_000;
+
+/// Shorter chunks are stored as they are: compressing them costs more than it saves.
+pub const MIN_COMPRESSED_BYTES: usize = 512;
+
+/// Batches beyond this many bytes are encoded on a thread for blocking work, so that no other session waits for it.
+pub const MAX_INLINE_ENCODED_BYTES: usize = 256 << 10;
+
+/// The largest chunk that is believed when it is read: a batch holds a session's unacknowledged bytes and one line at the most.
+/// A larger one is damage.
+pub const MAX_CHUNK_BYTES: usize = 512 << 20;
+
+/// Size to which the write-ahead log's file is cut back once its content is in the database.
+pub const MAX_KEPT_WAL_BYTES: u64 = 64 << 20;

@@ -1,0 +1,293 @@
+//! Opens the file: lock, settings, migrations, and errors that say what to do.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use ash_core::ports::StoreError;
+use sqlx::{
+    ConnectOptions, Connection, SqliteConnection,
+    migrate::{MigrateError, Migrator},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use super::{
+    SqliteStore, bundles,
+    writer::{self, Writer},
+};
+use crate::{
+    cache::Caches,
+    fault::{Fault, primary_code},
+    limits::{BUSY_TIMEOUT, MAX_KEPT_WAL_BYTES, MAX_READERS, READ_TIMEOUT},
+};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+
+/// The lock's file beside the database.
+const LOCK_FILE: &str = "ash.lock";
+/// Owner only: options of sessions may hold the tenant's own secrets.
+const FILE_MODE: u32 = 0o600;
+/// SQLite's PERM, READONLY and CANTOPEN (<https://www.sqlite.org/rescode.html>).
+const NOT_WRITABLE: [i32; 3] = [3, 8, 14];
+/// SQLite's default, which nothing here changes.
+const PAGE_BYTES: u64 = 4_096;
+
+/// When a commit counts as done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Synchronous {
+    /// When the disk says that it has it: it survives a power failure. The default.
+    #[default]
+    Full,
+    /// When the operating system has it: it survives the death of the process, and not always a power failure.
+    Normal,
+}
+
+/// How the file is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// When a commit counts as done.
+    pub synchronous: Synchronous,
+    /// The database's size in bytes at the most, rounded up to pages of 4 KiB, without its write-ahead log; beyond it writes
+    /// fail with [`StoreError::Full`]. `None`: as large as the disk.
+    pub max_bytes: Option<u64>,
+}
+
+/// Why the store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory or a file in it cannot be written.
+    #[error("{} cannot be written: {reason}; let this user write it, or name another directory with --data-dir", .path.display())]
+    NotWritable {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Another server has it.
+    #[error(
+        "{} is in use by another server{}; stop that one, or name another directory with --data-dir",
+        .path.display(),
+        .process.map(|id| format!(" (process {id})")).unwrap_or_default()
+    )]
+    Locked {
+        /// The data directory.
+        path: PathBuf,
+        /// The other server's process id, where it could be read.
+        process: Option<u32>,
+    },
+    /// A newer release has changed the schema.
+    #[error(
+        "{} was written by a newer release (schema {found}, this one knows {known}); update this one, or restore the backup \
+         from before the update", .path.display()
+    )]
+    SchemaNewer {
+        /// The database.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// The newest schema that this release knows.
+        known: i64,
+    },
+    /// The file is no database or a broken one.
+    #[error("{} is damaged: {reason}; restore it from a backup, or move it away to begin anew", .path.display())]
+    Damaged {
+        /// The database.
+        path: PathBuf,
+        /// What is broken.
+        reason: String,
+    },
+    /// The disk is full.
+    #[error("the disk of {} is full; free some space and start again", .path.display())]
+    Full {
+        /// The database.
+        path: PathBuf,
+    },
+    /// Anything else, such as another process that holds the file for a moment.
+    #[error("{} cannot be opened: {reason}; see that no other program has it open and try again", .path.display())]
+    Unavailable {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl SqliteStore {
+    /// Opens a database file (`<data directory>/ash.db`), makes it and its directory where they are not there, and brings its
+    /// schema up to date. The data directory is locked until the store is closed or dropped.
+    pub async fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::open_with(path, Settings::default()).await
+    }
+
+    /// As [`SqliteStore::open`], with settings.
+    pub async fn open_with(path: &Path, settings: Settings) -> Result<Self, OpenError> {
+        let owned = path.to_owned();
+        let lock =
+            tokio::task::spawn_blocking(move || prepare(&owned)).await.map_err(|error| unavailable(path, error))??;
+
+        let options = writer_options(path, settings);
+        let explain = |error: sqlx::Error| explain(path, error);
+        let max_pages = max_pages(settings.max_bytes);
+        let mut connection = writer::connect(&options, max_pages).await.map_err(explain)?;
+        migrate(path, &mut connection).await?;
+        bundles::remove_unfinished(&mut connection).await.map_err(explain)?;
+
+        let readers = SqlitePoolOptions::new()
+            .max_connections(MAX_READERS)
+            .acquire_timeout(READ_TIMEOUT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            // A connection to a file does not go stale.
+            .test_before_acquire(false)
+            .connect_with(reader_options(path))
+            .await
+            .map_err(explain)?;
+        let caches = Arc::new(Caches::new());
+        let writer = Writer::start(connection, options, max_pages, lock, Arc::clone(&caches));
+        Ok(Self { writer, readers, caches, has_keys: AtomicBool::new(false) })
+    }
+
+    /// Changes [`Settings::max_bytes`] of an open store.
+    pub async fn set_max_bytes(&self, max_bytes: Option<u64>) -> Result<(), StoreError> {
+        self.writer.set_max_pages(max_pages(max_bytes)).await
+    }
+}
+
+/// Makes directory and files and takes the lock.
+fn prepare(path: &Path) -> Result<File, OpenError> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let explain = |path: &Path, error: &io::Error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OpenError::Full { path: path.to_owned() },
+        _ => OpenError::NotWritable { path: path.to_owned(), reason: error.to_string() },
+    };
+    std::fs::create_dir_all(directory).map_err(|error| explain(directory, &error))?;
+    let lock_path = directory.join(LOCK_FILE);
+    let open = |path: &Path| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
+        options.open(path).map_err(|error| explain(path, &error))
+    };
+    let mut lock = open(&lock_path)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            // Only to help: without it the message is still true.
+            let process = lock.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+            return Err(OpenError::Locked { path: directory.to_owned(), process });
+        }
+        Err(TryLockError::Error(error)) => return Err(explain(&lock_path, &error)),
+    }
+    // Who has it, for the one who finds it locked. A full disk must not keep a server from starting to read.
+    let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
+    if let Err(error) = written {
+        tracing::warn!(%error, path = %lock_path.display(), "the lock does not name this process");
+    }
+    // SQLite gives its write-ahead log the mode that the database has.
+    open(path)?;
+    Ok(lock)
+}
+
+async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), OpenError> {
+    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+    let has_schema = sqlx::query("SELECT name FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations'")
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(|error| explain(path, error))?
+        .is_some();
+    if has_schema {
+        let found: Option<i64> = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(|error| explain(path, error))?;
+        let found = found.unwrap_or_default();
+        if found > known {
+            return Err(OpenError::SchemaNewer { path: path.to_owned(), found, known });
+        }
+    }
+    MIGRATIONS.run(connection).await.map_err(|error| match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => explain(path, error),
+        MigrateError::VersionMissing(version) | MigrateError::VersionMismatch(version) => OpenError::Damaged {
+            path: path.to_owned(),
+            reason: format!("migration {version} in it is not the one of this release"),
+        },
+        other => unavailable(path, other),
+    })
+}
+
+fn unavailable(path: &Path, error: impl std::fmt::Display) -> OpenError {
+    OpenError::Unavailable { path: path.to_owned(), reason: error.to_string() }
+}
+
+fn explain(path: &Path, error: sqlx::Error) -> OpenError {
+    let path = path.to_owned();
+    if primary_code(&error).is_some_and(|code| NOT_WRITABLE.contains(&code)) {
+        return OpenError::NotWritable { path, reason: error.to_string() };
+    }
+    match Fault::from(error).0 {
+        StoreError::Full => OpenError::Full { path },
+        StoreError::Damaged(reason) => OpenError::Damaged { path, reason },
+        other => OpenError::Unavailable { path, reason: other.to_string() },
+    }
+}
+
+fn writer_options(path: &Path, settings: Settings) -> SqliteConnectOptions {
+    let synchronous = match settings.synchronous {
+        Synchronous::Full => SqliteSynchronous::Full,
+        Synchronous::Normal => SqliteSynchronous::Normal,
+    };
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(synchronous)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .pragma("journal_size_limit", MAX_KEPT_WAL_BYTES.to_string())
+        .disable_statement_logging()
+}
+
+fn reader_options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT).disable_statement_logging()
+}
+
+fn max_pages(max_bytes: Option<u64>) -> u32 {
+    // SQLite's own maximum: https://www.sqlite.org/limits.html
+    const MAX_PAGES: u32 = u32::MAX - 1;
+    max_bytes
+        .map_or(MAX_PAGES, |bytes| u32::try_from(bytes.div_ceil(PAGE_BYTES)).unwrap_or(MAX_PAGES).clamp(1, MAX_PAGES))
+}
+
+/// Closes the writer's connection, which moves the write-ahead log into the database.
+pub(super) async fn close(connection: SqliteConnection) {
+    if let Err(error) = connection.close().await {
+        tracing::warn!(%error, "the database was not closed cleanly; nothing is lost, the next start puts it right");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::{Settings, max_pages, writer, writer_options};
+
+    #[tokio::test]
+    async fn what_was_asked_for_is_in_force() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = writer_options(&directory.path().join("ash.db"), Settings::default());
+        let mut connection = writer::connect(&options, max_pages(Some(1 << 20))).await.unwrap();
+        // 2 is FULL: https://www.sqlite.org/pragma.html#pragma_synchronous
+        for (pragma, value) in
+            [("PRAGMA synchronous", 2i64), ("PRAGMA foreign_keys", 1), ("PRAGMA max_page_count", 256)]
+        {
+            let found: i64 = sqlx::query_scalar(pragma).fetch_one(&mut connection).await.unwrap();
+            assert_eq!(found, value, "{pragma}");
+        }
+        let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut connection).await.unwrap();
+        assert_eq!(mode, "wal");
+    }
+}

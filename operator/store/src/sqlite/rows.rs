@@ -1,0 +1,177 @@
+//! Rows as Ash's types, and the other way. What is stored is checked when it is read: a broken row is an error, not a panic.
+
+use std::{fmt::Display, str::FromStr};
+
+use ash_core::{
+    Epoch, Sequence,
+    agent::{Agent, AgentVersion},
+    id::TenantId,
+    session::{PausedReason, Session, SessionState},
+};
+use jiff::Timestamp;
+use serde::{Serialize, de::DeserializeOwned};
+use sqlx::{Row, sqlite::SqliteRow};
+
+use crate::fault::Fault;
+
+/// The columns of [`session`], for a `SELECT`.
+macro_rules! session_columns {
+    () => {
+        "sessions.id, sessions.tenant, sessions.agent, sessions.agent_name, sessions.agent_version, sessions.state, \
+         sessions.paused_reason, sessions.error, sessions.sandbox, sessions.epoch, sessions.last_sequence, \
+         sessions.created_at, sessions.last_active_at, sessions.options, sessions.metadata"
+    };
+}
+pub(super) use session_columns;
+
+/// The columns of [`agent`], for a `SELECT`.
+macro_rules! agent_columns {
+    () => {
+        "agents.tenant, agents.id, agents.name, agents.slug, agents.description, agents.created_at, agents.updated_at, \
+         agent_versions.agent, agent_versions.number, agent_versions.digest, agent_versions.settings"
+    };
+}
+pub(super) use agent_columns;
+
+pub(super) fn session(row: &SqliteRow) -> Result<Session, Fault> {
+    let state: String = row.try_get("state")?;
+    let reason: Option<String> = row.try_get("paused_reason")?;
+    let reason = reason.as_deref().map(paused_reason).transpose()?;
+    Ok(Session {
+        id: parsed(row, "id")?,
+        tenant: TenantId(row.try_get("tenant")?),
+        agent: parsed(row, "agent")?,
+        agent_name: parsed(row, "agent_name")?,
+        agent_version: number(row, "agent_version")?,
+        state: SessionState::from_parts(&state, reason)
+            .ok_or_else(|| Fault::damaged(format!("a session has the unknown state {state:?}")))?,
+        error: row.try_get("error")?,
+        sandbox: parsed_option(row, "sandbox")?,
+        options: json(row, "options")?,
+        metadata: json(row, "metadata")?,
+        epoch: Epoch(number(row, "epoch")?),
+        last: sequence(row, "last_sequence")?,
+        created_at: time(row, "created_at")?,
+        last_active_at: time(row, "last_active_at")?,
+    })
+}
+
+pub(super) fn agent(row: &SqliteRow) -> Result<Agent, Fault> {
+    Ok(Agent {
+        id: parsed(row, "id")?,
+        tenant: TenantId(row.try_get("tenant")?),
+        name: parsed(row, "name")?,
+        slug: row.try_get("slug")?,
+        description: row.try_get("description")?,
+        version: agent_version(row)?,
+        created_at: time(row, "created_at")?,
+        updated_at: time(row, "updated_at")?,
+    })
+}
+
+pub(super) fn agent_version(row: &SqliteRow) -> Result<AgentVersion, Fault> {
+    Ok(AgentVersion {
+        agent: parsed(row, "agent")?,
+        tenant: TenantId(row.try_get("tenant")?),
+        number: number(row, "number")?,
+        digest: row.try_get("digest")?,
+        settings: json(row, "settings")?,
+    })
+}
+
+/// A text column as an id or a name.
+pub(super) fn parsed<T: FromStr<Err: Display>>(row: &SqliteRow, column: &str) -> Result<T, Fault> {
+    parsed_option(row, column)?.ok_or_else(|| Fault::damaged(format!("{column} is missing")))
+}
+
+pub(super) fn parsed_option<T: FromStr<Err: Display>>(row: &SqliteRow, column: &str) -> Result<Option<T>, Fault> {
+    let text: Option<String> = row.try_get(column)?;
+    text.map(|text| text.parse().map_err(|error| Fault::damaged(format!("{column}: {error}")))).transpose()
+}
+
+/// An integer column as a smaller or unsigned type.
+pub(super) fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &str) -> Result<T, Fault> {
+    let value: i64 = row.try_get(column)?;
+    T::try_from(value).map_err(|_| Fault::damaged(format!("{column} is {value}")))
+}
+
+pub(super) fn sequence(row: &SqliteRow, column: &str) -> Result<Sequence, Fault> {
+    number(row, column).map(Sequence)
+}
+
+pub(super) fn time(row: &SqliteRow, column: &str) -> Result<Timestamp, Fault> {
+    let milliseconds: i64 = row.try_get(column)?;
+    Timestamp::from_millisecond(milliseconds).map_err(|error| Fault::damaged(format!("{column}: {error}")))
+}
+
+fn json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, Fault> {
+    let text: String = row.try_get(column)?;
+    // The error names the place and not the content, which may be secret.
+    serde_json::from_str(&text)
+        .map_err(|error| Fault::damaged(format!("{column}: line {}, column {}", error.line(), error.column())))
+}
+
+/// A value of ours as JSON text.
+pub(super) fn to_json(value: &impl Serialize) -> Result<String, Fault> {
+    serde_json::to_string(value)
+        .map_err(|error| Fault(ash_core::ports::StoreError::Conflict(format!("it cannot be stored as JSON: {error}"))))
+}
+
+/// Now, as exactly as the store keeps times.
+pub(super) fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
+}
+
+/// A sequence as a column. Sequences end at 2^53.
+pub(super) fn column(sequence: Sequence) -> i64 {
+    i64::try_from(sequence.0).unwrap_or(i64::MAX)
+}
+
+/// A length as a column.
+pub(super) fn length(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+pub(super) fn paused_reason_name(reason: PausedReason) -> &'static str {
+    match reason {
+        PausedReason::Person => "person",
+        PausedReason::Idle => "idle",
+        PausedReason::Evicted => "evicted",
+        PausedReason::Drained => "drained",
+        PausedReason::Lost => "lost",
+    }
+}
+
+fn paused_reason(name: &str) -> Result<PausedReason, Fault> {
+    Ok(match name {
+        "person" => PausedReason::Person,
+        "idle" => PausedReason::Idle,
+        "evicted" => PausedReason::Evicted,
+        "drained" => PausedReason::Drained,
+        "lost" => PausedReason::Lost,
+        other => return Err(Fault::damaged(format!("a session is paused for the unknown reason {other:?}"))),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use ash_core::session::SessionState;
+
+    use super::{now, paused_reason, paused_reason_name};
+
+    #[test]
+    fn every_reason_comes_back() {
+        for reason in SessionState::ALL.into_iter().filter_map(SessionState::paused_reason) {
+            assert_eq!(paused_reason(paused_reason_name(reason)).unwrap(), reason);
+        }
+        assert!(paused_reason("bored").is_err());
+    }
+
+    #[test]
+    fn times_are_as_exact_as_they_are_stored() {
+        assert_eq!(now().subsec_nanosecond() % 1_000_000, 0);
+    }
+}
