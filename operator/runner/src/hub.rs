@@ -242,10 +242,10 @@ impl Hub {
         self.changed.notify_waiters();
     }
 
-    /// Restores a turn that a bridge reports after its host was restarted.
-    pub(crate) fn restore_turn(&self, turn: Turn, permissions: Vec<String>) {
+    /// Takes over what the store, and later the bridge, knows of the turn after the host was restarted.
+    pub(crate) fn restore_turn(&self, turn: Option<Turn>, permissions: Vec<String>) {
         let mut inner = self.lock();
-        inner.turn = Some(turn);
+        inner.turn = turn.or(inner.turn);
         inner.permissions = permissions.into_iter().map(|id| (id, PermissionState::Open)).collect();
     }
 
@@ -417,26 +417,26 @@ impl Hub {
 
     /// Waits until the session is not on its way between two places, and says where it is.
     pub(crate) async fn wait_settled(&self) -> Place {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let place = self.place();
-            if !matches!(place, Place::Starting | Place::Leaving | Place::Recovering(_)) {
-                return place;
-            }
-            changed.await;
-        }
+        self.wait_place(|place| !matches!(place, Place::Starting | Place::Leaving | Place::Recovering(_))).await
     }
 
     /// Waits until the session is not on its way off a sandbox, nor finding one again, and says where it is.
     pub(crate) async fn wait_settled_or_starting(&self) -> Place {
+        self.wait_place(|place| !matches!(place, Place::Leaving | Place::Recovering(_))).await
+    }
+
+    /// Waits until a session whose host was restarted has its bridge back, or has lost it: only then is its turn known.
+    pub(crate) async fn wait_recovered(&self) {
+        self.wait_place(|place| !matches!(place, Place::Recovering(_))).await;
+    }
+
+    async fn wait_place(&self, is_meant: impl Fn(&Place) -> bool) -> Place {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let place = self.place();
-            if !matches!(place, Place::Leaving | Place::Recovering(_)) {
+            if is_meant(&place) {
                 return place;
             }
             changed.await;
@@ -485,7 +485,7 @@ impl Hub {
     /// Whether a reader at `position` has something to come: entries, or a turn that runs or is about to.
     pub(crate) fn expects_more(&self, position: Sequence) -> bool {
         let inner = self.lock();
-        inner.turn.is_some() || inner.last() > position || matches!(inner.place, Place::Recovering(_))
+        inner.turn.is_some() || inner.last() > position || matches!(inner.place, Place::Recovering(_) | Place::Leaving)
     }
 }
 

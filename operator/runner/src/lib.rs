@@ -10,6 +10,7 @@ mod limits;
 mod local;
 mod metrics;
 mod options;
+mod peer;
 mod pool;
 mod reader;
 mod recovery;

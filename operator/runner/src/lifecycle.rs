@@ -29,6 +29,7 @@ use crate::{
     hub::{Hub, Place, Turn},
     limits::{BRIDGE_AWAY, BRIDGE_START, COMMIT_RETRY, COMMIT_TRIES, FLUSH_WAIT, SANDBOX_END, WARM_UP},
     options::{effective, environment},
+    peer::Peer,
     sandbox::{EndReason, Sandbox, listen},
     shared::Shared,
 };
@@ -334,8 +335,16 @@ pub(crate) async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listen
 
 /// Returns when the bridge stayed away for too long or broke the protocol.
 async fn serve_connections(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, listener: &UnixListener) {
+    let folder = sandbox.process.directory();
+    // Who served the host before this one; a bridge that is dead does not come back.
+    let mut peer = Peer::recall(&folder);
     loop {
-        let stream = match timeout(BRIDGE_AWAY, listener.accept()).await {
+        let accepted = tokio::select! {
+            biased;
+            accepted = timeout(BRIDGE_AWAY, listener.accept()) => accepted,
+            () = dead(peer.as_ref()) => return,
+        };
+        let stream = match accepted {
             Ok(Ok((stream, _))) => stream,
             Ok(Err(error)) => {
                 tracing::warn!(sandbox = %sandbox.id, %error, "a bridge's connection could not be taken");
@@ -344,6 +353,10 @@ async fn serve_connections(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, listene
             }
             Err(_) => return,
         };
+        peer = Peer::of(&stream);
+        if let Some(peer) = &peer {
+            peer.remember(&sandbox.process.directory());
+        }
         let greeted = match timeout(BRIDGE_START, greet(stream)).await {
             Ok(Ok(greeted)) => greeted,
             Ok(Err(error)) if error.is_violation() => {
@@ -360,6 +373,14 @@ async fn serve_connections(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, listene
             tracing::warn!(sandbox = %sandbox.id, %error, "a bridge was cut off");
             return;
         }
+    }
+}
+
+/// Returns when the bridge is dead; never where that cannot be known.
+async fn dead(peer: Option<&Peer>) {
+    match peer {
+        Some(peer) => peer.dead().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -412,9 +433,13 @@ async fn catch_up(sandbox: &Arc<Sandbox>, progress: &Progress) -> (Sequence, boo
         Progress::Bound { session, epoch, turn, permissions, .. }
             if SessionId(*session) == row.id && *epoch == row.epoch =>
         {
-            if let (Some(turn), None) = (turn, hub.turn()) {
-                let after = Sequence(turn.first.0.saturating_sub(1));
-                hub.restore_turn(Turn { id: ash_core::id::TurnId(turn.id), after }, permissions.clone());
+            // A connection that broke while this host lives changes nothing that the hub does not know.
+            if matches!(hub.place(), Place::Recovering(_)) {
+                let turn = turn.as_ref().map(|turn| Turn {
+                    id: ash_core::id::TurnId(turn.id),
+                    after: Sequence(turn.first.0.saturating_sub(1)),
+                });
+                hub.restore_turn(turn, permissions.clone());
             }
             (row.last, false)
         }

@@ -136,6 +136,7 @@ impl Runner for LocalRunner {
             return Err(RunnerError::ShuttingDown);
         }
         let hub = self.shared.hub(&session);
+        hub.wait_recovered().await;
         let row = hub.session();
         row.state.after(SessionEvent::Message).map_err(|impossible| RunnerError::State(impossible.0))?;
         // Only an id that was made from an idempotency key can name a turn of the past.
@@ -165,6 +166,7 @@ impl Runner for LocalRunner {
 
     async fn interrupt(&self, session: SessionId) -> Result<bool, RunnerError> {
         let Some(hub) = self.shared.existing_hub(session) else { return Ok(false) };
+        hub.wait_recovered().await;
         let (Some(turn), Some(sandbox)) = (hub.turn(), hub.live()) else { return Ok(false) };
         match sandbox.bridge.call::<IgnoredAny>(&Request::Interrupt { turn: Some(turn.id.0) }).await {
             Ok(_) | Err(RequestError::Gone) => Ok(true),
@@ -174,6 +176,7 @@ impl Runner for LocalRunner {
 
     async fn answer(&self, session: SessionId, permission: &str, decision: Decision) -> Result<(), RunnerError> {
         let hub = self.shared.existing_hub(session).ok_or(RunnerError::UnknownPermission)?;
+        hub.wait_recovered().await;
         match hub.close_permission(permission) {
             PermissionGate::Unknown => return Err(RunnerError::UnknownPermission),
             PermissionGate::Closed => return Err(RunnerError::PermissionClosed),

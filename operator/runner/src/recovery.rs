@@ -3,6 +3,7 @@
 use std::{collections::HashSet, str::FromStr, sync::Arc};
 
 use ash_core::{
+    Sequence,
     id::{SandboxId, SessionId},
     opening::{Opening, OpeningReason},
     ports::RunnerError,
@@ -12,7 +13,7 @@ use ash_sandbox::ProcessSandbox;
 use tokio::time::timeout;
 
 use crate::{
-    hub::{Hub, Place},
+    hub::{Hub, Place, Turn},
     lifecycle::{open_without_sandbox, remove_folder, supervise},
     limits::BRIDGE_AWAY,
     sandbox::{EndReason, Sandbox, listen},
@@ -66,7 +67,8 @@ async fn adopt(shared: &Arc<Shared>, row: &Session) -> Option<ProcessSandbox> {
         }
     }
     let process = shared.backend.adopt(&folder).await.ok().flatten()?;
-    if row.sandbox.is_some_and(|sandbox| sandbox.to_string() == process.id()) {
+    let is_its = row.sandbox.is_some_and(|sandbox| sandbox.to_string() == process.id());
+    if is_its && !crate::peer::was_dead(&folder) {
         return Some(process);
     }
     let _ = process.kill().await;
@@ -91,6 +93,11 @@ async fn take_over(
     let binding = crate::lifecycle::binding(&sandbox, row);
     if let Err(error) = shared.gateway.rebind(ash_gateway::SandboxId(id.0), binding) {
         tracing::warn!(sandbox = %id, %error, "the gateway refused a sandbox");
+    }
+    if let Some(id) = shared.store.unfinished_turn(row.id).await?
+        && let Some(turn) = shared.store.turn(row.id, id).await?
+    {
+        hub.restore_turn(Some(Turn { id, after: Sequence(turn.first.0.saturating_sub(1)) }), Vec::new());
     }
     hub.set_place(Place::Recovering(Arc::clone(&sandbox)));
     shared.add_sandbox(Arc::clone(&sandbox));

@@ -1,0 +1,221 @@
+//! kill -9 of the server, the bridge and Claude Code, each in the middle of a turn, at moments that a seed chooses.
+//!
+//! What the client saw is compared with the log, and the log with what the model said: nothing is lost, nothing comes twice, and
+//! what is withdrawn is withdrawn as the rules of the log say.
+
+use std::str::FromStr;
+
+use ash_client::{Event, Frame, Message, Session, StreamOptions};
+use ash_core::sse::Position;
+use ash_e2e::harness::{TestApp, Turn, eventually, pid_of, signal};
+
+/// Rounds of one run; `ASH_KILL_ROUNDS` asks for more.
+const ROUNDS: usize = 50;
+/// Deltas of a turn.
+const DELTAS: usize = 300;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Server,
+    Bridge,
+    Claude,
+    ServerAndBridge,
+    ServerAndClaude,
+}
+
+const VICTIMS: [Victim; 5] =
+    [Victim::Server, Victim::Bridge, Victim::Claude, Victim::ServerAndBridge, Victim::ServerAndClaude];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_killed_no_event_is_lost_or_doubled() {
+    let seed = std::env::var("ASH_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let rounds = std::env::var("ASH_KILL_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
+    println!("ASH_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut app = TestApp::builder().argument("--max-sandboxes=8").start().await;
+    let mut session = app.session().await;
+    // A first turn, so that the conversation is there to be kept.
+    assert_eq!(app.say(&session, "[[text: begin]]").await.error(), None);
+    for round in 0..rounds {
+        let victim = VICTIMS[round % VICTIMS.len()];
+        let after = random.usize(1..DELTAS * 2);
+        println!("round {round}: {victim:?} after {after} frames");
+        let before = app.client.session(&session.id).await.expect("the session");
+        assert_eq!(before.id, session.id);
+        let turn = disturbed_turn(&mut app, &session, victim, after).await;
+        check_order(&turn.frames);
+        let seen = without_withdrawn(&turn.frames);
+        let logged = replay(&app, &session, &seen).await;
+        compare(&describe(&seen), &describe(&logged), round);
+        check_against_model(&app, &turn, victim, round);
+        // The session goes on, with its conversation.
+        let next = app.say(&session, "[[text: still here]]").await;
+        assert_eq!(next.error(), None, "round {round}: {:?}", next.names());
+        assert_eq!(next.result().as_deref(), Some("still here"), "round {round}");
+        if round % 10 == 9 {
+            app.client.end_session(&session.id).await.expect("an end");
+            session = app.session_of("simple").await;
+        }
+    }
+}
+
+/// A turn in whose middle something is killed.
+async fn disturbed_turn(app: &mut TestApp, session: &Session, victim: Victim, after: usize) -> Turn {
+    let text = format!("[[pace: 1ms]] [[burst: {DELTAS}]]");
+    let message = Message { include_partial_messages: true, ..Message::text(text) };
+    let mut stream = app.client.send_message(&session.id, &message).await.expect("the message is taken");
+    let mut turn = Turn::default();
+    while let Some(frame) = stream.next().await {
+        turn.frames.push(frame.expect("the stream goes on"));
+        if turn.frames.len() == after {
+            kill(app, session, victim).await;
+        }
+    }
+    turn
+}
+
+async fn kill(app: &mut TestApp, session: &Session, victim: Victim) {
+    let folder = app.session_folder(&session.id);
+    let of_sandbox = |comm: &str| {
+        if let Some(pid) = pid_of(&folder, comm) {
+            signal(pid, "KILL");
+        }
+    };
+    let server_too = matches!(victim, Victim::Server | Victim::ServerAndBridge | Victim::ServerAndClaude);
+    if server_too {
+        app.kill();
+    }
+    match victim {
+        Victim::Server => {}
+        // The bridge's process is named after the place where it is bound in the sandbox.
+        Victim::Bridge | Victim::ServerAndBridge => of_sandbox("bridge"),
+        Victim::Claude | Victim::ServerAndClaude => of_sandbox("claude"),
+    }
+    if server_too {
+        app.start_again().await;
+    }
+}
+
+fn position(frame: &Frame) -> Option<Position> {
+    frame.id.as_deref().map(|id| Position::from_str(id).expect("an id is a position"))
+}
+
+/// Ids grow, and none comes twice.
+fn check_order(frames: &[Frame]) {
+    let positions: Vec<Position> = frames.iter().filter_map(position).collect();
+    for pair in positions.windows(2) {
+        assert!(pair[0] < pair[1], "{} is followed by {}", pair[0], pair[1]);
+    }
+}
+
+/// The frames that count for a client that follows the `withdrawn` frames.
+fn without_withdrawn(frames: &[Frame]) -> Vec<Frame> {
+    let mut counting: Vec<Frame> = Vec::new();
+    for frame in frames {
+        if let Ok(Event::Withdrawn { after }) = frame.read() {
+            let after = Position::from_str(&after).expect("a position");
+            counting.retain(|earlier| position(earlier).is_none_or(|position| position <= after));
+        } else if frame.event != "session_start" {
+            counting.push(frame.clone());
+        }
+    }
+    counting
+}
+
+/// The same stretch of the session, read from the log.
+async fn replay(app: &TestApp, session: &Session, seen: &[Frame]) -> Vec<Frame> {
+    let first = seen.iter().find_map(position).expect("a frame with an id");
+    let last = seen.iter().rev().find_map(position).expect("a frame with an id");
+    let before = Position::after(ash_core::Sequence(first.sequence.0 - 1)).to_string();
+    let options = StreamOptions { include_partial_messages: true, follow: true };
+    let mut stream = app.client.stream(&session.id, Some(&before), options).await.expect("the stream");
+    let mut frames = Vec::new();
+    while let Some(frame) = stream.next().await {
+        let frame = frame.expect("the log can be read");
+        let end = position(&frame) >= Some(last);
+        if frame.event != "session_start" {
+            frames.push(frame);
+        }
+        if end {
+            break;
+        }
+    }
+    frames
+}
+
+fn describe(frames: &[Frame]) -> Vec<String> {
+    frames
+        .iter()
+        .map(|frame| {
+            let id = frame.id.as_deref().unwrap_or("-");
+            format!("{id} {} {}", frame.event, frame.data.chars().take(80).collect::<String>())
+        })
+        .collect()
+}
+
+/// Panics with the first difference and what stands around it.
+fn compare(seen: &[String], logged: &[String], round: usize) {
+    let same = seen.iter().zip(logged).take_while(|(seen, logged)| seen == logged).count();
+    if same < seen.len().max(logged.len()) {
+        let around =
+            |frames: &[String]| frames.iter().skip(same.saturating_sub(2)).take(6).cloned().collect::<Vec<_>>();
+        let (seen, logged) = (around(seen), around(logged));
+        panic!("round {round}: the client's frames are not the log's, at {same}:\nseen {seen:#?}\nlog {logged:#?}");
+    }
+}
+
+/// Every delta is one that the model said, in its order; a turn that ended well has them all.
+fn check_against_model(app: &TestApp, turn: &Turn, victim: Victim, round: usize) {
+    let counting = Turn { frames: without_withdrawn(&turn.frames) };
+    let text = without_superseded(&counting);
+    let said: String = (0..DELTAS).map(|number| format!("{number} ")).collect();
+    if counting.error().is_none() {
+        assert_eq!(text, said, "round {round}: {victim:?}");
+        assert_eq!(counting.result().as_deref().map(str::trim), Some(said.trim()), "round {round}: {victim:?}");
+    } else {
+        assert!(said.starts_with(&text), "round {round}: {victim:?}: {text}");
+        assert_ne!(victim, Victim::Server, "round {round}: a server's death ends no turn: {:?}", counting.error());
+    }
+    assert!(app.model.turn_requests() > 0);
+}
+
+/// The text of the deltas that no `replaced` frame takes back.
+fn without_superseded(turn: &Turn) -> String {
+    let mut parts: Vec<(Option<Position>, String)> = Vec::new();
+    for frame in &turn.frames {
+        match frame.read() {
+            Ok(Event::TextDelta(text)) => parts.push((position(frame), text)),
+            Ok(Event::Replaced { from, .. }) => {
+                let from = Position { frame: 0, ..Position::from_str(&from).expect("a position") };
+                parts.retain(|(position, _)| position.is_none_or(|position| position < from));
+            }
+            _ => {}
+        }
+    }
+    parts.into_iter().map(|(_, text)| text).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_session_is_found_again_between_turns() {
+    let mut app = TestApp::start().await;
+    let session = app.session().await;
+    assert_eq!(app.say(&session, "[[text: one]]").await.error(), None);
+    let claude = pid_of(&app.session_folder(&session.id), "claude");
+    app.kill();
+    app.start_again().await;
+    let turn = app.say(&session, "[[count]]").await;
+    assert_eq!(turn.result().as_deref(), Some("2"), "{:?} {:?}", turn.names(), turn.error());
+    assert_eq!(pid_of(&app.session_folder(&session.id), "claude"), claude, "the same process goes on");
+    // A graceful stop ends the sandbox; the conversation and the workspace stay.
+    let noted = app.say(&session, r#"[[tool: Bash {"command":"echo kept > note"}]] [[text: noted]]"#).await;
+    assert_eq!(noted.error(), None);
+    app.stop();
+    eventually("the sandbox is gone", async || {
+        pid_of(&app.session_folder(&session.id), "claude").is_none().then_some(())
+    })
+    .await;
+    app.start_again().await;
+    let turn = app.say(&session, r#"[[tool: Bash {"command":"cat note"}]] [[result]]"#).await;
+    assert!(turn.result().is_some_and(|text| text.contains("kept")), "{:?} {:?}", turn.result(), turn.error());
+    assert_eq!(app.say(&session, "[[count]]").await.result().as_deref(), Some("5"));
+}
