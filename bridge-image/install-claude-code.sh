@@ -4,7 +4,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 version=$(cat "$here/claude-code.version")
-target=${ASH_CACHE:-$HOME/.cache/ash}/claude-code-$version
+target=$HOME/.cache/ash/claude-code-$version
 
 case "$(uname -m)" in
   x86_64) platform=linux-x64 ;;

@@ -9,7 +9,7 @@ command -v cargo >/dev/null || { echo "Rust is missing: install it from https://
 missing=()
 command -v bwrap >/dev/null || missing+=(bubblewrap)
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
-command -v npm >/dev/null || [ -x "${ASH_CACHE:-$HOME/.cache/ash}/claude-code-$(cat "$top/bridge-image/claude-code.version")/package/claude" ] || missing+=(npm)
+command -v npm >/dev/null || [ -x "$HOME/.cache/ash/claude-code-$(cat "$top/bridge-image/claude-code.version")/package/claude" ] || missing+=(npm)
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ]; then sudo=(); elif sudo -n true 2>/dev/null; then sudo=(sudo -n); else
     echo "Missing: ${missing[*]}. Install them first: sudo apt-get install -y ${missing[*]}" >&2

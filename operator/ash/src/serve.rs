@@ -6,6 +6,7 @@ mod key;
 mod log;
 mod programs;
 mod sinks;
+mod store_metrics;
 mod wiring;
 
 use std::time::Duration;
@@ -32,14 +33,14 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let stopped = stop.clone().cancelled_owned();
     let serving = tokio::spawn(async move {
-        ash_api::serve(server.listener, server.router, &server.state, server.limits, stopped).await
+        ash_api::serve(server.listener, server.router, &server.state, server.limits, stopped).await;
     });
     wait_for_signal().await?;
     tracing::info!("stopping: running turns may end within {} s", arguments.shutdown_timeout.as_secs());
     stop.cancel();
     let stopping = async {
         server.runner.shut_down(arguments.shutdown_timeout, arguments.handover).await;
-        let _ = timeout(DRAIN, serving).await;
+        let _ = timeout(DRAIN * 2, serving).await;
         server.store.close().await;
     };
     tokio::select! {

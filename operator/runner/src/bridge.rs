@@ -334,6 +334,10 @@ pub(crate) async fn greet(stream: UnixStream) -> Result<Greeted, ConnectionError
             listener = Some(checked_listener(descriptor)?);
         }
         buffer.extend_from_slice(&piece[..count]);
+        // Looked at before the frame is decoded, which would reserve as much as it announces.
+        if buffer.first_chunk().is_some_and(|length| u32::from_le_bytes(*length) as usize > MAX_HELLO_BYTES) {
+            return Err(ConnectionError::Greeting("the bridge's greeting is too long".to_owned()));
+        }
         if let Some(frame) = Frame::decode(&mut buffer)? {
             if frame.kind != FrameKind::Hello {
                 return Err(ConnectionError::Greeting("the bridge did not begin with a greeting".to_owned()));
@@ -341,9 +345,6 @@ pub(crate) async fn greet(stream: UnixStream) -> Result<Greeted, ConnectionError
             break serde_json::from_slice(&frame.body).map_err(|error| {
                 ConnectionError::Greeting(format!("the bridge's greeting cannot be read: {error}"))
             })?;
-        }
-        if buffer.len() > MAX_HELLO_BYTES {
-            return Err(ConnectionError::Greeting("the bridge's greeting is too long".to_owned()));
         }
     };
     if !version::CURRENT.serves(hello.protocol) {

@@ -430,6 +430,24 @@ impl Hub {
         self.wait_place(|place| !matches!(place, Place::Recovering(_))).await;
     }
 
+    /// Waits until a turn has begun, or is over: true where it has begun and runs.
+    pub(crate) async fn wait_begun(&self, id: TurnId) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let inner = self.lock();
+                match inner.turn.filter(|turn| turn.id == id) {
+                    None => return false,
+                    Some(turn) if inner.intake.last() > turn.after => return true,
+                    Some(_) => {}
+                }
+            }
+            changed.await;
+        }
+    }
+
     async fn wait_place(&self, is_meant: impl Fn(&Place) -> bool) -> Place {
         loop {
             let changed = self.changed.notified();
@@ -535,3 +553,7 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "hub_tests.rs"]
+mod tests;

@@ -260,13 +260,24 @@ pub(crate) async fn bind(
     shared.gateway.bind(ash_gateway::SandboxId(sandbox.id.0), binding(sandbox, &row))?;
     let answer = send_bind(sandbox, &row).await;
     hub.set_place(Place::Live(Arc::clone(sandbox)));
-    shared.metrics.claimed(how);
-    let sandbox = Arc::clone(sandbox);
+    let (shared, sandbox, hub) = (Arc::clone(shared), Arc::clone(sandbox), Arc::clone(hub));
     tokio::spawn(async move {
-        match answer.read::<Bound>().await {
-            Ok(bound) => tracing::debug!(sandbox = %sandbox.id, how = ?bound.how, "bound"),
-            Err(RequestError::Gone) => {}
-            Err(error) => sandbox.end_with(EndReason::Failed(error.to_string())),
+        tokio::select! {
+            answer = answer.read::<Bound>() => match answer {
+                Ok(bound) => {
+                    let how = if how == Claimed::Cold { how } else { bound.how };
+                    shared.metrics.claimed(how);
+                    tracing::debug!(sandbox = %sandbox.id, session = %hub.session, ?how, "bound");
+                }
+                Err(RequestError::Gone) => {}
+                Err(error) => sandbox.end_with(EndReason::Failed(error.to_string())),
+            },
+            () = sandbox.gone.cancelled() => {}
+        }
+        // One that ended while it was being bound had no session to leave it then.
+        if sandbox.end.is_cancelled() {
+            sandbox.gone.cancelled().await;
+            leave(&shared, &sandbox, &hub).await;
         }
     });
     Ok(row)
@@ -296,12 +307,19 @@ pub(crate) fn binding(sandbox: &Sandbox, row: &Session) -> Binding {
     }
 }
 
-/// What the gateway makes of an agent's network policy. Hosts that cannot be read were refused at deployment.
+/// What the gateway makes of an agent's network policy. A host that it cannot read stays closed, and is said.
 fn egress(policy: &NetworkPolicy) -> EgressPolicy {
     match policy {
         NetworkPolicy::Model => EgressPolicy::Model,
         NetworkPolicy::Allowlist { hosts } => {
-            EgressPolicy::Allowlist(hosts.iter().filter_map(|host| host.parse().ok()).collect())
+            let read = |host: &String| match host.parse() {
+                Ok(rule) => Some(rule),
+                Err(error) => {
+                    tracing::warn!(host, %error, "a host of an agent's allowlist stays closed");
+                    None
+                }
+            };
+            EgressPolicy::Allowlist(hosts.iter().filter_map(read).collect())
         }
         NetworkPolicy::Public => EgressPolicy::Public,
     }
@@ -325,7 +343,11 @@ pub(crate) async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listen
     shared.gateway.remove(ash_gateway::SandboxId(sandbox.id.0));
     sandbox.bridge.fail_pending();
     match sandbox.hub() {
-        Some(hub) => leave(&shared, &sandbox, &hub).await,
+        Some(hub) => {
+            // Its home goes with a sandbox; the conversation is in the log, the workspace stays.
+            remove_folder(sandbox.process.directory().join("home")).await;
+            leave(&shared, &sandbox, &hub).await;
+        }
         None => remove_folder(sandbox.process.directory()).await,
     }
     shared.remove_sandbox(sandbox.id);
@@ -456,8 +478,9 @@ async fn catch_up(sandbox: &Arc<Sandbox>, progress: &Progress) -> (Sequence, boo
 
 /// Takes a session off a sandbox that is over: its tail is committed, then the next epoch says why.
 async fn leave(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, hub: &Arc<Hub>) {
-    // Where the session is only just being bound, whoever binds it sees the failure and says so.
-    if !hub.begin_leaving(sandbox) && !matches!(hub.place(), Place::Leaving) {
+    // A session that is only just being bound is not on its sandbox yet: whoever binds it looks again when it is.
+    let on_it = hub.begin_leaving(sandbox) || matches!(hub.place(), Place::Leaving);
+    if !on_it || !sandbox.take_leave() {
         return;
     }
     shared.queue.push(hub, crate::hub::Urgency::Now);

@@ -42,3 +42,5 @@ pub(crate) const WARM_TRIES: u32 = 3;
 pub(crate) const WARM_RETRY: Duration = Duration::from_secs(2);
 /// How often idle sandboxes and the workspaces' sizes are looked at.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// Growth of the disk's use since it was last looked at (half of a smaller quota) at which sandboxes without a turn are measured.
+pub(crate) const MEASURED_GROWTH_BYTES: u64 = 64 << 20;

@@ -110,13 +110,12 @@ impl Runner for LocalRunner {
         }
         if let Some(sandbox) = pool::claim_warm(&self.shared, &agent, &hub) {
             self.shared.pre_warm_hits.fetch_add(1, Ordering::Relaxed);
-            return match turns::bind_or_end(&self.shared, &sandbox, &hub, Claimed::Live).await {
-                Ok(()) => Ok(hub.session()),
-                Err(error) => {
-                    hub.set_place(Place::None);
-                    Err(RunnerError::Internal(error.to_string()))
-                }
-            };
+            if let Err(error) = turns::bind_or_end(&self.shared, &sandbox, &hub, Claimed::Live).await {
+                // The session is durable: its first message finds it another sandbox.
+                tracing::warn!(session = %hub.session, %error, "a warm sandbox could not be given to a session");
+                hub.set_place(Place::None);
+            }
+            return Ok(hub.session());
         }
         let Ok(place) = Arc::clone(&self.shared.places).try_acquire_owned() else {
             hub.set_place(Place::None);
@@ -167,7 +166,12 @@ impl Runner for LocalRunner {
     async fn interrupt(&self, session: SessionId) -> Result<bool, RunnerError> {
         let Some(hub) = self.shared.existing_hub(session) else { return Ok(false) };
         hub.wait_recovered().await;
-        let (Some(turn), Some(sandbox)) = (hub.turn(), hub.live()) else { return Ok(false) };
+        let Some(turn) = hub.turn() else { return Ok(false) };
+        // A turn whose sandbox is still being found is interrupted as soon as it has begun.
+        if !hub.wait_begun(turn.id).await {
+            return Ok(false);
+        }
+        let Some(sandbox) = hub.live() else { return Ok(false) };
         match sandbox.bridge.call::<IgnoredAny>(&Request::Interrupt { turn: Some(turn.id.0) }).await {
             Ok(_) | Err(RequestError::Gone) => Ok(true),
             Err(error) => Err(RunnerError::Internal(error.to_string())),
@@ -177,12 +181,12 @@ impl Runner for LocalRunner {
     async fn answer(&self, session: SessionId, permission: &str, decision: Decision) -> Result<(), RunnerError> {
         let hub = self.shared.existing_hub(session).ok_or(RunnerError::UnknownPermission)?;
         hub.wait_recovered().await;
+        let sandbox = hub.live().ok_or(RunnerError::PermissionClosed)?;
         match hub.close_permission(permission) {
             PermissionGate::Unknown => return Err(RunnerError::UnknownPermission),
             PermissionGate::Closed => return Err(RunnerError::PermissionClosed),
             PermissionGate::First => {}
         }
-        let sandbox = hub.live().ok_or(RunnerError::PermissionClosed)?;
         let request = Request::Answer { permission: permission.to_owned(), decision };
         match sandbox.bridge.call::<IgnoredAny>(&request).await {
             Ok(_) => Ok(()),

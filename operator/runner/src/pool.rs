@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     hub::Hub,
     lifecycle::{For, close, start},
-    limits::{CAPACITY_WAIT, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
+    limits::{CAPACITY_WAIT, MEASURED_GROWTH_BYTES, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
     sandbox::{EndReason, Sandbox},
     shared::{Shared, WarmTarget},
 };
@@ -206,22 +206,39 @@ fn place_for_warm(shared: &Arc<Shared>, agent: &AgentVersion) -> Option<OwnedSem
 }
 
 /// Looks after sandboxes for as long as the server runs: puts idle sessions to sleep, ends what is over its disk quota.
+///
+/// Sandboxes without a running turn are measured only when the disk has filled up meanwhile: a program that a turn left behind
+/// may write, but measuring a thousand idle workspaces every time would cost more than everything else that they do.
 pub(crate) async fn sweep(shared: Arc<Shared>) {
+    let growth = MEASURED_GROWTH_BYTES.min(shared.config.limits.workspace_bytes / 2);
+    let mut least = used_bytes(&shared);
     loop {
         tokio::select! {
             () = sleep(SWEEP_INTERVAL) => {}
             () = shared.closing.cancelled() => return,
         }
+        let used = used_bytes(&shared);
+        let grown = used.saturating_sub(least) >= growth;
+        least = if grown { used } else { least.min(used) };
         for sandbox in shared.sandboxes() {
             match sandbox.state() {
                 SandboxState::Waiting if sandbox.last_used().elapsed() >= shared.config.idle_timeout => {
                     put_to_sleep(&sandbox, PausedReason::Idle);
                 }
                 SandboxState::Running => enforce_quota(&shared, &sandbox).await,
+                SandboxState::Waiting | SandboxState::Warm | SandboxState::Warming if grown => {
+                    enforce_quota(&shared, &sandbox).await;
+                }
                 _ => {}
             }
         }
     }
+}
+
+/// Bytes in use on the file system of the sandboxes' folders; 0 where the system does not say.
+fn used_bytes(shared: &Shared) -> u64 {
+    rustix::fs::statvfs(shared.folders.root())
+        .map_or(0, |system| system.f_blocks.saturating_sub(system.f_bfree).saturating_mul(system.f_frsize))
 }
 
 async fn enforce_quota(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>) {

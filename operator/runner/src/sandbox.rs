@@ -52,6 +52,8 @@ struct Inner {
     /// The conversation that was put back into the sandbox, and its length in bytes.
     restored: Option<(Uuid, u64)>,
     end_reason: Option<EndReason>,
+    /// Whether the session was taken off, or somebody is at it.
+    left: bool,
 }
 
 enum Phase {
@@ -102,6 +104,7 @@ impl Sandbox {
                 gateway_port: None,
                 restored: None,
                 end_reason: None,
+                left: false,
             }),
             _place: place,
         }
@@ -163,6 +166,11 @@ impl Sandbox {
 
     pub(crate) fn last_used(&self) -> Instant {
         self.lock().last_used
+    }
+
+    /// Takes the duty to take the session off the sandbox: true once.
+    pub(crate) fn take_leave(&self) -> bool {
+        !std::mem::replace(&mut self.lock().left, true)
     }
 
     /// Keeps the gateway's side of the sandbox's listener; the one before it is dropped.

@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 
 use super::{
     arguments::{Arguments, SandboxPolicy},
-    claude, key, sinks,
+    claude, key, sinks, store_metrics,
 };
 
 /// The database in the data directory.
@@ -30,6 +30,9 @@ const DATABASE: &str = "ash.db";
 
 /// Claude Code's memory bound between turns, as a part of the sandbox's memory: three quarters, 1.5 GiB of 2.
 const MEMORY_BOUND: (u64, u64) = (3, 4);
+
+/// `/tmp` and `/dev/shm` count as memory: full, they take half of a small sandbox's and leave the rest to its programs.
+const TEMPORARY_PART: u64 = 4;
 
 /// A wired server.
 pub(super) struct Server {
@@ -72,6 +75,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let registry = Arc::new(Mutex::new(Registry::default()));
     let mut runner_metrics = Registry::default();
     gateway.register_metrics(&mut runner_metrics);
+    runner_metrics.register_collector(Box::new(store_metrics::StoreMetrics(Arc::clone(&store))));
     let as_port: Arc<dyn Store> = Arc::clone(&store) as _;
     let runner = LocalRunner::start(
         runner_config(arguments, &data, bridge, claude),
@@ -93,15 +97,17 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
         tracing::info!(path = %path.display(), "the first API key was written to this file");
     }
     let config = ApiConfig { allow_path: true, api_key: arguments.api_key.clone(), ..ApiConfig::default() };
+    // Streams end with their turns; a moment more lets them say so.
+    let limits = ServeLimits { shutdown_grace: arguments.shutdown_timeout + super::DRAIN, ..ServeLimits::default() };
     let state = ApiState::new(as_port, Arc::clone(&runner) as _, registry, config);
-    Ok(Server { listener, router: ash_api::router(state.clone()), state, limits: ServeLimits::default(), runner, store })
+    Ok(Server { listener, router: ash_api::router(state.clone()), state, limits, runner, store })
 }
 
 fn absolute(program: &Path) -> anyhow::Result<std::path::PathBuf> {
     program.canonicalize().with_context(|| format!("cannot find {}", program.display()))
 }
 
-/// The data directory, made where it is not there, for its owner only.
+/// The data directory, made where it is not there. Others may pass through it, to the folder of their own sandbox, and not look.
 fn data_directory(path: &Path) -> anyhow::Result<std::path::PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
 
@@ -161,6 +167,7 @@ fn runner_config(
     claude: std::path::PathBuf,
 ) -> RunnerConfig {
     let memory_bytes = arguments.memory.bytes();
+    let limits = Limits::default();
     RunnerConfig {
         data: data.to_owned(),
         bridge,
@@ -172,7 +179,8 @@ fn runner_config(
             cpu_millis: arguments.cpu_millis,
             processes: arguments.processes,
             workspace_bytes: arguments.workspace_quota.bytes(),
-            ..Limits::default()
+            tmp_bytes: limits.tmp_bytes.min(memory_bytes / TEMPORARY_PART),
+            ..limits
         },
         memory_bound_bytes: memory_bytes / MEMORY_BOUND.1 * MEMORY_BOUND.0,
         idle_timeout: arguments.idle_timeout,
