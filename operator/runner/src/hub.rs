@@ -18,6 +18,7 @@ use ash_core::{
 };
 use ash_protocol::message::{BridgeEvent, Resolution};
 use tokio::sync::Notify;
+use tracing::Span;
 
 use crate::{
     limits::{BATCH_BYTES, BATCH_ENTRIES, COMMIT_BYTES, COMMIT_SESSION_BYTES, COMMITTED_TAIL_BYTES},
@@ -45,6 +46,8 @@ struct Inner {
     /// Bytes of the committed part of the tail.
     committed_bytes: usize,
     turn: Option<Turn>,
+    /// The span of the turn: from its reservation to its end.
+    span: Option<Span>,
     /// The turn that was in progress when the session began to leave its sandbox; one that is reserved later waits for the
     /// next sandbox.
     leaving_turn: Option<TurnId>,
@@ -137,6 +140,7 @@ impl Hub {
                 tail: VecDeque::new(),
                 committed_bytes: 0,
                 turn: None,
+                span: None,
                 leaving_turn: None,
                 permissions: BTreeMap::new(),
                 place: Place::None,
@@ -225,7 +229,7 @@ impl Hub {
             Some(_) => Reserve::Busy,
             None => {
                 let after = inner.last();
-                inner.turn = Some(Turn { id, after });
+                inner.begin_turn(Turn { id, after });
                 inner.permissions.clear();
                 Reserve::Reserved
             }
@@ -236,7 +240,7 @@ impl Hub {
     pub(crate) fn release_turn(&self, id: TurnId) {
         let mut inner = self.lock();
         if inner.turn.is_some_and(|turn| turn.id == id) {
-            inner.turn = None;
+            inner.end_turn("given up before it began");
         }
         drop(inner);
         self.changed.notify_waiters();
@@ -245,7 +249,9 @@ impl Hub {
     /// Takes over what the store, and later the bridge, knows of the turn after the host was restarted.
     pub(crate) fn restore_turn(&self, turn: Option<Turn>, permissions: Vec<String>) {
         let mut inner = self.lock();
-        inner.turn = turn.or(inner.turn);
+        if let Some(turn) = turn {
+            inner.begin_turn(turn);
+        }
         inner.permissions = permissions.into_iter().map(|id| (id, PermissionState::Open)).collect();
     }
 
@@ -291,7 +297,7 @@ impl Hub {
                 inner.note_bridge_event(&entry);
             }
             if entry.ends_turn() {
-                inner.turn = None;
+                inner.end_turn("ended");
                 taken.turn_ended = true;
             }
             inner.tail.push_back(Arc::new(LoggedEntry::new(entry)));
@@ -314,7 +320,9 @@ impl Hub {
             inner.tail.pop_back();
         }
         // A claim may report an earlier turn as interrupted while the next one is reserved already.
-        inner.turn = inner.turn.filter(|turn| interrupted != Some(turn.id));
+        if interrupted.is_some() && inner.turn.map(|turn| turn.id) == interrupted {
+            inner.end_turn("interrupted");
+        }
         inner.intake = Intake::new(row.epoch, opening.sequence);
         inner.committed = opening.sequence;
         inner.committed_bytes += opening.body.len();
@@ -378,7 +386,7 @@ impl Hub {
     pub(crate) fn fail(&self, message: String) {
         let mut inner = self.lock();
         inner.broken = Some(message);
-        inner.turn = None;
+        inner.end_turn("failed: its log cannot be written");
         drop(inner);
         self.changed.notify_waiters();
     }
@@ -523,6 +531,22 @@ pub(crate) enum Tail {
 impl Inner {
     fn last(&self) -> Sequence {
         self.intake.last().max(self.committed)
+    }
+
+    fn begin_turn(&mut self, turn: Turn) {
+        if self.turn.is_none_or(|current| current.id != turn.id) {
+            let span = tracing::info_span!("turn", session = %self.row.id, turn = %turn.id);
+            span.in_scope(|| tracing::debug!("begins"));
+            self.span = Some(span);
+        }
+        self.turn = Some(turn);
+    }
+
+    fn end_turn(&mut self, how: &'static str) {
+        self.turn = None;
+        if let Some(span) = self.span.take() {
+            span.in_scope(|| tracing::debug!(how, "over"));
+        }
     }
 
     fn trim(&mut self, keep: usize) {

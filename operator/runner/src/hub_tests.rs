@@ -8,6 +8,7 @@ use ash_core::{
     opening::{Opening, OpeningReason},
     session::{Session, SessionState},
 };
+use ash_protocol::options::SessionOptions;
 use bytes::Bytes;
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -24,7 +25,7 @@ fn session() -> Session {
         state: SessionState::Active,
         error: None,
         sandbox: None,
-        options: Default::default(),
+        options: SessionOptions::default(),
         metadata: BTreeMap::new(),
         epoch: Epoch::NONE,
         last: Sequence::START,

@@ -23,6 +23,7 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{sleep, timeout},
 };
+use tracing::Instrument;
 
 use crate::{
     bridge::{ConnectionError, Greeted, Incoming, RequestError, greet},
@@ -140,7 +141,7 @@ async fn start_process(
     };
     let sandbox = Arc::new(Sandbox::new(id, agent.clone(), process, place, None));
     shared.add_sandbox(Arc::clone(&sandbox));
-    tokio::spawn(supervise(Arc::clone(shared), Arc::clone(&sandbox), listener));
+    spawn_supervisor(shared, &sandbox, listener);
     Ok((sandbox, unpacked))
 }
 
@@ -325,8 +326,14 @@ fn egress(policy: &NetworkPolicy) -> EgressPolicy {
     }
 }
 
+/// Looks after a sandbox for its whole life, in a span of its own.
+pub(crate) fn spawn_supervisor(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, listener: UnixListener) {
+    let span = tracing::info_span!("sandbox", sandbox = %sandbox.id, agent = %sandbox.agent.agent);
+    tokio::spawn(supervise(Arc::clone(shared), Arc::clone(sandbox), listener).instrument(span));
+}
+
 /// Serves a sandbox's connections until it ends, then takes its session off it and clears up.
-pub(crate) async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixListener) {
+async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixListener) {
     let ended_by_itself = tokio::select! {
         () = serve_connections(&shared, &sandbox, &listener) => true,
         _ = sandbox.process.exited() => true,

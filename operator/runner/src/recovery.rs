@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::{
     hub::{Hub, Place, Turn},
-    lifecycle::{open_without_sandbox, remove_folder, supervise},
+    lifecycle::{open_without_sandbox, remove_folder, spawn_supervisor},
     limits::BRIDGE_AWAY,
     sandbox::{EndReason, Sandbox, listen},
     shared::Shared,
@@ -101,7 +101,7 @@ async fn take_over(
     }
     hub.set_place(Place::Recovering(Arc::clone(&sandbox)));
     shared.add_sandbox(Arc::clone(&sandbox));
-    tokio::spawn(supervise(Arc::clone(shared), Arc::clone(&sandbox), listener));
+    spawn_supervisor(shared, &sandbox, listener);
     tracing::info!(session = %row.id, sandbox = %id, "a sandbox of the server before is alive: waiting for its bridge");
     let hub = Arc::clone(hub);
     tokio::spawn(async move {
