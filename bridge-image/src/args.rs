@@ -29,7 +29,8 @@ pub enum ArgumentError {
     Missing(&'static str),
 }
 
-const USAGE: &str = "usage: ash-bridge --socket PATH --sandbox ID --workspace PATH [--gateway-port-listen ADDRESS:PORT | --no-gateway]";
+const USAGE: &str =
+    "usage: ash-bridge --socket PATH --sandbox ID --workspace PATH [--gateway-port-listen ADDRESS:PORT | --no-gateway]";
 
 /// Where the gateway's listener is opened unless told otherwise: a port that the system chooses.
 const GATEWAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);

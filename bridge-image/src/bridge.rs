@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, net::TcpListener, rc::Rc, time::Duration};
 
 use tokio::{
     sync::mpsc,
-    task::LocalSet,
+    task::{JoinError, LocalSet, spawn_local},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -59,10 +59,8 @@ pub enum BridgeError {
 ///
 /// `terminate` ends when the bridge is to end by itself (SIGTERM).
 pub async fn run(arguments: Arguments, terminate: impl Future<Output = ()>) -> Result<End, BridgeError> {
-    let workspace = Workspace::open(&arguments.workspace).map_err(|error| BridgeError::Workspace {
-        path: arguments.workspace.display().to_string(),
-        error,
-    })?;
+    let workspace = Workspace::open(&arguments.workspace)
+        .map_err(|error| BridgeError::Workspace { path: arguments.workspace.display().to_string(), error })?;
     let gateway = arguments
         .gateway
         .map(|address| {
@@ -93,35 +91,44 @@ pub async fn run(arguments: Arguments, terminate: impl Future<Output = ()>) -> R
     Ok(LocalSet::new().run_until(serve(&shared, driver, link, terminate)).await)
 }
 
-async fn serve(shared: &Rc<Shared>, driver: Driver, link: Link, terminate: impl Future<Output = ()>) -> End {
-    let mut terminate = std::pin::pin!(terminate);
-    let mut link = std::pin::pin!(link.run());
-    let mut driver = Box::pin(async move {
-        let mut driver = driver;
-        driver.run().await;
-    });
-    let ended = |end| match end {
-        LinkEnd::Overtaken => End::Overtaken,
-        LinkEnd::HostGone => End::HostGone,
+async fn serve(shared: &Rc<Shared>, mut driver: Driver, link: Link, terminate: impl Future<Output = ()>) -> End {
+    // Tasks of their own: what wakes one does not cost the other anything, and a burst does not starve the link.
+    let mut link = spawn_local(async move { link.run().await });
+    let mut driver = spawn_local(async move { driver.run().await });
+    let told = async {
+        tokio::select! {
+            () = shared.stop.notified() => {}
+            () = terminate => shared.stop_by(Instant::now() + TERMINATE),
+        }
+        turn_ended(shared).await;
     };
-    tokio::select! {
-        end = &mut link => return ended(end),
-        () = &mut driver => {}
-        () = shared.stop.notified() => {}
-        () = &mut terminate => shared.stop_by(Instant::now() + TERMINATE),
+    let end = tokio::select! {
+        biased;
+        end = &mut link => Some(end),
+        // It ends when the link has ended, and otherwise only by a fault of ours: then nothing is left to serve.
+        _ = &mut driver => None,
+        () = told => None,
+    };
+    // Its end kills Claude Code with all that it started.
+    if !driver.is_finished() {
+        driver.abort();
+        let _ = driver.await;
     }
-    tokio::select! {
-        end = &mut link => return ended(end),
-        () = &mut driver => {}
-        () = turn_ended(shared) => {}
+    if end.is_none() && !link.is_finished() {
+        tokio::select! {
+            end = link => return ended(Some(&end)),
+            _ = timeout(FLUSH, flushed(shared)) => {}
+        }
     }
-    // Dropping it kills Claude Code with all that it started.
-    drop(driver);
-    tokio::select! {
-        _ = &mut link => {}
-        _ = timeout(FLUSH, flushed(shared)) => {}
+    ended(end.as_ref())
+}
+
+fn ended(end: Option<&Result<LinkEnd, JoinError>>) -> End {
+    match end {
+        Some(Ok(LinkEnd::Overtaken)) => End::Overtaken,
+        Some(Ok(LinkEnd::HostGone)) => End::HostGone,
+        _ => End::Stopped,
     }
-    End::Stopped
 }
 
 /// Returns when no turn runs, or when the time that was set for the end has come. An earlier time may be set meanwhile.

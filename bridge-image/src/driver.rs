@@ -6,6 +6,8 @@
 mod lifecycle;
 mod output;
 mod requests;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -98,6 +100,8 @@ pub(crate) struct Driver {
     last_request: u64,
     /// The control request that is waited for, and its answer.
     awaited_answer: Option<(String, Option<Result<Value, String>>)>,
+    /// The request for MCP servers whose answer takes longer than anybody waits for it.
+    late_answer: Option<String>,
     /// Results that were printed while no session was there: rehearsals.
     results: u64,
     /// When Claude Code was started again after a death, lately.
@@ -119,6 +123,7 @@ impl Driver {
             failed_servers: BTreeMap::new(),
             last_request: 0,
             awaited_answer: None,
+            late_answer: None,
             results: 0,
             revivals: VecDeque::new(),
         }

@@ -25,7 +25,9 @@ pub fn is_of_claude(name: &str) -> bool {
     let upper = name.to_ascii_uppercase();
     let exact = ["PATH", "HOME", "SHELL", "USER", "TMPDIR", "IS_SANDBOX", "API_TIMEOUT_MS", "NO_PROXY"];
     let prefixes = ["ANTHROPIC", "CLAUDE", "NODE_", "BUN_", "LD_", "SSL_CERT", "DISABLE_", "ENABLE_", "OTEL_", "MCP_"];
-    exact.contains(&upper.as_str()) || upper.ends_with("_PROXY") || prefixes.iter().any(|prefix| upper.starts_with(prefix))
+    exact.contains(&upper.as_str())
+        || upper.ends_with("_PROXY")
+        || prefixes.iter().any(|prefix| upper.starts_with(prefix))
 }
 
 /// Whether a shell takes it for a variable's name.
@@ -104,7 +106,8 @@ pub fn mcp_servers(
             (!variables.is_empty() || given.contains_key(name)) && is_stdio && !is_disabled(name)
         })
         .map(|(name, server)| {
-            let server = expand(server, &|variable| variables.get(variable).or_else(|| inherited.get(variable)).cloned());
+            let server =
+                expand(server, &|variable| variables.get(variable).or_else(|| inherited.get(variable)).cloned());
             (name, with_environment(server, variables))
         })
         .collect();

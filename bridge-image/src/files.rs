@@ -122,7 +122,8 @@ pub(crate) async fn restore_transcript(
     let directory = std::fs::canonicalize(workspace).unwrap_or_else(|_| workspace.to_owned());
     let folder = transcript::folder(configuration, &directory);
     let place = transcript::file(&folder, conversation);
-    let folder = own_folder(&folder).map_err(|error| io_refusal(what, Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+    let folder =
+        own_folder(&folder).map_err(|error| io_refusal(what, Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
     let failed = |error| io_refusal(what, error);
     let file = fill(NewFile::create(folder).map_err(failed)?, what, input).await?;
     file.finish(&place.file_name().unwrap_or_default().to_owned(), 0o600).map_err(failed)

@@ -38,7 +38,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A bridge without a host for so long ends itself.
-pub(crate) const HOST_GONE: Duration = Duration::from_secs(600);
+pub(crate) const HOST_GONE: Duration = Duration::from_mins(10);
 
 /// The longest deadline of a shutdown: a day.
 const MAX_DEADLINE_MS: u64 = 86_400_000;

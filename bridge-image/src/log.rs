@@ -4,10 +4,7 @@
 
 use std::collections::VecDeque;
 
-use ash_protocol::{
-    Entry, EntryFlags, EntryKind, Epoch, Sequence,
-    entry::MAX_UNACKNOWLEDGED_BYTES,
-};
+use ash_protocol::{Entry, EntryFlags, EntryKind, Epoch, Sequence, entry::MAX_UNACKNOWLEDGED_BYTES};
 use bytes::Bytes;
 
 /// What an entry costs beside its body, counted towards the bound so that short entries cannot get around it.
@@ -141,10 +138,7 @@ mod tests {
                     Act::Send(count) => {
                         for _ in 0..count {
                             cursor = cursor.max(acknowledged);
-                            match log.next_unsent() {
-                                Some(entry) => { cursor += 1; prop_assert_eq!(entry.sequence, epoch.sequence(cursor)); }
-                                None => prop_assert_eq!(cursor, written),
-                            }
+                            if let Some(entry) = log.next_unsent() { cursor += 1; prop_assert_eq!(entry.sequence, epoch.sequence(cursor)); } else { prop_assert_eq!(cursor, written); }
                         }
                     }
                     Act::Acknowledge(n) => {

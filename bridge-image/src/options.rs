@@ -326,3 +326,154 @@ impl Launch {
         Self { arguments, environment: betas.into_iter().collect(), initialize }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+    use serde_json::{Map, Value, json};
+
+    use super::{InForce, Launch, Plan, Step, Wanted, plan};
+
+    fn wanted(session: Value, turn: Value) -> Wanted {
+        let session: ash_protocol::options::SessionOptions = serde_json::from_value(session).unwrap();
+        let servers = session.mcp_servers.clone().unwrap_or_default();
+        Wanted::new(&session, &serde_json::from_value(turn).unwrap(), servers)
+    }
+
+    /// A process that was started with these options and brought to all of them.
+    fn in_force(wanted: &Wanted) -> InForce {
+        let mut in_force = InForce::started(wanted, false);
+        let Plan::Live(steps) = plan(&in_force, wanted) else { panic!("a start reaches what it was started for") };
+        for step in &steps {
+            in_force.carried_out(step, wanted);
+        }
+        in_force
+    }
+
+    fn steps(in_force: &InForce, wanted: &Wanted) -> Vec<Step> {
+        match plan(in_force, wanted) {
+            Plan::Live(steps) => steps,
+            Plan::Restart => panic!("a restart for {wanted:?}"),
+        }
+    }
+
+    #[test]
+    fn what_changes_live_never_restarts() {
+        let plain = in_force(&wanted(json!({}), json!({})));
+        let cases = [
+            (json!({"model": "haiku"}), json!({}), "set_model"),
+            (json!({"systemPrompt": "x"}), json!({}), "set_model"),
+            (json!({"permissionMode": "plan"}), json!({}), "set_permission_mode"),
+            (json!({}), json!({"thinking": {"type": "disabled"}}), "set_max_thinking_tokens"),
+            (json!({}), json!({"effort": "max"}), "apply_flag_settings"),
+            (json!({"allowedTools": ["Bash"]}), json!({}), "apply_flag_settings"),
+            (json!({"mcpServers": {"a": {"url": "x"}}}), json!({}), "mcp_set_servers"),
+        ];
+        for (session, turn, subtype) in cases {
+            let steps = steps(&plain, &wanted(session, turn));
+            assert_eq!(steps.len(), 1, "{steps:?}");
+            assert_eq!(steps[0].request().unwrap()["subtype"], subtype);
+        }
+        let environment = steps(&plain, &wanted(json!({"environment": {"A": "1", "PATH": "x"}}), json!({})));
+        assert!(matches!(environment[0], Step::Environment(_)));
+        assert_eq!(environment[1], Step::Settings(json!({"env": {"A": "1"}})), "PATH would change Claude Code itself");
+    }
+
+    #[test]
+    fn what_is_fixed_restarts_and_comes_back() {
+        let plain = wanted(json!({}), json!({}));
+        for (session, turn) in [
+            (json!({}), json!({"maxTurns": 1})),
+            (json!({}), json!({"maxBudgetUsd": 0.5})),
+            (json!({}), json!({"outputFormat": {"type": "json_schema", "schema": {}}})),
+            (json!({"subagents": {"a": {}}}), json!({})),
+            (json!({"initialAgent": "a"}), json!({})),
+            (json!({"betas": ["b"]}), json!({})),
+            (json!({"disallowedTools": ["Bash"]}), json!({})),
+        ] {
+            let wanted = wanted(session, turn);
+            assert_eq!(plan(&in_force(&plain), &wanted), Plan::Restart, "{wanted:?}");
+            assert_eq!(plan(&in_force(&wanted), &plain), Plan::Restart, "{wanted:?}");
+            assert_eq!(steps(&in_force(&wanted), &wanted), []);
+        }
+        for session in [json!({"model": "haiku"}), json!({"systemPrompt": "x"}), json!({"environment": {"A": "1"}})] {
+            assert_eq!(plan(&in_force(&wanted(session, json!({}))), &plain), Plan::Restart);
+        }
+    }
+
+    #[test]
+    fn a_budget_begins_with_a_fresh_process() {
+        let budget = wanted(json!({}), json!({"maxBudgetUsd": 1}));
+        let mut process = in_force(&budget);
+        assert_eq!(steps(&process, &budget), []);
+        process.turn_began();
+        assert_eq!(plan(&process, &budget), Plan::Restart);
+    }
+
+    #[test]
+    fn a_resumed_process_is_told_its_model() {
+        let plain = wanted(json!({}), json!({}));
+        let resumed = InForce::started(&plain, true);
+        assert_eq!(steps(&resumed, &plain), [Step::Model { model: None, system_prompt: None }]);
+        assert_eq!(steps(&resumed, &plain)[0].request().unwrap()["model"], "default");
+    }
+
+    #[test]
+    fn no_value_becomes_a_flag() {
+        let session = json!({"model": "--resume", "initialAgent": "-p", "disallowedTools": ["--x", "Bash(rm:*)"]});
+        let launch = Launch::new(&wanted(session, json!({})), None);
+        for flag in ["--model=--resume", "--agent=-p", "--disallowedTools=--x,Bash(rm:*)"] {
+            assert!(launch.arguments.iter().any(|argument| argument == flag), "{flag}");
+        }
+    }
+
+    fn any_wanted() -> impl Strategy<Value = Wanted> {
+        let text = prop::option::of("[ab]");
+        (
+            (text.clone(), text.clone(), 0..4_usize, prop::option::of(1..3_u32), prop::option::of(1..3_u32)),
+            (prop::option::of(0..3_usize), prop::option::of(0..3_usize), text.clone(), text),
+        )
+            .prop_map(|((model, prompt, mode, turns, budget), (thinking, effort, variable, server))| {
+                let mode = ["bypassPermissions", "default", "acceptEdits", "plan"][mode];
+                let thinking = thinking.map(|at| {
+                    [
+                        json!({"type": "disabled"}),
+                        json!({"type": "adaptive"}),
+                        json!({"type": "enabled", "budgetTokens": 9}),
+                    ][at]
+                        .clone()
+                });
+                let servers: Map<String, Value> =
+                    server.iter().map(|name| (name.clone(), json!({"url": "x"}))).collect();
+                let environment: Map<String, Value> = variable.iter().map(|name| (name.clone(), json!("1"))).collect();
+                let session = json!({"model": model, "systemPrompt": prompt, "permissionMode": mode,
+                    "environment": environment, "mcpServers": servers});
+                let turn = json!({"maxTurns": turns, "maxBudgetUsd": budget, "thinking": thinking,
+                    "effort": effort.map(|at| ["low", "high", "max"][at])});
+                wanted(session, turn)
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_came_before_every_turn_gets_what_it_wants(turns in prop::collection::vec(any_wanted(), 1..12)) {
+            let mut process = in_force(&turns[0]);
+            for wanted in &turns {
+                match plan(&process, wanted) {
+                    Plan::Restart => process = in_force(wanted),
+                    Plan::Live(steps) => for step in &steps {
+                        process.carried_out(step, wanted);
+                    },
+                }
+                prop_assert_eq!(&process.fixed, &wanted.fixed);
+                let live = (super::thinking_tokens(process.live.thinking), super::Live { thinking: None, ..process.live.clone() });
+                let next = (super::thinking_tokens(wanted.live.thinking), super::Live { thinking: None, ..wanted.live.clone() });
+                prop_assert_eq!(live, next);
+                prop_assert_eq!(plan(&process, wanted), Plan::Live(Vec::new()), "nothing is left to do");
+                process.turn_began();
+            }
+        }
+    }
+}

@@ -103,8 +103,12 @@ impl Turns {
 
     /// Takes the permission requests whose time is up.
     pub fn expire(&mut self, now_ms: i64) -> Vec<String> {
-        let expired: Vec<String> =
-            self.permissions.iter().filter(|(_, open)| open.expires_at_ms <= now_ms).map(|(id, _)| id.clone()).collect();
+        let expired: Vec<String> = self
+            .permissions
+            .iter()
+            .filter(|(_, open)| open.expires_at_ms <= now_ms)
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in &expired {
             self.permissions.remove(id);
         }

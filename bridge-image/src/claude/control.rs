@@ -62,8 +62,8 @@ struct ResponseLine {
 struct Response {
     subtype: String,
     request_id: String,
-    #[serde(default)]
-    response: Value,
+    #[serde(default, rename = "response")]
+    value: Value,
     #[serde(default)]
     error: Option<String>,
 }
@@ -73,7 +73,7 @@ impl Answered {
     pub fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
         let ResponseLine { response } = serde_json::from_slice(line)?;
         let outcome = if response.subtype == "success" {
-            Ok(response.response)
+            Ok(response.value)
         } else {
             Err(response.error.unwrap_or_else(|| format!("Claude Code answered {}", response.subtype)))
         };
@@ -165,13 +165,15 @@ pub struct ResultLine {
     pub user_message_uuid: Option<Uuid>,
     /// All user messages that the result answers.
     pub user_message_uuids: Option<Vec<Uuid>>,
+    /// Who began it where that was no user, such as a task in the background that has ended.
+    pub origin: Option<serde::de::IgnoredAny>,
 }
 
 impl ResultLine {
-    /// Whether the result may end this turn: it names it, or no message at all.
+    /// Whether the result ends this turn: it names it, or nothing and nobody else.
     pub fn ends(&self, turn: Uuid) -> bool {
         match (&self.user_message_uuid, &self.user_message_uuids) {
-            (None, None) => true,
+            (None, None) => self.origin.is_none(),
             (one, all) => *one == Some(turn) || all.as_ref().is_some_and(|all| all.is_empty() || all.contains(&turn)),
         }
     }
@@ -207,7 +209,8 @@ mod tests {
 
     #[test]
     fn answers_join_the_input_of_the_question() {
-        let decision: Decision = serde_json::from_value(json!({"behavior": "allow", "answers": {"Why?": "So"}})).unwrap();
+        let decision: Decision =
+            serde_json::from_value(json!({"behavior": "allow", "answers": {"Why?": "So"}})).unwrap();
         let answer = decide(&decision, &raw(r#"{"questions":[1]}"#));
         assert_eq!(answer, json!({"behavior": "allow", "updatedInput": {"questions": [1], "answers": {"Why?": "So"}}}));
     }
@@ -220,7 +223,8 @@ mod tests {
 
     #[test]
     fn responses_are_read() {
-        let line = br#"{"type":"control_response","response":{"subtype":"success","request_id":"r","response":{"a":1}}}"#;
+        let line =
+            br#"{"type":"control_response","response":{"subtype":"success","request_id":"r","response":{"a":1}}}"#;
         assert_eq!(Answered::parse(line).unwrap().outcome, Ok(json!({"a": 1})));
         let line = br#"{"type":"control_response","response":{"subtype":"error","request_id":"r","error":"no"}}"#;
         assert_eq!(Answered::parse(line).unwrap().outcome, Err("no".to_owned()));
@@ -234,5 +238,6 @@ mod tests {
         assert!(result(json!({"user_message_uuid": null})).ends(ours));
         assert!(result(json!({"user_message_uuids": [other, ours]})).ends(ours));
         assert!(!result(json!({"user_message_uuid": other})).ends(ours));
+        assert!(!result(json!({"origin": {"kind": "task-notification"}})).ends(ours));
     }
 }

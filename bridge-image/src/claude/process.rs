@@ -145,11 +145,7 @@ impl Process {
             let ended = self.ended.map(|(_, at)| at + DRAIN);
             tokio::select! {
                 biased;
-                written = write_some(&mut self.input, &self.unwritten), if !self.unwritten.is_empty() => match written {
-                    Ok(count) => self.written(count),
-                    // It closed its input, so it is ending: its exit says the rest.
-                    Err(_) => (self.input, self.unwritten) = (None, VecDeque::new()),
-                },
+                written = write_some(&mut self.input, &self.unwritten), if !self.unwritten.is_empty() => self.written(written),
                 count = read_some(&mut self.output, &mut self.lines), if read && self.output.is_some() => {
                     if count == 0 {
                         self.output = None;
@@ -175,7 +171,11 @@ impl Process {
         }
     }
 
-    fn written(&mut self, mut count: usize) {
+    fn written(&mut self, written: Option<usize>) {
+        let Some(mut count) = written else {
+            // It closed its input, so it is ending: its exit says the rest.
+            return self.close_input();
+        };
         while let Some(front) = self.unwritten.front_mut() {
             if count < front.len() {
                 front.advance(count);
@@ -253,13 +253,13 @@ impl Drop for Process {
     }
 }
 
-async fn write_some(input: &mut Option<ChildStdin>, queue: &VecDeque<Bytes>) -> std::io::Result<usize> {
-    let Some(input) = input else { return Err(std::io::ErrorKind::BrokenPipe.into()) };
+/// Bytes written; `None` where nothing more can be.
+async fn write_some(input: &mut Option<ChildStdin>, queue: &VecDeque<Bytes>) -> Option<usize> {
     let mut slices = [std::io::IoSlice::new(&[]), std::io::IoSlice::new(&[])];
     for (slice, bytes) in slices.iter_mut().zip(queue) {
         *slice = std::io::IoSlice::new(bytes);
     }
-    input.write_vectored(&slices).await
+    input.as_mut()?.write_vectored(&slices).await.ok()
 }
 
 /// Bytes read; 0 at the end, and after an error, which a pipe has only when it is of no use any more.

@@ -29,11 +29,8 @@ pub fn configuration(environment: &BTreeMap<String, String>) -> PathBuf {
 
 /// The folder of the transcripts of a working directory.
 pub fn folder(configuration: &Path, directory: &Path) -> PathBuf {
-    let name: String = directory
-        .to_string_lossy()
-        .chars()
-        .map(|char| if char.is_ascii_alphanumeric() { char } else { '-' })
-        .collect();
+    let name: String =
+        directory.to_string_lossy().chars().map(|char| if char.is_ascii_alphanumeric() { char } else { '-' }).collect();
     configuration.join("projects").join(name)
 }
 
@@ -129,7 +126,9 @@ impl Transcript {
             Err(error) => return Err(error),
         };
         let is_same = match &self.file {
-            Some(file) => file.metadata().is_ok_and(|opened| opened.ino() == named.ino() && opened.dev() == named.dev()),
+            Some(file) => {
+                file.metadata().is_ok_and(|opened| opened.ino() == named.ino() && opened.dev() == named.dev())
+            }
             None => false,
         };
         if !is_same {

@@ -30,10 +30,13 @@ use crate::{
 };
 
 /// How long Claude Code may take to answer `initialize`.
-const INITIALIZE: Duration = Duration::from_secs(60);
+const INITIALIZE: Duration = Duration::from_mins(1);
 
 /// How long it may take to answer another control request. An unknown model's name is put to the model's API.
 const CONTROL: Duration = Duration::from_secs(30);
+
+/// How long MCP servers may take to connect before Claude Code goes on without waiting for them. Most take a tenth of a second.
+const CONNECT_SERVERS: Duration = Duration::from_secs(10);
 
 /// How long `--version` may take.
 const VERSION: Duration = Duration::from_secs(20);
@@ -54,7 +57,7 @@ const REHEARSED_MESSAGE: &str = "\"ash rehearsal\"";
 const MAX_REVIVALS: usize = 3;
 
 /// The window for [`MAX_REVIVALS`].
-const REVIVAL_WINDOW: Duration = Duration::from_secs(60);
+const REVIVAL_WINDOW: Duration = Duration::from_mins(1);
 
 /// The pause before the second start after a death; doubled for the third.
 const REVIVAL_PAUSE: Duration = Duration::from_millis(250);
@@ -168,7 +171,7 @@ impl Driver {
         self.claude = Some(claude);
         self.resumed = start.resume;
         self.conversation = start.resume;
-        self.in_force = None;
+        (self.in_force, self.late_answer) = (None, None);
         self.shared.claude_started();
         if let Err(error) = self.control(&launch.initialize, INITIALIZE).await {
             self.kill().await;
@@ -176,7 +179,7 @@ impl Driver {
                 ControlError::Refused(message) => {
                     ChangeError::Failed(format!("Claude Code refuses to initialize: {message}"))
                 }
-                ControlError::Failed(message) => ChangeError::Failed(message),
+                ControlError::TimedOut(_, message) | ControlError::Ended(message) => ChangeError::Failed(message),
             });
         }
         let in_force = InForce::started(start.wanted, start.resume.is_some());
@@ -221,13 +224,18 @@ impl Driver {
                     .map_err(|error| ChangeError::Refused { options: step.options(), message: error.to_string() })?;
             }
             if let Some(request) = step.request() {
-                let answer = self.control(&request, CONTROL).await;
-                match answer {
-                    Ok(answer) => self.note_answer(&step, &answer),
+                let is_servers = matches!(step, Step::McpServers(_));
+                match self.control(&request, if is_servers { CONNECT_SERVERS } else { CONTROL }).await {
+                    Ok(answer) if is_servers => self.servers_answered(&answer),
+                    Ok(_) => {}
+                    // The rest of the set is in force; what fails later is said in the late answer.
+                    Err(ControlError::TimedOut(id, _)) if is_servers => self.late_answer = Some(id),
                     Err(ControlError::Refused(message)) => {
                         return Err(ChangeError::Refused { options: step.options(), message });
                     }
-                    Err(ControlError::Failed(message)) => return Err(ChangeError::Failed(message)),
+                    Err(ControlError::TimedOut(_, message) | ControlError::Ended(message)) => {
+                        return Err(ChangeError::Failed(message));
+                    }
                 }
             }
             if let Some(in_force) = &mut self.in_force {
@@ -237,8 +245,9 @@ impl Driver {
         Ok(())
     }
 
-    fn note_answer(&mut self, step: &Step, answer: &Value) {
-        if let (Step::McpServers(_), Some(errors)) = (step, answer.get("errors").and_then(Value::as_object)) {
+    /// What became of the MCP servers that were given to Claude Code.
+    pub(super) fn servers_answered(&mut self, answer: &Value) {
+        if let Some(errors) = answer.get("errors").and_then(Value::as_object) {
             let failed = errors.keys().map(|name| (name.clone(), "failed".to_owned())).collect();
             self.servers_failed(failed);
         }
@@ -250,9 +259,10 @@ impl Driver {
         self.write(control::request(&id, request));
         self.awaited_answer = Some((id, None));
         let pumped = self.pump(limit, |driver| matches!(&driver.awaited_answer, Some((_, Some(_))))).await;
-        match self.awaited_answer.take() {
-            Some((_, Some(answer))) => answer.map_err(ControlError::Refused),
-            _ => Err(ControlError::Failed(pumped.err().unwrap_or_default())),
+        match (self.awaited_answer.take(), pumped) {
+            (Some((_, Some(answer))), _) => answer.map_err(ControlError::Refused),
+            (Some((id, None)), Err(message)) if self.claude.is_some() => Err(ControlError::TimedOut(id, message)),
+            (_, pumped) => Err(ControlError::Ended(pumped.err().unwrap_or_default())),
         }
     }
 
@@ -354,7 +364,7 @@ impl Driver {
                     report("rehearsal_failed", &error);
                     return self.start_after_rehearsal(error).await;
                 }
-                if std::ptr::eq(content, &clear) && rehearsed != self.conversation {
+                if rehearsed != self.conversation {
                     self.forget(rehearsed);
                 }
             }
@@ -384,8 +394,10 @@ impl Driver {
 enum ControlError {
     /// Claude Code refused it.
     Refused(String),
-    /// It ended, or did not answer in time.
-    Failed(String),
+    /// It did not answer the request of this id in time.
+    TimedOut(String, String),
+    /// It ended.
+    Ended(String),
 }
 
 /// Whether one more start after a death is within the bound; counts it.

@@ -87,21 +87,15 @@ impl Driver {
             Line::ControlCancelRequest => self.cancelled(&line),
             Line::KeepAlive => {}
             Line::System(subtype) => {
-                match subtype.as_ref() {
-                    "init" => self.init(&line).await,
-                    "api_retry" => {
-                        if let Some(session) = &mut self.session {
-                            session.partials.retry();
-                        }
-                    }
-                    _ => {}
+                if subtype == "init" {
+                    self.init(&line).await;
                 }
                 self.log(EntryKind::Claude, EntryFlags::default(), line);
             }
             Line::Other(kind) => {
                 let (is_assistant, is_user) = (kind == "assistant", kind == "user");
-                if is_assistant || is_user {
-                    self.message(&line, is_assistant);
+                if is_assistant {
+                    self.message(&line);
                 }
                 self.log(EntryKind::Claude, EntryFlags::default(), line);
                 if is_user {
@@ -127,16 +121,14 @@ impl Driver {
         self.shared.append(EntryKind::Partial, EntryFlags::default(), line);
     }
 
-    fn message(&mut self, line: &[u8], is_assistant: bool) {
+    /// A complete block of a message.
+    fn message(&mut self, line: &[u8]) {
         let Some(session) = &mut self.session else { return };
         let Ok(message) = serde_json::from_slice::<Message>(line) else { return };
         // Sub-agents have transcripts of their own.
         if message.parent_tool_use_id.is_none() {
-            if is_assistant {
-                session.awaited = Some(message.uuid);
-            } else {
-                session.partials.settle();
-            }
+            session.awaited = Some(message.uuid);
+            session.partials.settle();
         }
     }
 
@@ -146,13 +138,14 @@ impl Driver {
             self.ship_transcript().await;
             self.conversation = Some(init.session_id);
         }
-        if let (Some(session), Some(warmth)) = (&mut self.session, &self.warmth) {
-            if session.transcript.as_ref().map(Transcript::conversation) != Some(init.session_id) {
-                session.transcript = Some(Transcript::new(&warmth.transcripts, init.session_id, 0));
-            }
+        if let (Some(session), Some(warmth)) = (&mut self.session, &self.warmth)
+            && session.transcript.as_ref().map(Transcript::conversation) != Some(init.session_id)
+        {
+            session.transcript = Some(Transcript::new(&warmth.transcripts, init.session_id, 0));
         }
         let is_failed = |server: &Server| matches!(server.status.as_str(), "failed" | "needs-auth");
-        let failed = init.mcp_servers.into_iter().filter(is_failed).map(|server| (server.name, server.status)).collect();
+        let failed =
+            init.mcp_servers.into_iter().filter(is_failed).map(|server| (server.name, server.status)).collect();
         self.servers_failed(failed);
     }
 
@@ -176,7 +169,10 @@ impl Driver {
         let ends_turn = session.turns.running().is_some_and(|turn| whose.ends(turn.id));
         let until = Instant::now() + TRANSCRIPT_WAIT;
         self.ship_transcript().await;
-        while self.session.as_ref().is_some_and(|session| session.awaited.is_some()) && Instant::now() < until {
+        let is_behind = |driver: &Self| {
+            driver.session.as_ref().is_some_and(|session| session.awaited.is_some() && session.transcript.is_some())
+        };
+        while is_behind(self) && Instant::now() < until {
             sleep(TRANSCRIPT_LOOK).await;
             self.ship_transcript().await;
         }
@@ -240,10 +236,16 @@ impl Driver {
 
     fn answered(&mut self, line: &[u8]) {
         let Ok(answered) = Answered::parse(line) else { return };
-        if let Some((id, answer)) = &mut self.awaited_answer {
-            if *id == answered.request_id {
-                *answer = Some(answered.outcome);
+        if self.late_answer.as_ref() == Some(&answered.request_id) {
+            self.late_answer = None;
+            if let Ok(answer) = &answered.outcome {
+                self.servers_answered(answer);
             }
+        }
+        if let Some((id, answer)) = &mut self.awaited_answer
+            && *id == answered.request_id
+        {
+            *answer = Some(answered.outcome);
         }
     }
 

@@ -147,7 +147,9 @@ impl Driver {
             // Changes on a living process take milliseconds: a refusal is the answer to the request.
             Some(Plan::Live(steps)) => match self.carry_out(steps, &wanted).await {
                 Ok(()) => None,
-                Err(refused @ ChangeError::Refused { .. }) => return caller.answer(Err::<(), _>(refused.into_refusal())),
+                Err(refused @ ChangeError::Refused { .. }) => {
+                    return caller.answer(Err::<(), _>(refused.into_refusal()));
+                }
                 Err(_) => Some(RestartReason::Died),
             },
             Some(Plan::Restart) => Some(RestartReason::Options),
@@ -157,7 +159,8 @@ impl Driver {
         let Some(first) = self.shared.append(EntryKind::User, EntryFlags::default(), line.clone()) else {
             return caller.refuse(RefusalCategory::NotReady, "the session's epoch is full");
         };
-        let resume = self.resumable();
+        // Before the turn begins: a conversation without a finished turn may be none yet.
+        let resume = restart.and_then(|_| self.resumable());
         if let Some(session) = &mut self.session {
             session.turns.begin(admit.turn, first, admit.permission_timeout_ms);
             session.has_conversation = true;
