@@ -6,7 +6,7 @@ use ash_bundle::{Bundle, BundleBuilder, BundleError, REQUIRED_FILE};
 use ash_core::{agent::AgentSettings, name::AgentName, ports::DeployAgent};
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use base64::{
@@ -22,7 +22,7 @@ use crate::{
     body::{BoundedBody, MAX_DEPLOYMENT_BYTES},
     environment,
     error::ApiError,
-    fields::{Fields, invalid},
+    fields::{Fields, Path, invalid},
     network,
     state::{ApiState, to_the_end},
     views::{AgentView, BACKEND},

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::HashMap};
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use crate::error::ApiError;
@@ -81,6 +81,18 @@ pub(crate) fn on_one_line(raw: &RawValue) -> Box<RawValue> {
     }
     let text = raw.get().replace(['\n', '\r'], " ");
     RawValue::from_string(text).unwrap_or_else(|_| raw.to_owned())
+}
+
+/// The variable parts of a route, decoded.
+pub(crate) struct Path<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = axum::extract::Path::from_request_parts(parts, state).await;
+        path.map(|path| Self(path.0)).map_err(|_| ApiError::bad_request("the address cannot be read"))
+    }
 }
 
 /// The parameters behind the `?` of an address, decoded, in order.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use ash_core::{Entry, EntryKind, Sequence, id::SessionId, session::Session, sse::Position};
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     auth::Caller,
     error::ApiError,
-    fields::{Parameters, invalid},
+    fields::{Parameters, Path, invalid},
     state::ApiState,
     timeline::{self, MCP_STATUS, Role, TYPES},
     views::Time,

@@ -11,7 +11,7 @@ use ash_core::{
 use axum::{
     Extension,
     body::Body,
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use crate::{
     auth::Caller,
     body::{BoundedBody, MAX_BODY_BYTES},
     error::ApiError,
-    fields::Parameters,
+    fields::{Parameters, Path},
     idempotency,
     metrics::{Metrics, StreamEnd, StreamLabels},
     serve::closed,

@@ -3,7 +3,7 @@
 use ash_protocol::message::{Behavior, Decision};
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use serde_json::json;
@@ -12,7 +12,7 @@ use crate::{
     auth::Caller,
     body::{BoundedBody, MAX_BODY_BYTES},
     error::ApiError,
-    fields::{Fields, invalid},
+    fields::{Fields, Path, invalid},
     state::ApiState,
 };
 

@@ -11,7 +11,7 @@ use ash_core::{
 use ash_protocol::options::SessionOptions;
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, StatusCode};
@@ -23,7 +23,7 @@ use crate::{
     body::{BoundedBody, MAX_BODY_BYTES},
     environment,
     error::ApiError,
-    fields::{Fields, Parameters, invalid},
+    fields::{Fields, Parameters, Path, invalid},
     idempotency,
     state::{ApiState, to_the_end},
     views::SessionView,
