@@ -30,7 +30,7 @@ const VICTIMS: [Victim; 5] =
 async fn whatever_is_killed_no_event_is_lost_or_doubled() {
     let seed = std::env::var("ASH_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     let rounds = std::env::var("ASH_KILL_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
-    println!("ASH_SEED={seed}");
+    eprintln!("ASH_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut app = TestApp::builder().argument("--max-sandboxes=8").start().await;
     let mut session = app.session().await;
@@ -39,7 +39,7 @@ async fn whatever_is_killed_no_event_is_lost_or_doubled() {
     for round in 0..rounds {
         let victim = VICTIMS[round % VICTIMS.len()];
         let after = random.usize(1..DELTAS * 2);
-        println!("round {round}: {victim:?} after {after} frames");
+        eprintln!("round {round}: {victim:?} after {after} frames");
         let before = app.client.session(&session.id).await.expect("the session");
         assert_eq!(before.id, session.id);
         let turn = disturbed_turn(&mut app, &session, victim, after).await;

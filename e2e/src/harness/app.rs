@@ -2,10 +2,12 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs::{self, File},
     net::{SocketAddr, TcpListener},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -22,6 +24,8 @@ use crate::model::{Script, ScriptedModel};
 pub const MODEL_KEY: &str = "sk-ant-canary-5f0c2a9e7b";
 /// The key with which the client calls the server.
 const API_KEY: &str = "ash_test_key";
+/// What a server under test logs.
+const LOG: &str = "info,ash_runner=debug,ash_api=debug";
 /// How long a server may take to stop by itself before it is killed.
 const STOP: Duration = Duration::from_secs(30);
 /// Lines of the server's log that a failed test prints.
@@ -34,6 +38,8 @@ pub struct TestAppBuilder {
     environment: BTreeMap<String, String>,
     claude: Option<PathBuf>,
     model: Option<Script>,
+    log: Option<String>,
+    behind: Vec<String>,
 }
 
 impl TestAppBuilder {
@@ -65,6 +71,22 @@ impl TestAppBuilder {
         self
     }
 
+    /// What the server logs, instead of what helps to understand a failed test.
+    #[must_use]
+    pub fn log(mut self, filter: &str) -> Self {
+        self.log = Some(filter.to_owned());
+        self
+    }
+
+    /// The command that runs the server, such as one that changes its mounts first: it gets the server's command line as its
+    /// last arguments, and the data directory, the user and the group of the test in `ASH_TEST_DATA`, `ASH_TEST_USER` and
+    /// `ASH_TEST_GROUP`. It has to become the server (`exec`).
+    #[must_use]
+    pub fn behind(mut self, command: Vec<String>) -> Self {
+        self.behind = command;
+        self
+    }
+
     /// Starts the server and waits until it answers.
     ///
     /// # Panics
@@ -83,6 +105,8 @@ impl TestAppBuilder {
             arguments: self.arguments,
             environment: self.environment,
             claude,
+            log: self.log.unwrap_or_else(|| LOG.to_owned()),
+            behind: self.behind,
             server: None,
         };
         app.launch().await;
@@ -116,6 +140,8 @@ pub struct TestApp {
     arguments: Vec<String>,
     environment: BTreeMap<String, String>,
     claude: PathBuf,
+    log: String,
+    behind: Vec<String>,
     server: Option<Child>,
 }
 
@@ -161,7 +187,7 @@ impl TestApp {
     async fn launch(&mut self) {
         let log = self.folder.path().join("server.log");
         let log = File::options().create(true).append(true).open(log).expect("a log file");
-        let mut command = Command::new(program("ash"));
+        let mut command = self.server_command();
         command
             .arg("serve")
             .args(["--listen", &self.address.to_string()])
@@ -169,7 +195,7 @@ impl TestApp {
             .arg(self.data())
             .arg("--claude")
             .arg(&self.claude)
-            .args(["--log", "info,ash_runner=debug,ash_api=debug"])
+            .args(["--log", &self.log])
             .args(&self.arguments)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -177,6 +203,7 @@ impl TestApp {
             .env("ANTHROPIC_BASE_URL", self.model.base_url())
             .env("ANTHROPIC_API_KEY", MODEL_KEY)
             .envs(&self.environment)
+            .envs(self.told_to_behind())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))
             .stderr(log);
@@ -188,6 +215,23 @@ impl TestApp {
             self.client.health().await.ok()
         })
         .await;
+    }
+
+    fn server_command(&self) -> Command {
+        let Some((first, rest)) = self.behind.split_first() else { return Command::new(program("ash")) };
+        let mut command = Command::new(first);
+        command.args(rest).arg(program("ash"));
+        command
+    }
+
+    /// What the command that runs the server may need to know.
+    fn told_to_behind(&self) -> Vec<(&'static str, OsString)> {
+        if self.behind.is_empty() {
+            return Vec::new();
+        }
+        let owner = fs::metadata(self.folder.path()).expect("the folder");
+        let (user, group) = (owner.uid().to_string(), owner.gid().to_string());
+        vec![("ASH_TEST_DATA", self.data().into()), ("ASH_TEST_USER", user.into()), ("ASH_TEST_GROUP", group.into())]
     }
 
     /// Kills the server as a power failure of its process would; its sandboxes live on.
@@ -203,6 +247,15 @@ impl TestApp {
     /// Starts the server again after [`TestApp::kill`] or [`TestApp::stop`], on the same folder and address.
     pub async fn start_again(&mut self) {
         self.launch().await;
+    }
+
+    /// Waits until the server, which was told to end, has ended.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub async fn wait_end(&mut self) -> ExitStatus {
+        let mut server = self.server.take().expect("a server");
+        eventually("the server ends", async || server.try_wait().expect("its state")).await
     }
 
     /// Stops the server as a person would, and waits for its end.
@@ -280,13 +333,16 @@ impl TestApp {
     ///
     /// # Panics
     /// When the server does not answer with JSON.
-    pub async fn request(
-        &self,
-        method: &str,
-        path: &str,
-        body: Option<serde_json::Value>,
-    ) -> (u16, serde_json::Value) {
+    pub async fn request(&self, method: &str, path: &str, body: Option<serde_json::Value>) -> (u16, serde_json::Value) {
         crate::http::json(self.address, method, path, Some(API_KEY), body).await.expect("an answer")
+    }
+
+    /// What the model was last asked in a turn, as JSON.
+    ///
+    /// # Panics
+    /// When it was asked nothing.
+    pub fn last_request(&self) -> serde_json::Value {
+        self.model.requests().last().expect("a request of a turn").json()
     }
 
     /// Waits until so many sandboxes are warm.

@@ -13,9 +13,10 @@ use std::{
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a process has a program");
     let folder = test.ancestors().find(|folder| folder.join(name).is_file());
-    folder.map(|folder| folder.join(name)).unwrap_or_else(|| {
-        panic!("{name} is not built: run `cargo build --workspace --bins` first (`make test` does)")
-    })
+    let Some(folder) = folder else {
+        panic!("{name} is not built: run `cargo build --workspace --bins` first (`make test` does)");
+    };
+    folder.join(name)
 }
 
 /// Sends a signal to a process that the test started.

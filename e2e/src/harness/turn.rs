@@ -2,6 +2,8 @@
 
 use ash_client::{Event, Frame, FrameStream};
 
+use super::DEADLINE;
+
 /// Everything that a stream gave, to its end.
 #[derive(Debug, Clone, Default)]
 pub struct Turn {
@@ -16,10 +18,39 @@ impl Turn {
     /// When the stream ends with an error.
     pub async fn read(mut stream: FrameStream) -> Self {
         let mut turn = Self::default();
-        while let Some(frame) = stream.next().await {
-            turn.frames.push(frame.expect("the stream goes on"));
+        while let Some(frame) = turn.next(&mut stream).await {
+            turn.frames.push(frame);
         }
         turn
+    }
+
+    /// The next frame; a stream that says nothing for too long fails its test.
+    async fn next(&self, stream: &mut FrameStream) -> Option<Frame> {
+        let next = tokio::time::timeout(DEADLINE, stream.next()).await;
+        let next = next.unwrap_or_else(|_| panic!("the stream says no more after {:?}", self.names()));
+        next.map(|frame| frame.expect("the stream goes on"))
+    }
+
+    /// Reads a stream on until a frame of this type, and gives what it says.
+    ///
+    /// # Panics
+    /// When the stream ends before, or with an error.
+    pub async fn read_until(&mut self, stream: &mut FrameStream, name: &str) -> Event {
+        while let Some(frame) = self.next(stream).await {
+            self.frames.push(frame.clone());
+            if frame.event == name {
+                return frame.read().expect("a frame of the contract");
+            }
+        }
+        panic!("the stream ended without {name}: {:?}", self.names());
+    }
+
+    /// Reads a stream on to its end.
+    ///
+    /// # Panics
+    /// When the stream ends with an error.
+    pub async fn read_rest(&mut self, stream: FrameStream) {
+        self.frames.append(&mut Self::read(stream).await.frames);
     }
 
     /// The events of the frames.

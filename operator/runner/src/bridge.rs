@@ -263,6 +263,13 @@ impl Bridge {
 pub(crate) struct Answer(oneshot::Receiver<Result<Box<RawValue>, RequestError>>);
 
 impl Answer {
+    /// An answer that was read before.
+    pub(crate) fn known(error: RequestError) -> Self {
+        let (sender, receiver) = oneshot::channel();
+        let _ = sender.send(Err(error));
+        Self(receiver)
+    }
+
     pub(crate) async fn read<T: DeserializeOwned>(self) -> Result<T, RequestError> {
         let raw = self.0.await.unwrap_or(Err(RequestError::Gone))?;
         Ok(serde_json::from_str(raw.get())?)

@@ -18,5 +18,6 @@ mod sandbox;
 mod shared;
 mod turns;
 
+pub use limits::CAPACITY_WAIT;
 pub use local::LocalRunner;
 pub use shared::RunnerConfig;

@@ -344,6 +344,10 @@ async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixLis
         tracing::warn!(sandbox = %sandbox.id, session = ?sandbox.session(), "a sandbox was lost");
     }
     sandbox.end_with(EndReason::Lost);
+    if let Some(hub) = sandbox.hub() {
+        // Before the kill, which takes a moment: a message that comes meanwhile waits for the next sandbox.
+        hub.begin_leaving(&sandbox);
+    }
     if let Err(error) = sandbox.process.kill().await {
         tracing::error!(sandbox = %sandbox.id, %error, "a sandbox could not be killed");
     }
@@ -355,7 +359,11 @@ async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixLis
             remove_folder(sandbox.process.directory().join("home")).await;
             leave(&shared, &sandbox, &hub).await;
         }
-        None => remove_folder(sandbox.process.directory()).await,
+        None if sandbox.process.directory() == shared.folders.of_sandbox(sandbox.id) => {
+            remove_folder(sandbox.process.directory()).await;
+        }
+        // It was started for a session and never became its sandbox: the workspace is the session's all the same.
+        None => remove_folder(sandbox.process.directory().join("home")).await,
     }
     shared.remove_sandbox(sandbox.id);
     sandbox.gone.cancel();

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How long a message waits for a place in the pool before it is refused with 503.
-pub(crate) const CAPACITY_WAIT: Duration = Duration::from_secs(30);
+/// How long a message waits for a place in the pool before it is refused with 503, where nothing else is configured.
+pub const CAPACITY_WAIT: Duration = Duration::from_secs(30);
 /// How long a bridge may take from its sandbox's start to its first message.
 pub(crate) const BRIDGE_START: Duration = Duration::from_secs(15);
 /// How long a bridge whose connection broke may stay away while its sandbox lives; then the sandbox is lost.

@@ -76,6 +76,7 @@ impl LocalRunner {
                 self.shared.queue.push(hub, crate::hub::Urgency::Now);
             }
             let _ = timeout(crate::limits::FLUSH_WAIT, join_all(hubs.iter().map(|hub| hub.wait_committed()))).await;
+            self.shared.silent.cancel();
             return;
         }
         let sandboxes = self.shared.sandboxes();
@@ -86,10 +87,12 @@ impl LocalRunner {
             close(sandbox, EndReason::Asleep(PausedReason::Drained)).await;
         }))
         .await;
+        // Only now: how an interrupted turn ended is for its readers too.
+        self.shared.silent.cancel();
     }
 
     fn reader(&self, hub: Arc<crate::hub::Hub>, after: Sequence) -> Box<dyn EntryReader> {
-        Box::new(HubReader::new(hub, Arc::clone(&self.shared.store), after, self.shared.closing.clone()))
+        Box::new(HubReader::new(hub, Arc::clone(&self.shared.store), after, self.shared.silent.clone()))
     }
 }
 
@@ -181,12 +184,13 @@ impl Runner for LocalRunner {
     async fn answer(&self, session: SessionId, permission: &str, decision: Decision) -> Result<(), RunnerError> {
         let hub = self.shared.existing_hub(session).ok_or(RunnerError::UnknownPermission)?;
         hub.wait_recovered().await;
-        let sandbox = hub.live().ok_or(RunnerError::PermissionClosed)?;
         match hub.close_permission(permission) {
             PermissionGate::Unknown => return Err(RunnerError::UnknownPermission),
             PermissionGate::Closed => return Err(RunnerError::PermissionClosed),
             PermissionGate::First => {}
         }
+        // A session that is off its sandbox has no request that anything could answer.
+        let sandbox = hub.live().ok_or(RunnerError::PermissionClosed)?;
         let request = Request::Answer { permission: permission.to_owned(), decision };
         match sandbox.bridge.call::<IgnoredAny>(&request).await {
             Ok(_) => Ok(()),

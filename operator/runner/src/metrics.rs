@@ -30,6 +30,8 @@ pub(crate) struct Metrics {
     pub(crate) sandboxes_lost: Counter,
     pub(crate) evictions: Counter,
     pub(crate) capacity_refusals: Counter,
+    /// Messages that wait for a place.
+    pub(crate) messages_waiting: Gauge,
     pub(crate) bridge_violations: Counter,
     pub(crate) bridges_stalled: Counter,
     pub(crate) quota_kills: Counter,
@@ -48,6 +50,11 @@ impl Metrics {
         registry.register("sandbox_failures", "Sandboxes that could not be started", self.sandbox_failures.clone());
         registry.register("sandboxes_lost", "Sandboxes that ended without being told to", self.sandboxes_lost.clone());
         registry.register("evictions", "Sandboxes ended to make room", self.evictions.clone());
+        registry.register(
+            "messages_waiting",
+            "Messages that wait for a sandbox's place",
+            self.messages_waiting.clone(),
+        );
         registry.register(
             "capacity_refusals",
             "Messages refused for want of a sandbox",

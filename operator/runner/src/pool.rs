@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     hub::Hub,
     lifecycle::{For, close, start},
-    limits::{CAPACITY_WAIT, MEASURED_GROWTH_BYTES, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
+    limits::{MEASURED_GROWTH_BYTES, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
     sandbox::{EndReason, Sandbox},
     shared::{Shared, WarmTarget},
 };
@@ -31,6 +31,7 @@ struct Waiting<'a>(&'a Shared);
 impl<'a> Waiting<'a> {
     fn new(shared: &'a Shared) -> Self {
         shared.waiting.fetch_add(1, Ordering::SeqCst);
+        shared.metrics.messages_waiting.inc();
         Self(shared)
     }
 }
@@ -38,22 +39,24 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.0.metrics.messages_waiting.dec();
     }
 }
 
-/// A place for a session that has a message: a free one, or one that is freed for it, within [`CAPACITY_WAIT`].
+/// A place for a session that has a message: a free one, or one that is freed for it, within the configured wait.
 pub(crate) async fn acquire(shared: &Arc<Shared>) -> Result<OwnedSemaphorePermit, RunnerError> {
     if let Ok(place) = Arc::clone(&shared.places).try_acquire_owned() {
         return Ok(place);
     }
     let _waiting = Waiting::new(shared);
     make_room(shared);
-    match timeout(CAPACITY_WAIT, Arc::clone(&shared.places).acquire_owned()).await {
+    let most = shared.config.capacity_wait;
+    match timeout(most, Arc::clone(&shared.places).acquire_owned()).await {
         Ok(Ok(place)) => Ok(place),
         Ok(Err(_)) => Err(RunnerError::ShuttingDown),
         Err(_) => {
             shared.metrics.capacity_refusals.inc();
-            Err(RunnerError::NoCapacity { waited_seconds: CAPACITY_WAIT.as_secs() })
+            Err(RunnerError::NoCapacity { waited_seconds: most.as_secs() })
         }
     }
 }

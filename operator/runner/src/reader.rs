@@ -19,12 +19,12 @@ pub(crate) struct HubReader {
     hub: Arc<Hub>,
     store: Arc<dyn Store>,
     position: Sequence,
-    closing: CancellationToken,
+    silent: CancellationToken,
 }
 
 impl HubReader {
-    pub(crate) fn new(hub: Arc<Hub>, store: Arc<dyn Store>, position: Sequence, closing: CancellationToken) -> Self {
-        Self { hub, store, position, closing }
+    pub(crate) fn new(hub: Arc<Hub>, store: Arc<dyn Store>, position: Sequence, silent: CancellationToken) -> Self {
+        Self { hub, store, position, silent }
     }
 
     async fn read_log(&mut self) -> Result<Batch, ReadError> {
@@ -40,6 +40,8 @@ impl HubReader {
 impl EntryReader for HubReader {
     async fn next(&mut self) -> Result<Option<Batch>, ReadError> {
         let hub = Arc::clone(&self.hub);
+        // What came just before the end is still given.
+        let mut ends = self.silent.is_cancelled();
         loop {
             let changed = hub.changed();
             tokio::pin!(changed);
@@ -51,11 +53,12 @@ impl EntryReader for HubReader {
                 }
                 Tail::InLog => return self.read_log().await.map(Some),
                 Tail::Broken(message) => return Err(StoreError::Unavailable(message).into()),
+                Tail::Nothing if ends => return Ok(None),
                 Tail::Nothing => {}
             }
             tokio::select! {
                 () = changed => {}
-                () = self.closing.cancelled() => return Ok(None),
+                () = self.silent.cancelled() => ends = true,
             }
         }
     }

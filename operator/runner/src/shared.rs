@@ -49,6 +49,9 @@ pub struct RunnerConfig {
     pub idle_timeout: Duration,
     /// How long a permission request waits for an answer before it is denied.
     pub permission_timeout: Duration,
+    /// How long a message waits for a place in the pool before it is refused; [`CAPACITY_WAIT`](crate::CAPACITY_WAIT) but in
+    /// tests.
+    pub capacity_wait: Duration,
 }
 
 /// Shared by the tasks of one runner.
@@ -66,8 +69,10 @@ pub(crate) struct Shared {
     pub(crate) starts: Arc<Semaphore>,
     /// Messages that wait for a place.
     pub(crate) waiting: AtomicUsize,
-    /// No more sessions are served; readers end.
+    /// No more sessions are served.
     pub(crate) closing: CancellationToken,
+    /// Nothing comes any more: readers end when they have given everything there is.
+    pub(crate) silent: CancellationToken,
     pub(crate) pre_warm_hits: AtomicU64,
     pub(crate) resume_cold_hits: AtomicU64,
     hubs: Mutex<HashMap<SessionId, Weak<Hub>>>,
@@ -104,6 +109,7 @@ impl Shared {
             starts: Arc::new(Semaphore::new(cores * crate::limits::STARTS_PER_CORE)),
             waiting: AtomicUsize::new(0),
             closing: CancellationToken::new(),
+            silent: CancellationToken::new(),
             pre_warm_hits: AtomicU64::new(0),
             resume_cold_hits: AtomicU64::new(0),
             hubs: Mutex::default(),

@@ -10,7 +10,8 @@ use ash_core::{
 };
 use ash_protocol::{
     Sequence,
-    message::{Admit, Claimed, Request},
+    message::{Admit, Claimed, RefusalCategory, Request},
+    options::TurnOptions,
 };
 use serde::de::IgnoredAny;
 use tokio::sync::OwnedSemaphorePermit;
@@ -42,7 +43,17 @@ pub(crate) async fn begin(
     message: NewMessage,
 ) -> Result<(), RunnerError> {
     if let Some(sandbox) = hub.live() {
-        let answer = sandbox.bridge.send(&request(shared, &message)).await;
+        let mut answer = sandbox.bridge.send(&request(shared, &message)).await;
+        // An option may be refused; one that is the session's own was taken before, so a message without any is not held up.
+        if message.options != TurnOptions::default() {
+            answer = match answer.read::<IgnoredAny>().await {
+                Ok(_) => return Ok(()),
+                Err(RequestError::Refused(refusal)) if refusal.category == RefusalCategory::OptionRefused => {
+                    return Err(RunnerError::OptionRefused(refusal.message));
+                }
+                Err(error) => Answer::known(error),
+            };
+        }
         tokio::spawn(follow(Arc::clone(shared), Arc::clone(hub), agent, message, sandbox, answer));
         return Ok(());
     }

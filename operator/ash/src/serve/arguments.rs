@@ -97,6 +97,9 @@ pub(crate) struct Arguments {
     /// How long a session keeps its sandbox unused
     #[arg(long, env = "ASH_IDLE_TIMEOUT", value_parser = values::duration, default_value = "15m", value_name = "TIME")]
     pub(crate) idle_timeout: Duration,
+    /// How long a message waits for a sandbox's place before it is refused with 503 (for tests) [default: 30s]
+    #[arg(long, env = "ASH_CAPACITY_WAIT", value_parser = values::duration, value_name = "TIME", hide = true)]
+    pub(crate) capacity_wait: Option<Duration>,
     /// How long a permission request waits for its answer before it is denied
     #[arg(long, env = "ASH_PERMISSION_TIMEOUT", value_parser = values::duration, default_value = "10m", value_name = "TIME")]
     pub(crate) permission_timeout: Duration,

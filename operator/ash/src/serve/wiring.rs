@@ -184,6 +184,7 @@ fn runner_config(
         },
         memory_bound_bytes: memory_bytes / MEMORY_BOUND.1 * MEMORY_BOUND.0,
         idle_timeout: arguments.idle_timeout,
+        capacity_wait: arguments.capacity_wait.unwrap_or(ash_runner::CAPACITY_WAIT),
         permission_timeout: arguments.permission_timeout,
     }
 }

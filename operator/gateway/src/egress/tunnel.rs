@@ -312,13 +312,6 @@ fn report(shared: &Shared, bound: &Bound, target: &str, reason: RefusalReason) {
         shared.metrics.refusals_unreported.inc();
         return;
     }
-    tracing::info!(
-        sandbox = %bound.sandbox,
-        session = %bound.holder.session,
-        target,
-        %reason,
-        "refused a host"
-    );
     shared.refusals.refused(EgressRefusal {
         tenant: bound.holder.tenant.clone(),
         session: bound.holder.session,
