@@ -51,6 +51,8 @@ pub struct Live {
 pub struct Wanted {
     fixed: Fixed,
     live: Live,
+    /// The session's model: a process is started with this one, so that a turn's own never has to be undone by a restart.
+    session_model: Option<String>,
 }
 
 impl Wanted {
@@ -76,6 +78,7 @@ impl Wanted {
                 environment: session.environment.clone(),
                 mcp_servers,
             },
+            session_model: session.model.clone(),
         }
     }
 }
@@ -101,14 +104,14 @@ impl InForce {
         Self {
             fixed: wanted.fixed.clone(),
             live: Live {
-                model: wanted.live.model.clone(),
+                model: wanted.session_model.clone(),
                 system_prompt: wanted.live.system_prompt.clone(),
                 permission_mode: wanted.live.permission_mode,
                 ..Live::default()
             },
-            started_model: wanted.live.model.clone(),
+            started_model: wanted.session_model.clone(),
             started_prompt: wanted.live.system_prompt.is_some(),
-            model_unknown: resumed && wanted.live.model.is_none(),
+            model_unknown: resumed && wanted.session_model.is_none(),
             used: false,
         }
     }
@@ -305,7 +308,7 @@ impl Launch {
             arguments.extend(value.map(|value| format!("--{name}={value}")));
         };
         flag("permission-mode", Some(live.permission_mode.claude_name().to_owned()));
-        flag("model", live.model.clone());
+        flag("model", wanted.session_model.clone());
         flag("max-turns", fixed.max_turns.map(|turns| turns.to_string()));
         flag("max-budget-usd", fixed.max_budget_usd.map(|budget| budget.to_string()));
         flag("disallowedTools", fixed.disallowed_tools.as_ref().map(|tools| tools.join(",")));
@@ -418,6 +421,16 @@ mod tests {
         let resumed = InForce::started(&plain, true);
         assert_eq!(steps(&resumed, &plain), [Step::Model { model: None, system_prompt: None }]);
         assert_eq!(steps(&resumed, &plain)[0].request().unwrap()["model"], "default");
+    }
+
+    #[test]
+    fn the_model_of_one_turn_goes_without_a_restart() {
+        let turn = wanted(json!({}), json!({"maxTurns": 1, "model": "haiku"}));
+        let started = InForce::started(&turn, false);
+        let model = Some("haiku".to_owned());
+        assert_eq!(steps(&started, &turn), [Step::Model { model, system_prompt: None }]);
+        let next = wanted(json!({}), json!({"maxTurns": 1}));
+        assert_eq!(steps(&in_force(&turn), &next), [Step::Model { model: None, system_prompt: None }]);
     }
 
     #[test]
