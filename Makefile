@@ -24,7 +24,7 @@ test: tools ## Everything that CI runs: format, lints, tests, documentation
 .PHONY: bench
 bench: tools ## Measure what Ash adds, each figure beside its limit
 	cargo build --release --workspace --bins --locked
-	target/release/ash-bench
+	target/release/ash-bench --markdown docs/benchmarks.md
 
 .PHONY: tools
 tools: ## Install what Ash needs beside Rust: bubblewrap and the pinned Claude Code

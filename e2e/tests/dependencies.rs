@@ -32,7 +32,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("ash-bridge", &["ash-protocol"]),
-    ("ash-e2e", &["ash-client", "ash-core", "ash-protocol", "ash-runner", "ash-store"]),
+    ("ash-e2e", &["ash-client", "ash-core", "ash-gateway", "ash-protocol", "ash-runner", "ash-store"]),
 ];
 
 /// Who alone may use a crate from outside.

@@ -27,6 +27,16 @@ const MAX_ERROR_BYTES: usize = 8 << 10;
 /// What the pipes are enlarged to, where the system allows it, so that a burst does not wait for the bridge.
 const PIPE_BYTES: usize = 1 << 20;
 
+/// Between two reads of a burst. A process that prints thousands of lines per second is read once per millisecond: every read
+/// wakes this process, the host and the client, on the processors that Claude Code could use.
+const READ_PACE: Duration = Duration::from_millis(1);
+
+/// Reads that may follow each other at once before they are paced: a turn's first lines are never held back.
+const FREE_READS: u32 = 16;
+
+/// Reads that bring more than this are not counted: they are few for what they bring.
+const SMALL_READ_BYTES: usize = 16 << 10;
+
 /// How long the output of a process that has ended is read, in case something that it started holds the pipe open.
 const DRAIN: Duration = Duration::from_millis(200);
 
@@ -74,6 +84,7 @@ pub struct Process {
     unwritten: VecDeque<Bytes>,
     output: Option<ChildStdout>,
     lines: LineSplitter,
+    pace: Pace,
     errors: Option<ChildStderr>,
     error_tail: VecDeque<u8>,
     ended: Option<(ExitStatus, Instant)>,
@@ -108,6 +119,7 @@ impl Process {
             unwritten: VecDeque::new(),
             output,
             lines: LineSplitter::default(),
+            pace: Pace::new(Instant::now()),
             errors,
             error_tail: VecDeque::new(),
             ended: None,
@@ -146,7 +158,10 @@ impl Process {
             tokio::select! {
                 biased;
                 written = write_some(&mut self.input, &self.unwritten), if !self.unwritten.is_empty() => self.written(written),
-                count = read_some(&mut self.output, &mut self.lines), if read && self.output.is_some() => {
+                count = read_some(&mut self.output, &mut self.lines, self.pace.ready()), if read && self.output.is_some() => {
+                    if count < SMALL_READ_BYTES {
+                        self.pace.take(Instant::now());
+                    }
                     if count == 0 {
                         self.output = None;
                     } else {
@@ -254,6 +269,29 @@ impl Drop for Process {
 }
 
 /// Bytes written; `None` where nothing more can be.
+/// When the next read may be: at once up to [`FREE_READS`] times, then once per [`READ_PACE`]; a pause gives free reads back.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// When all free reads are there again.
+    full: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { full: now }
+    }
+
+    /// When the next read may be; in the past where it may be at once.
+    fn ready(self) -> Instant {
+        self.full.checked_sub(READ_PACE * FREE_READS).unwrap_or(self.full)
+    }
+
+    /// A read was made.
+    fn take(&mut self, now: Instant) {
+        self.full = self.full.max(now) + READ_PACE;
+    }
+}
+
 async fn write_some(input: &mut Option<ChildStdin>, queue: &VecDeque<Bytes>) -> Option<usize> {
     let mut slices = [std::io::IoSlice::new(&[]), std::io::IoSlice::new(&[])];
     for (slice, bytes) in slices.iter_mut().zip(queue) {
@@ -263,12 +301,35 @@ async fn write_some(input: &mut Option<ChildStdin>, queue: &VecDeque<Bytes>) -> 
 }
 
 /// Bytes read; 0 at the end, and after an error, which a pipe has only when it is of no use any more.
-async fn read_some(output: &mut Option<ChildStdout>, lines: &mut LineSplitter) -> usize {
+async fn read_some(output: &mut Option<ChildStdout>, lines: &mut LineSplitter, ready: Instant) -> usize {
     let Some(output) = output else { return std::future::pending().await };
+    if ready > Instant::now() {
+        sleep_until(ready).await;
+    }
     output.read_buf(lines.buffer()).await.unwrap_or(0)
 }
 
 async fn read_errors(errors: &mut Option<ChildStderr>, chunk: &mut [u8]) -> usize {
     let Some(errors) = errors else { return std::future::pending().await };
     errors.read(chunk).await.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FREE_READS, Pace, READ_PACE};
+    use tokio::time::Instant;
+
+    #[test]
+    fn only_a_burst_is_paced() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        for _ in 0..=FREE_READS {
+            assert!(pace.ready() <= start, "the first reads are free");
+            pace.take(start);
+        }
+        assert_eq!(pace.ready(), start + READ_PACE, "then one per interval");
+        let later = start + READ_PACE * (2 * FREE_READS);
+        pace.take(later);
+        assert!(pace.ready() < later, "a pause gives them back");
+    }
 }

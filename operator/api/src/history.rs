@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ash_core::{Entry, EntryKind, Sequence, id::SessionId, session::Session, sse::Position};
+use ash_core::{Entry, EntryKind, Sequence, id::SessionId, ports::ReadError, session::Session, sse::Position};
 use axum::{
     Extension, Json,
     extract::State,
@@ -169,7 +169,12 @@ async fn read<T>(
     let mut reader = state.runner.read(session, Position::after(position)).await?;
     while reader.turn_in_progress() {
         let Ok(batch) = timeout(TAIL_WAIT, reader.next()).await else { break };
-        let Some(batch) = batch? else { break };
+        let batch = match batch {
+            Ok(Some(batch)) => batch,
+            // What is in the log is there to be read, also where nothing can be added to it.
+            Ok(None) | Err(ReadError::Unwritten(_)) => break,
+            Err(error) => return Err(error.into()),
+        };
         for logged in &batch {
             if take(&logged.entry, &mut page) {
                 page.more = true;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ash_core::{
     id::SessionId,
-    ports::EntryReader,
+    ports::{EntryReader, ReadError},
     session::SessionEvent,
     sse::{self, Position},
 };
@@ -32,7 +32,7 @@ use crate::{
     metrics::{Metrics, StreamEnd, StreamLabels},
     serve::closed,
     state::{ApiState, to_the_end},
-    stream::{Frames, done},
+    stream::{Frames, done, failed},
     turn,
 };
 
@@ -199,6 +199,7 @@ impl Source {
             match next {
                 Ok(Ok(Some(batch))) => self.frames.feed(batch),
                 Ok(Ok(None)) => return self.end_of_entries(),
+                Ok(Err(ReadError::Unwritten(reason))) => return self.end(Some(failed(self.session, &reason))),
                 Ok(Err(error)) => {
                     tracing::warn!(session = %self.session, %error, "a stream was cut");
                     return Some(self.cut());

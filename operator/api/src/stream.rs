@@ -149,6 +149,14 @@ pub(crate) fn done(session: SessionId) -> Bytes {
     Bytes::from(format!("event: done\ndata: {{\"sessionId\":\"{session}\"}}\n\n"))
 }
 
+/// The end of a turn that failed because its log cannot be written: for the same reason its frames have no ids.
+pub(crate) fn failed(session: SessionId, reason: &str) -> Bytes {
+    let data = serde_json::json!({ "error": format!("the turn failed: {reason}") });
+    let mut frames = format!("event: error\ndata: {data}\n\n").into_bytes();
+    frames.extend_from_slice(&done(session));
+    frames.into()
+}
+
 #[cfg(test)]
 #[path = "stream_tests.rs"]
 mod tests;

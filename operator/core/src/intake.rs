@@ -8,6 +8,9 @@ use ash_protocol::{
     entry::{MAX_LINE_BYTES, MAX_UNACKNOWLEDGED_BYTES},
 };
 
+/// What an entry costs in memory beside its body: counted, because otherwise empty ones would be free. The bridge counts alike.
+pub const ENTRY_COST_BYTES: usize = 64;
+
 /// The gate that entries of one bridge pass.
 #[derive(Debug, Clone)]
 pub struct Intake {
@@ -77,7 +80,7 @@ impl Intake {
         if Some(entry.sequence) != self.last.next() {
             return Err(Refused::Gap { got: entry.sequence, last: self.last });
         }
-        let pending = self.pending_bytes + entry.body.len();
+        let pending = self.pending_bytes + entry.body.len() + ENTRY_COST_BYTES;
         if pending > MAX_UNACKNOWLEDGED_BYTES + MAX_LINE_BYTES + (1 << 20) {
             return Err(Refused::Overrun);
         }

@@ -10,6 +10,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod accept;
 mod answer;
 mod body;
 mod egress;
@@ -119,11 +120,10 @@ impl Gateway {
     /// Serves a sandbox on a listening socket of its own network, until the attachment is dropped.
     /// Has to be called inside a tokio runtime.
     pub fn attach(&self, sandbox: SandboxId, listener: TcpListener) -> Result<Attachment, AttachError> {
-        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let connections = accept::Connections::of(listener)?;
         let cut = CancellationToken::new();
-        let accepting = accept_loop(self.shared.clone(), sandbox, listener, cut.clone());
+        let accepting = accept_loop(self.shared.clone(), sandbox, connections, cut.clone());
         tokio::spawn(accepting);
         tracing::debug!(%sandbox, %address, "serving a sandbox");
         Ok(Attachment { address, cut })

@@ -4,7 +4,6 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
@@ -14,10 +13,11 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::Connections;
 use crate::answer::{Body, Problem, full, problem};
 use crate::egress::{EgressConfig, EgressSink, tunnel};
 use crate::error::TokenError;
@@ -31,9 +31,6 @@ use crate::rehearsal;
 use crate::token::TokenSigner;
 use crate::upstream::Upstream;
 use crate::usage::UsageSink;
-
-/// Pause after a failed accept (no descriptors left, for instance), so that it cannot spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Largest request head and read buffer of one connection, in bytes; a longer head gets 431.
 const HEAD_BYTES: usize = 64 * 1024;
@@ -55,13 +52,13 @@ pub(crate) struct Shared {
 pub(crate) async fn accept_loop(
     shared: Arc<Shared>,
     sandbox: SandboxId,
-    listener: TcpListener,
+    mut connections: Connections,
     cut: CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(shared.limits.connections));
     loop {
-        let next = next_connection(&shared, sandbox, &listener, &places);
-        let Some((stream, place)) = cut.run_until_cancelled(next).await else {
+        let next = next_connection(&shared, sandbox, &mut connections, &places);
+        let Some(Some((stream, place))) = cut.run_until_cancelled(next).await else {
             return;
         };
         let connection = serve(shared.clone(), sandbox, stream, place, cut.clone());
@@ -72,21 +69,24 @@ pub(crate) async fn accept_loop(
 async fn next_connection(
     shared: &Shared,
     sandbox: SandboxId,
-    listener: &TcpListener,
+    connections: &mut Connections,
     places: &Arc<Semaphore>,
-) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+) -> Option<(TcpStream, Option<OwnedSemaphorePermit>)> {
     if places.available_permits() == 0 {
         shared.metrics.connections_at_bound.inc();
     }
     // The semaphore is never closed, so there is always a place in the end.
     let place = places.clone().acquire_owned().await.ok();
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
+        let accepted = connections.next().await?.and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            TcpStream::from_std(stream)
+        });
+        match accepted {
+            Ok(stream) => return Some((stream, place)),
             Err(error) => {
                 shared.metrics.accept_errors.inc();
                 tracing::warn!(%sandbox, %error, "cannot accept a connection of the sandbox");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }

@@ -237,7 +237,13 @@ impl Bridge {
         let mut entries = Vec::new();
         while let Some(frame) = Frame::decode(buffer)? {
             if frame.kind == FrameKind::Event {
-                entries.push(frame.into_entry()?);
+                let mut entry = frame.into_entry()?;
+                // An entry would keep the buffer alive that it was read into, and what else came in it: copying 300 bytes costs
+                // less than a bridge could cost that sends much and little of it entries.
+                if entry.body.len() < BRIDGE_READ_BYTES / 2 {
+                    entry.body = Bytes::copy_from_slice(&entry.body);
+                }
+                entries.push(entry);
                 continue;
             }
             if !entries.is_empty() {

@@ -1,7 +1,9 @@
 //! The committer: writes what the hubs took to the log, behind the streams, many sessions in one transaction.
 //!
-//! Complete messages are written at once; partials wait for more, for [`COMMIT_DELAY`] at the most. A transaction that takes
-//! longer delays the next, so that batches grow under load by themselves.
+//! Complete messages are written at once, unless a transaction has just been: then with whatever else comes within
+//! [`COMMIT_SPACING`], because most of a transaction's cost does not depend on its size. The end of a turn waits for nothing.
+//! Partials wait for more, for [`COMMIT_DELAY`] at the most. A transaction that takes longer delays the next, so that batches
+//! grow under load by themselves.
 
 use std::{
     mem,
@@ -11,12 +13,12 @@ use std::{
 use ash_core::ports::{Append, Store, StoreError};
 use tokio::{
     sync::Notify,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
     hub::{Hub, Place, Urgency},
-    limits::{COMMIT_DELAY, COMMIT_RETRY, COMMIT_TRIES},
+    limits::{COMMIT_DELAY, COMMIT_RETRY, COMMIT_SPACING, COMMIT_TRIES},
     metrics::Metrics,
 };
 
@@ -26,6 +28,7 @@ pub(crate) struct CommitQueue {
     dirty: Mutex<Vec<Arc<Hub>>>,
     some: Notify,
     urgent: Notify,
+    immediate: Notify,
 }
 
 impl CommitQueue {
@@ -38,8 +41,11 @@ impl CommitQueue {
             self.dirty.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(hub));
             self.some.notify_one();
         }
-        if urgency == Urgency::Now {
+        if urgency >= Urgency::Soon {
             self.urgent.notify_one();
+        }
+        if urgency == Urgency::Now {
+            self.immediate.notify_one();
         }
     }
 
@@ -50,9 +56,12 @@ impl CommitQueue {
 
 /// Commits for as long as the process lives. Dropping the future stops it between two transactions.
 pub(crate) async fn run(queue: Arc<CommitQueue>, store: Arc<dyn Store>, metrics: Arc<Metrics>) {
+    let mut next = Instant::now();
     loop {
         queue.some.notified().await;
         let _ = timeout(COMMIT_DELAY, queue.urgent.notified()).await;
+        let _ = timeout_at(next, queue.immediate.notified()).await;
+        next = Instant::now() + COMMIT_SPACING;
         let hubs = queue.take();
         commit(&queue, &*store, &metrics, hubs).await;
     }
@@ -84,11 +93,12 @@ async fn commit(queue: &CommitQueue, store: &dyn Store, metrics: &Metrics, hubs:
                     again.0.push(hub);
                     again.1.push(append);
                 }
+                // The session left its sandbox meanwhile; what the new epoch did not wait for is withdrawn.
+                Err(StoreError::Overtaken { .. }) if append.after.epoch() != hub.epoch() => {}
                 Err(error) => {
                     metrics.commit_failures.inc();
                     tracing::error!(session = %hub.session, %error, "the log cannot be written: the turn fails");
-                    hub.fail(error.to_string());
-                    if let Place::Live(sandbox) | Place::Recovering(sandbox) = hub.place() {
+                    if let Some(sandbox) = hub.fail(unwritten(&error)) {
                         sandbox.abandon();
                     }
                 }
@@ -99,6 +109,15 @@ async fn commit(queue: &CommitQueue, store: &dyn Store, metrics: &Metrics, hubs:
             tracing::warn!(sessions = pending.len(), attempt, "the log cannot be written at the moment: trying again");
             sleep(COMMIT_RETRY).await;
         }
+    }
+}
+
+/// Why a log cannot be written, for the session's reader. What a database says about itself may name files of the server: all
+/// but the one thing that a person can do something about stays in the server's log.
+pub(crate) fn unwritten(error: &StoreError) -> String {
+    match error {
+        StoreError::Full => error.to_string(),
+        _ => "the session's log cannot be written; the server's log says why".to_owned(),
     }
 }
 

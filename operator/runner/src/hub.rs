@@ -14,14 +14,17 @@ use ash_core::{
     intake::{Admission, Intake, Refused},
     opening::Opening,
     ports::{Batch, LoggedEntry},
-    session::Session,
+    session::{Session, SessionEvent, SessionState},
 };
 use ash_protocol::message::{BridgeEvent, Resolution};
 use tokio::sync::Notify;
 use tracing::Span;
 
 use crate::{
-    limits::{BATCH_BYTES, BATCH_ENTRIES, COMMIT_BYTES, COMMIT_SESSION_BYTES, COMMITTED_TAIL_BYTES},
+    limits::{
+        BATCH_BYTES, BATCH_ENTRIES, COMMIT_BYTES, COMMIT_SESSION_BYTES, COMMITTED_TAIL_BYTES, ENDED_TURNS,
+        ENTRY_COST_BYTES, MAX_PERMISSION_ID_BYTES, MAX_PERMISSIONS,
+    },
     sandbox::Sandbox,
 };
 
@@ -46,6 +49,8 @@ struct Inner {
     /// Bytes of the committed part of the tail.
     committed_bytes: usize,
     turn: Option<Turn>,
+    /// Turns that ended here, latest last, with the entry before each: a repeat of one joins it though the log may not have it yet.
+    ended: VecDeque<Turn>,
     /// The span of the turn: from its reservation to its end.
     span: Option<Span>,
     /// The turn that was in progress when the session began to leave its sandbox; one that is reserved later waits for the
@@ -105,8 +110,10 @@ pub(crate) enum Urgency {
     /// Nothing new.
     None,
     /// Partials only: they may wait for more.
+    Later,
+    /// A complete message.
     Soon,
-    /// A complete message, or many bytes.
+    /// The end of a turn, many bytes, or somebody waits for it.
     Now,
 }
 
@@ -126,6 +133,8 @@ pub(crate) enum Reserve {
     Joined(Sequence),
     /// Another one runs.
     Busy,
+    /// The session's state does not allow one.
+    Impossible(SessionState),
 }
 
 impl Hub {
@@ -140,6 +149,7 @@ impl Hub {
                 tail: VecDeque::new(),
                 committed_bytes: 0,
                 turn: None,
+                ended: VecDeque::new(),
                 span: None,
                 leaving_turn: None,
                 permissions: BTreeMap::new(),
@@ -224,6 +234,12 @@ impl Hub {
     /// Reserves the turn, so that a second message meets a running one.
     pub(crate) fn reserve_turn(&self, id: TurnId) -> Reserve {
         let mut inner = self.lock();
+        if let Some(turn) = inner.ended.iter().find(|turn| turn.id == id) {
+            return Reserve::Joined(turn.after);
+        }
+        if let Err(impossible) = inner.row.state.after(SessionEvent::Message) {
+            return Reserve::Impossible(impossible.0);
+        }
         match inner.turn {
             Some(turn) if turn.id == id => Reserve::Joined(turn.after),
             Some(_) => Reserve::Busy,
@@ -231,6 +247,8 @@ impl Hub {
                 let after = inner.last();
                 inner.begin_turn(Turn { id, after });
                 inner.permissions.clear();
+                // The new turn tries to write again; why the one before it failed is no news to its readers.
+                inner.broken = None;
                 Reserve::Reserved
             }
         }
@@ -252,7 +270,8 @@ impl Hub {
         if let Some(turn) = turn {
             inner.begin_turn(turn);
         }
-        inner.permissions = permissions.into_iter().map(|id| (id, PermissionState::Open)).collect();
+        inner.permissions =
+            permissions.into_iter().take(MAX_PERMISSIONS).map(|id| (id, PermissionState::Open)).collect();
     }
 
     /// The turn that was in progress when the session began to leave its sandbox.
@@ -291,13 +310,20 @@ impl Hub {
             if inner.intake.admit(&entry)? == Admission::Repeated {
                 continue;
             }
-            let urgency = if ChunkClass::of(entry.kind) == ChunkClass::Complete { Urgency::Now } else { Urgency::Soon };
+            let urgency = match ChunkClass::of(entry.kind) {
+                _ if entry.ends_turn() => Urgency::Now,
+                ChunkClass::Complete => Urgency::Soon,
+                _ => Urgency::Later,
+            };
             taken.urgency = taken.urgency.max(urgency);
             if entry.kind == EntryKind::Bridge {
                 inner.note_bridge_event(&entry);
             }
             if entry.ends_turn() {
-                inner.end_turn("ended");
+                // A tail that comes again after a restart may hold the end of the turn before the one that runs.
+                if inner.turn.is_none_or(|turn| entry.sequence > turn.after) {
+                    inner.end_turn("ended");
+                }
                 taken.turn_ended = true;
             }
             inner.tail.push_back(Arc::new(LoggedEntry::new(entry)));
@@ -325,7 +351,7 @@ impl Hub {
         }
         inner.intake = Intake::new(row.epoch, opening.sequence);
         inner.committed = opening.sequence;
-        inner.committed_bytes += opening.body.len();
+        inner.committed_bytes += opening.body.len() + ENTRY_COST_BYTES;
         if let Some(turn) = &mut inner.turn {
             turn.after = opening.sequence;
         }
@@ -370,7 +396,7 @@ impl Hub {
         }
         let from = inner.tail.partition_point(|logged| logged.entry.sequence <= inner.committed);
         let to = inner.tail.partition_point(|logged| logged.entry.sequence <= last);
-        let bytes: usize = inner.tail.range(from..to).map(|logged| logged.entry.body.len()).sum();
+        let bytes: usize = inner.tail.range(from..to).map(|logged| logged.entry.body.len() + ENTRY_COST_BYTES).sum();
         inner.intake.committed(bytes);
         inner.committed = last;
         inner.committed_bytes += bytes;
@@ -382,13 +408,23 @@ impl Hub {
         more
     }
 
-    /// Says that the log cannot be written: readers end with this message, the turn is over.
-    pub(crate) fn fail(&self, message: String) {
+    /// Says that the log cannot be written: readers end with this message, the turn is over. Takes the session off its sandbox,
+    /// where it has one, in the same moment, so that no next turn gets there, and gives it: it has to be abandoned.
+    pub(crate) fn fail(&self, message: String) -> Option<Arc<Sandbox>> {
         let mut inner = self.lock();
+        let abandoned = match &inner.place {
+            Place::Live(sandbox) | Place::Recovering(sandbox) => Some(Arc::clone(sandbox)),
+            _ => None,
+        };
+        if abandoned.is_some() {
+            inner.place = Place::Leaving;
+            inner.leaving_turn = inner.turn.map(|turn| turn.id);
+        }
         inner.broken = Some(message);
         inner.end_turn("failed: its log cannot be written");
         drop(inner);
         self.changed.notify_waiters();
+        abandoned
     }
 
     /// Whether everything taken is committed, and if not, whether that is still to be hoped for.
@@ -543,7 +579,14 @@ impl Inner {
     }
 
     fn end_turn(&mut self, how: &'static str) {
-        self.turn = None;
+        if let Some(turn) = self.turn.take()
+            && self.last() > turn.after
+        {
+            self.ended.push_back(turn);
+            if self.ended.len() > ENDED_TURNS {
+                self.ended.pop_front();
+            }
+        }
         if let Some(span) = self.span.take() {
             span.in_scope(|| tracing::debug!(how, "over"));
         }
@@ -553,7 +596,7 @@ impl Inner {
         while self.committed_bytes > keep || keep == 0 {
             let Some(front) = self.tail.front().filter(|front| front.entry.sequence <= self.committed) else { break };
             self.tail_after = front.entry.sequence;
-            self.committed_bytes = self.committed_bytes.saturating_sub(front.entry.body.len());
+            self.committed_bytes = self.committed_bytes.saturating_sub(front.entry.body.len() + ENTRY_COST_BYTES);
             self.tail.pop_front();
         }
         if self.tail.is_empty() {
@@ -563,7 +606,10 @@ impl Inner {
 
     fn note_bridge_event(&mut self, entry: &Entry) {
         match serde_json::from_slice::<BridgeEvent>(&entry.body) {
-            Ok(BridgeEvent::PermissionRequest { id, .. }) => {
+            // A bridge keeps to these bounds; whoever impersonates one only loses answers to its own requests.
+            Ok(BridgeEvent::PermissionRequest { id, .. })
+                if id.len() <= MAX_PERMISSION_ID_BYTES && self.permissions.len() < MAX_PERMISSIONS =>
+            {
                 self.permissions.insert(id, PermissionState::Open);
             }
             Ok(BridgeEvent::PermissionResolved { id, resolution }) => {

@@ -27,6 +27,7 @@ use tracing::Instrument;
 
 use crate::{
     bridge::{ConnectionError, Greeted, Incoming, RequestError, greet},
+    commit::unwritten,
     hub::{Hub, Place, Turn},
     limits::{BRIDGE_AWAY, BRIDGE_START, COMMIT_RETRY, COMMIT_TRIES, FLUSH_WAIT, SANDBOX_END, WARM_UP},
     options::{effective, environment},
@@ -142,6 +143,10 @@ async fn start_process(
     let sandbox = Arc::new(Sandbox::new(id, agent.clone(), process, place, None));
     shared.add_sandbox(Arc::clone(&sandbox));
     spawn_supervisor(shared, &sandbox, listener);
+    // A server that stops has counted its sandboxes already.
+    if shared.closing.is_cancelled() {
+        sandbox.end_with(EndReason::Lost);
+    }
     Ok((sandbox, unpacked))
 }
 
@@ -163,11 +168,10 @@ async fn warm(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, purpose: &For, unpac
             .await
             .map_err(|_| StartError::NoBundle)??;
         let request = Request::Unpack { max_bytes: MAX_BUNDLE_BYTES };
-        call(
-            sandbox,
-            sandbox.bridge.send_with_data(&request, Some(Bytes::from(tar))).await.read::<serde::de::IgnoredAny>(),
-        )
-        .await?;
+        let data = Some(Bytes::from(tar));
+        let unpacked =
+            async { sandbox.bridge.send_with_data(&request, data).await.read::<serde::de::IgnoredAny>().await };
+        call(sandbox, unpacked).await?;
         tokio::fs::write(sandbox.process.directory().join(UNPACKED_MARK), sandbox.agent.digest.as_bytes()).await?;
     }
     let (options, resume) = match purpose {
@@ -198,7 +202,8 @@ async fn restore(
     let length = transcript.bytes.len() as u64;
     let request = Request::RestoreTranscript { conversation: transcript.conversation };
     let data = Some(Bytes::from(transcript.bytes));
-    call(sandbox, sandbox.bridge.send_with_data(&request, data).await.read::<serde::de::IgnoredAny>()).await?;
+    let restored = async { sandbox.bridge.send_with_data(&request, data).await.read::<serde::de::IgnoredAny>().await };
+    call(sandbox, restored).await?;
     sandbox.set_restored(transcript.conversation, length);
     Ok(Some((transcript.conversation, length)))
 }
@@ -234,6 +239,7 @@ pub(crate) async fn bind(
     how: Claimed,
 ) -> Result<Session, StartError> {
     let before = hub.session();
+    let state = before.state.after(SessionEvent::Message).map_err(|_| StartError::Ended)?;
     // A new session never had a turn; asking for it would cost a look into the store on the way of every creation.
     let interrupted =
         if before.last == Sequence::START { None } else { shared.store.unfinished_turn(before.id).await? };
@@ -246,7 +252,7 @@ pub(crate) async fn bind(
     let open = OpenEpoch {
         session: before.id,
         expected: before.epoch,
-        state: SessionState::Active,
+        state,
         error: None,
         sandbox: Some(sandbox.id),
         opening: opening.clone(),
@@ -428,7 +434,7 @@ async fn serve_connection(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, mut gree
             Err(error) => return ConnectionError::Greeting(error.to_string()),
         }
     }
-    let (acknowledged, overtaken) = catch_up(sandbox, &greeted.hello.progress).await;
+    let (acknowledged, overtaken) = catch_up(shared, sandbox, &greeted.hello.progress).await;
     sandbox.connections.send_modify(|count| *count += 1);
     let stalls = &shared.metrics.bridges_stalled;
     let incoming = |incoming: Incoming| {
@@ -463,7 +469,7 @@ async fn serve_connection(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, mut gree
 }
 
 /// What a bridge is told when it connects: how far its log is committed, and whether its session went on without it.
-async fn catch_up(sandbox: &Arc<Sandbox>, progress: &Progress) -> (Sequence, bool) {
+async fn catch_up(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, progress: &Progress) -> (Sequence, bool) {
     let Some(hub) = sandbox.hub() else { return (Sequence::START, false) };
     let row = hub.session();
     match progress {
@@ -482,6 +488,15 @@ async fn catch_up(sandbox: &Arc<Sandbox>, progress: &Progress) -> (Sequence, boo
         }
         // The server died between the claim's commit and telling the bridge.
         Progress::Warm if matches!(hub.place(), Place::Recovering(_)) => {
+            // The server before put the conversation back; a binding that did not name it would begin another one.
+            match shared.store.transcript(row.id).await {
+                Ok(Some(transcript)) => sandbox.set_restored(transcript.conversation, transcript.bytes.len() as u64),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(session = %row.id, %error, "a session's conversation cannot be read: its sandbox is given up");
+                    return (row.last, true);
+                }
+            }
             drop(send_bind(sandbox, &row).await);
             (row.last, false)
         }
@@ -533,6 +548,7 @@ pub(crate) async fn open_without_sandbox(
     error: Option<String>,
     opening: Opening,
 ) -> Option<Session> {
+    let mut reason = String::new();
     for _ in 0..COMMIT_TRIES {
         let open = OpenEpoch {
             session: hub.session,
@@ -547,14 +563,18 @@ pub(crate) async fn open_without_sandbox(
                 hub.open_epoch(row.clone(), &opening, Place::None);
                 return Some(row);
             }
-            Err(StoreError::Full | StoreError::Unavailable(_)) => sleep(COMMIT_RETRY).await,
+            Err(error @ (StoreError::Full | StoreError::Unavailable(_))) => {
+                reason = unwritten(&error);
+                sleep(COMMIT_RETRY).await;
+            }
             Err(error) => {
                 tracing::error!(session = %hub.session, %error, "an epoch could not be opened");
+                reason = unwritten(&error);
                 break;
             }
         }
     }
-    hub.fail("the session's log cannot be written".to_owned());
+    hub.fail(reason);
     hub.set_place(Place::None);
     None
 }
@@ -566,7 +586,12 @@ pub(crate) async fn close(sandbox: &Arc<Sandbox>, reason: EndReason) {
     let asked = async {
         let _ = sandbox.bridge.call::<serde::de::IgnoredAny>(&Request::Shutdown { deadline_ms }).await;
     };
-    let _ = timeout(SANDBOX_END, asked).await;
+    // The bridge answers before it ends: what it still has to say comes until then.
+    let ended = async {
+        asked.await;
+        sandbox.gone.cancelled().await;
+    };
+    let _ = timeout(SANDBOX_END, ended).await;
     sandbox.end_with(reason);
     sandbox.gone.cancelled().await;
 }

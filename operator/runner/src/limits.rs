@@ -16,6 +16,8 @@ pub(crate) const SANDBOX_END: Duration = Duration::from_secs(5);
 pub(crate) const FLUSH_WAIT: Duration = Duration::from_secs(10);
 /// How long entries wait for more before they are committed, when none of them is a complete message.
 pub(crate) const COMMIT_DELAY: Duration = Duration::from_millis(50);
+/// How long after a transaction began complete messages wait for more; the end of a turn does not.
+pub(crate) const COMMIT_SPACING: Duration = Duration::from_millis(25);
 /// Uncommitted bytes of a session at which it is committed without waiting.
 pub(crate) const COMMIT_BYTES: usize = 256 << 10;
 /// Bytes of one session in one transaction.
@@ -30,6 +32,16 @@ pub(crate) const COMMITTED_TAIL_BYTES: usize = 1 << 20;
 pub(crate) const BATCH_ENTRIES: usize = 1024;
 /// Bytes that a reader is given at once, beyond its first entry.
 pub(crate) const BATCH_BYTES: usize = 1 << 20;
+/// What an entry costs in memory beside its body, counted with it: empty entries are not free.
+pub(crate) const ENTRY_COST_BYTES: usize = ash_core::intake::ENTRY_COST_BYTES;
+/// Turns that ended and are remembered per session, for repeats of their messages.
+pub(crate) const ENDED_TURNS: usize = 16;
+/// Permission requests that are remembered per turn; a bridge has no more than 64 open.
+pub(crate) const MAX_PERMISSIONS: usize = 1024;
+/// The longest id of a permission request; Claude Code's are UUIDs.
+pub(crate) const MAX_PERMISSION_ID_BYTES: usize = 256;
+/// How often a message that waits for a place looks for a sandbox that may make room.
+pub(crate) const ROOM_RETRY: Duration = Duration::from_millis(250);
 /// Requests to one bridge that wait to be written.
 pub(crate) const BRIDGE_QUEUE: usize = 64;
 /// Bytes read from a bridge at once.

@@ -151,6 +151,7 @@ impl Runner for LocalRunner {
         let after = match hub.reserve_turn(message.turn) {
             Reserve::Joined(after) => return Ok(Sent { joined: true, reader: self.reader(hub, after) }),
             Reserve::Busy => return Err(RunnerError::TurnInProgress),
+            Reserve::Impossible(state) => return Err(RunnerError::State(state)),
             Reserve::Reserved => hub.last(),
         };
         let turn = message.turn;

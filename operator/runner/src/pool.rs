@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     hub::Hub,
     lifecycle::{For, close, start},
-    limits::{MEASURED_GROWTH_BYTES, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
+    limits::{MEASURED_GROWTH_BYTES, ROOM_RETRY, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
     sandbox::{EndReason, Sandbox},
     shared::{Shared, WarmTarget},
 };
@@ -49,9 +49,20 @@ pub(crate) async fn acquire(shared: &Arc<Shared>) -> Result<OwnedSemaphorePermit
         return Ok(place);
     }
     let _waiting = Waiting::new(shared);
-    make_room(shared);
     let most = shared.config.capacity_wait;
-    match timeout(most, Arc::clone(&shared.places).acquire_owned()).await {
+    let acquired = timeout(most, async {
+        let place = Arc::clone(&shared.places).acquire_owned();
+        tokio::pin!(place);
+        loop {
+            make_room(shared);
+            // What becomes idle otherwise than by the end of a turn is found by looking again.
+            tokio::select! {
+                place = &mut place => return place,
+                () = sleep(ROOM_RETRY) => {}
+            }
+        }
+    });
+    match acquired.await {
         Ok(Ok(place)) => Ok(place),
         Ok(Err(_)) => Err(RunnerError::ShuttingDown),
         Err(_) => {
@@ -62,7 +73,11 @@ pub(crate) async fn acquire(shared: &Arc<Shared>) -> Result<OwnedSemaphorePermit
 }
 
 /// Ends the sandbox that is missed least, if there is one: warm ones first, then those that wait, least recently used first.
+/// No more at a time than there are messages that wait.
 fn make_room(shared: &Arc<Shared>) {
+    if shared.evicting.load(Ordering::SeqCst) >= shared.waiting.load(Ordering::SeqCst) {
+        return;
+    }
     let mut candidates: Vec<(u8, Instant, Arc<Sandbox>)> = shared
         .sandboxes()
         .into_iter()
@@ -70,7 +85,7 @@ fn make_room(shared: &Arc<Shared>) {
         .collect();
     candidates.sort_by_key(|(rank, last_used, _)| (*rank, *last_used));
     for (_, _, sandbox) in candidates {
-        if put_to_sleep(&sandbox, PausedReason::Evicted) {
+        if put_to_sleep(shared, &sandbox, PausedReason::Evicted) {
             shared.metrics.evictions.inc();
             tracing::debug!(sandbox = %sandbox.id, "evicted to make room");
             return;
@@ -79,20 +94,24 @@ fn make_room(shared: &Arc<Shared>) {
 }
 
 /// Begins to end a sandbox without a running turn; false when it has one or is ending already.
-fn put_to_sleep(sandbox: &Arc<Sandbox>, reason: PausedReason) -> bool {
+fn put_to_sleep(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, reason: PausedReason) -> bool {
     if sandbox.state() == SandboxState::Deleting {
         return false;
     }
-    let idle = match sandbox.hub() {
+    let reason = EndReason::Asleep(reason);
+    let ends = match sandbox.hub() {
         Some(hub) => hub.begin_leaving_idle(sandbox),
-        None => true,
+        None => sandbox.announce_end_if_unclaimed(reason.clone()),
     };
-    if idle {
-        sandbox.announce_end(EndReason::Asleep(reason));
-        let sandbox = Arc::clone(sandbox);
-        tokio::spawn(async move { close(&sandbox, EndReason::Asleep(reason)).await });
+    if ends {
+        let (shared, sandbox) = (Arc::clone(shared), Arc::clone(sandbox));
+        shared.evicting.fetch_add(1, Ordering::SeqCst);
+        tokio::spawn(async move {
+            close(&sandbox, reason).await;
+            shared.evicting.fetch_sub(1, Ordering::SeqCst);
+        });
     }
-    idle
+    ends
 }
 
 /// A turn ended: if messages wait for a place, its sandbox may have to make room.
@@ -110,17 +129,14 @@ pub(crate) fn freed(shared: &Arc<Shared>) {
     }
 }
 
-/// Claims a warm sandbox of a version for a session.
+/// Claims a warm sandbox of a version for a session. The caller refills the pool when the session has it: warming another one
+/// takes a processor for a second.
 pub(crate) fn claim_warm(shared: &Arc<Shared>, agent: &AgentVersion, hub: &Arc<Hub>) -> Option<Arc<Sandbox>> {
-    let claimed = shared
+    shared
         .sandboxes()
         .into_iter()
         .filter(|sandbox| same_version(&sandbox.agent, agent))
-        .find(|sandbox| sandbox.claim(hub, false));
-    if claimed.is_some() {
-        refill(shared, agent);
-    }
-    claimed
+        .find(|sandbox| sandbox.claim(hub, false))
 }
 
 fn same_version(one: &AgentVersion, other: &AgentVersion) -> bool {
@@ -143,7 +159,7 @@ pub(crate) fn forget(shared: &Arc<Shared>, agent: &AgentVersion) {
 fn end_warm(shared: &Arc<Shared>, is_meant: impl Fn(&AgentVersion) -> bool) {
     for sandbox in shared.sandboxes() {
         if sandbox.state() == SandboxState::Warm && is_meant(&sandbox.agent) {
-            put_to_sleep(&sandbox, PausedReason::Evicted);
+            put_to_sleep(shared, &sandbox, PausedReason::Evicted);
         }
     }
 }
@@ -226,7 +242,7 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
         for sandbox in shared.sandboxes() {
             match sandbox.state() {
                 SandboxState::Waiting if sandbox.last_used().elapsed() >= shared.config.idle_timeout => {
-                    put_to_sleep(&sandbox, PausedReason::Idle);
+                    put_to_sleep(&shared, &sandbox, PausedReason::Idle);
                 }
                 SandboxState::Running => enforce_quota(&shared, &sandbox).await,
                 SandboxState::Waiting | SandboxState::Warm | SandboxState::Warming if grown => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ash_core::{
     EntryKind, Sequence,
-    ports::{Batch, EntryReader, LoggedEntry, ReadError, Store, StoreError},
+    ports::{Batch, EntryReader, LoggedEntry, ReadError, Store},
 };
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
@@ -52,7 +52,7 @@ impl EntryReader for HubReader {
                     return Ok(Some(batch));
                 }
                 Tail::InLog => return self.read_log().await.map(Some),
-                Tail::Broken(message) => return Err(StoreError::Unavailable(message).into()),
+                Tail::Broken(message) => return Err(ReadError::Unwritten(message)),
                 Tail::Nothing if ends => return Ok(None),
                 Tail::Nothing => {}
             }

@@ -198,6 +198,16 @@ impl Sandbox {
         self.lock().end_reason.get_or_insert(reason);
     }
 
+    /// Says why the sandbox will end, unless a session has it: true where that is said, and no session can claim it any more.
+    pub(crate) fn announce_end_if_unclaimed(&self, reason: EndReason) -> bool {
+        let mut inner = self.lock();
+        let unclaimed = !matches!(inner.phase, Phase::Bound(_));
+        if unclaimed {
+            inner.end_reason.get_or_insert(reason);
+        }
+        unclaimed
+    }
+
     /// Ends the sandbox for a reason; the first reason counts.
     pub(crate) fn end_with(&self, reason: EndReason) {
         self.announce_end(reason);

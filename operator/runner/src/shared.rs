@@ -69,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) starts: Arc<Semaphore>,
     /// Messages that wait for a place.
     pub(crate) waiting: AtomicUsize,
+    /// Sandboxes that are being put to sleep.
+    pub(crate) evicting: AtomicUsize,
     /// No more sessions are served.
     pub(crate) closing: CancellationToken,
     /// Nothing comes any more: readers end when they have given everything there is.
@@ -108,6 +110,7 @@ impl Shared {
             places: Arc::new(Semaphore::new(config.max_sandboxes)),
             starts: Arc::new(Semaphore::new(cores * crate::limits::STARTS_PER_CORE)),
             waiting: AtomicUsize::new(0),
+            evicting: AtomicUsize::new(0),
             closing: CancellationToken::new(),
             silent: CancellationToken::new(),
             pre_warm_hits: AtomicU64::new(0),

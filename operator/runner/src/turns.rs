@@ -116,7 +116,12 @@ async fn follow(
         // The connections so far are counted before the answer: one that is lost after it is seen.
         let mut connections = sandbox.connections.subscribe();
         connections.mark_unchanged();
-        match answer.read::<IgnoredAny>().await {
+        let answered = tokio::select! {
+            answered = answer.read::<IgnoredAny>() => answered,
+            // A request that was sent after the last connection ended is never answered.
+            () = sandbox.gone.cancelled() => Err(RequestError::Gone),
+        };
+        match answered {
             Ok(_) => return,
             Err(RequestError::Gone) => {}
             Err(error) => {
@@ -164,7 +169,7 @@ pub(crate) async fn start_for(
     bind_or_end(shared, &sandbox, hub, Claimed::Cold).await
 }
 
-/// Binds a claimed sandbox; ends it where that fails.
+/// Binds a claimed sandbox; ends it where that fails. Then the pool is filled up again.
 pub(crate) async fn bind_or_end(
     shared: &Arc<Shared>,
     sandbox: &Arc<Sandbox>,
@@ -172,6 +177,7 @@ pub(crate) async fn bind_or_end(
     how: Claimed,
 ) -> Result<(), StartError> {
     let bound = bind(shared, sandbox, hub, how).await;
+    pool::refill(shared, &sandbox.agent);
     if let Err(error) = &bound {
         sandbox.end_with(EndReason::Failed(error.to_string()));
     }

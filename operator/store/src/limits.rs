@@ -49,3 +49,7 @@ pub const MAX_CHUNK_BYTES: usize = 512 << 20;
 
 /// Size to which the write-ahead log's file is cut back once its content is in the database.
 pub const MAX_KEPT_WAL_BYTES: u64 = 64 << 20;
+
+/// Bytes of a conversation's transcript that are read back: beyond that a session cannot be woken. Claude Code compacts its
+/// context long before; 60 turns were seen to take less than 1 MiB.
+pub const MAX_TRANSCRIPT_BYTES: usize = 256 << 20;

@@ -148,14 +148,15 @@ fn egress(arguments: &Arguments) -> anyhow::Result<EgressConfig> {
 fn sandboxes(arguments: &Arguments, data: &Path) -> ProcessConfig {
     use std::os::unix::fs::MetadataExt;
 
-    // Two servers on one machine must not share a group; their data directories differ.
-    let inode = std::fs::metadata(data).map_or(0, |metadata| metadata.ino());
+    // Two servers on one machine must not share a group; their data directories differ. An inode alone does not: the top of
+    // every file system may have the same.
+    let (device, inode) = std::fs::metadata(data).map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()));
     ProcessConfig {
         policy: match arguments.sandbox_policy {
             SandboxPolicy::BestEffort => Policy::BestEffort,
             SandboxPolicy::Strict => Policy::Strict,
         },
-        group: format!("ash-{inode}"),
+        group: format!("ash-{device}-{inode}"),
         ..ProcessConfig::default()
     }
 }

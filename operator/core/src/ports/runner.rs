@@ -149,12 +149,16 @@ pub trait EntryReader: Send {
     fn turn_in_progress(&self) -> bool;
 }
 
-/// Why a reader cannot go on. The client reconnects with its last position.
+/// Why a reader cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// The log cannot be read.
+    /// The log cannot be read. The client reconnects with its last position.
     #[error(transparent)]
     Store(#[from] super::StoreError),
+    /// The log cannot be written, for the reason given: the turn has failed. What was not committed is withdrawn as soon as it
+    /// can be written again.
+    #[error("the turn failed: {0}")]
+    Unwritten(String),
 }
 
 /// How much a runner has and does, as `GET /health` says it.

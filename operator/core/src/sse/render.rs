@@ -55,7 +55,7 @@ struct Writer {
 
 impl Writer {
     fn new(sequence: Sequence, capacity: usize) -> Self {
-        Self { sequence, next: 0, buffer: BytesMut::with_capacity(capacity), ends: Vec::new() }
+        Self { sequence, next: 0, buffer: BytesMut::with_capacity(capacity), ends: Vec::with_capacity(2) }
     }
 
     /// A frame whose data is the given pieces of JSON joined. Line breaks, which compact JSON never has outside of strings, are
@@ -187,6 +187,12 @@ fn partial(entry: &Entry) -> Rendered {
         thinking: Option<&'a RawValue>,
     }
 
+    if let Some(text) = plain_text_delta(&entry.body) {
+        let mut writer = Writer::new(entry.sequence, entry.body.len() + text.len() + 192);
+        writer.frame("text_delta", &[br#"{"delta":"#, text, b"}"]);
+        writer.frame("message", &[&entry.body]);
+        return writer.finish();
+    }
     let mut writer = Writer::new(entry.sequence, entry.body.len() + 256);
     let line: Option<PartialLine<'_>> = serde_json::from_slice(&entry.body).ok();
     let delta = line.as_ref().filter(|line| line.event.kind == "content_block_delta").and_then(|line| line.event.delta);
@@ -205,6 +211,32 @@ fn partial(entry: &Entry) -> Rendered {
     }
     writer.frame("message", &[&entry.body]);
     writer.finish()
+}
+
+/// The text, as a JSON string, of a text delta written just as Claude Code writes it: most lines of most turns, so they are not
+/// parsed as a whole. `None` for everything else.
+fn plain_text_delta(line: &[u8]) -> Option<&[u8]> {
+    let rest = line.strip_prefix(br#"{"type":"stream_event","event":{"type":"content_block_delta","index":"#)?;
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let text = rest.get(digits..)?.strip_prefix(br#","delta":{"type":"text_delta","text":"#)?;
+    let inside = text.strip_prefix(b"\"")?;
+    let mut end = 0;
+    loop {
+        end += memchr::memchr2(b'"', b'\\', inside.get(end..)?)?;
+        if inside[end] == b'"' {
+            break;
+        }
+        // Other escapes are left to the parser, which knows which of them are valid.
+        matches!(inside.get(end + 1)?, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't').then_some(())?;
+        end += 2;
+    }
+    let text = &text[..end + 2];
+    let is_json = digits > 0
+        && std::str::from_utf8(text).is_ok()
+        && !text.iter().any(u8::is_ascii_control)
+        && inside[end + 1..].starts_with(b"}}")
+        && line.ends_with(b"}");
+    is_json.then_some(text)
 }
 
 fn claude(session: SessionId, entry: &Entry) -> Rendered {

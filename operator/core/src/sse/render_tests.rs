@@ -5,7 +5,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::{Rendered, render, render_opening, session_start};
+use super::{Rendered, plain_text_delta, render, render_opening, session_start};
 use crate::{
     id::SessionId,
     opening::{Opening, OpeningReason},
@@ -50,6 +50,36 @@ fn a_text_delta_comes_before_its_message() {
     assert!(rendered.from(1).starts_with(b"event: message"));
     assert!(rendered.from(2).is_empty());
     assert!(rendered.from(9).is_empty());
+}
+
+fn text_delta(text: &str) -> String {
+    format!(
+        r#"{{"type":"stream_event","event":{{"type":"content_block_delta","index":0,"delta":{{"type":"text_delta","text":{text}}}}},"uuid":"x"}}"#
+    )
+}
+
+#[test]
+fn what_is_no_plain_text_delta_is_left_to_the_parser() {
+    for text in ["\"\\u0041\"", "\"\\q\"", "\"a\tb\"", "\"open", "7", "\"a\"]", "\"\\"] {
+        assert_eq!(plain_text_delta(text_delta(text).as_bytes()), None, "{text}");
+    }
+    let line = text_delta("\"a\"").replace("\"text\":", "\"more\":1,\"text\":");
+    assert_eq!(plain_text_delta(line.as_bytes()), None);
+}
+
+proptest! {
+    #[test]
+    fn a_plain_text_delta_is_found_as_the_parser_finds_it(text in any::<String>()) {
+        let json = serde_json::to_string(&text).unwrap();
+        let line = text_delta(&json);
+        let found = plain_text_delta(line.as_bytes());
+        prop_assert!(found.is_none_or(|found| found == json.as_bytes()));
+        prop_assert!(found.is_some() || text.chars().any(char::is_control));
+        let rendered = frames(&render(SESSION, &entry(EntryKind::Partial, EntryFlags::default(), &line)));
+        let expected = format!("{{\"delta\":{json}}}");
+        prop_assert_eq!(&rendered[0].1, &expected);
+        prop_assert_eq!(&rendered[1].1, &line);
+    }
 }
 
 #[test]

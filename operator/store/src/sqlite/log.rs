@@ -8,11 +8,17 @@ use ash_core::{
     session::Session,
     transcript::Transcript,
 };
+use ash_protocol::message::TranscriptPart;
 use async_trait::async_trait;
+use futures::TryStreamExt;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{SqliteStore, log_write, rows, sessions::no_session};
-use crate::{codec, fault::Fault, limits::MAX_BATCHES_PER_PAGE};
+use crate::{
+    codec,
+    fault::Fault,
+    limits::{MAX_BATCHES_PER_PAGE, MAX_TRANSCRIPT_BYTES},
+};
 
 #[async_trait]
 impl EventLog for SqliteStore {
@@ -68,19 +74,31 @@ impl SqliteStore {
         Ok(Page { entries, through, end: extent.through.is_none() })
     }
 
+    /// Reads from the end back to the part that began the current conversation anew: what came before it does not count.
     async fn read_transcript(&self, session: SessionId) -> Result<Option<Transcript>, Fault> {
-        let found = sqlx::query(
-            "SELECT last_sequence, codec, size, data FROM log_chunks WHERE session = $1 AND class = $2 ORDER BY batch_last",
+        let mut rows = sqlx::query(
+            "SELECT last_sequence, codec, size, data FROM log_chunks WHERE session = $1 AND class = $2 ORDER BY batch_last DESC",
         )
         .bind(session.to_string())
         .bind(ChunkClass::Transcript as i64)
-        .fetch_all(&self.readers)
-        .await?;
-        let mut entries = Vec::new();
-        for row in &found {
-            entries.extend(decode(row)?);
+        .fetch(&self.readers);
+        let (mut entries, mut bytes, mut begun) = (Vec::new(), 0, false);
+        while !begun && let Some(row) = rows.try_next().await? {
+            for entry in decode(&row)?.into_iter().rev() {
+                bytes += entry.body.len();
+                if bytes > MAX_TRANSCRIPT_BYTES {
+                    let what =
+                        format!("the conversation of session {session} is longer than {MAX_TRANSCRIPT_BYTES} bytes");
+                    return Err(Fault::damaged(what));
+                }
+                begun = TranscriptPart::split(&entry.body).is_some_and(|(head, _)| head.offset == 0);
+                entries.push(entry);
+                if begun {
+                    break;
+                }
+            }
         }
-        Ok(Transcript::assemble(entries.iter().map(|entry| entry.body.as_ref())))
+        Ok(Transcript::assemble(entries.iter().rev().map(|entry| entry.body.as_ref())))
     }
 
     async fn read_turn(&self, session: SessionId, turn: TurnId) -> Result<Option<TurnRecord>, Fault> {

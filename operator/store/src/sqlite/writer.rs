@@ -310,6 +310,14 @@ fn aborted(fault: Fault) -> Aborted {
 async fn run_batch(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job>]) -> Result<(), Aborted> {
     let plain = |error: sqlx::Error| aborted(error.into());
     connection.execute("BEGIN IMMEDIATE").await.map_err(plain)?;
+    if let [job] = batch {
+        // Alone in its transaction it needs no savepoint; every statement is two changes of threads.
+        if job.run(connection).await.map_err(aborted)? == Ran::Refused {
+            connection.execute("ROLLBACK").await.map_err(plain)?;
+            return Ok(());
+        }
+        return commit(connection).await;
+    }
     for job in batch {
         connection.execute("SAVEPOINT one").await.map_err(plain)?;
         if job.run(connection).await.map_err(aborted)? == Ran::Refused {
@@ -317,6 +325,10 @@ async fn run_batch(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job>]
         }
         connection.execute("RELEASE one").await.map_err(plain)?;
     }
+    commit(connection).await
+}
+
+async fn commit(connection: &mut SqliteConnection) -> Result<(), Aborted> {
     connection.execute("COMMIT").await.map_err(|error| {
         let error = Fault::from(error).0;
         // SQLite reports a full disk before it writes the commit's mark.
