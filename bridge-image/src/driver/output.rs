@@ -167,6 +167,8 @@ impl Driver {
         };
         let whose: ResultLine = serde_json::from_slice(&line).unwrap_or_default();
         let ends_turn = session.turns.running().is_some_and(|turn| whose.ends(turn.id));
+        // What came with it leaves before the transcript is read.
+        tokio::task::yield_now().await;
         let until = Instant::now() + TRANSCRIPT_WAIT;
         self.ship_transcript().await;
         let is_behind = |driver: &Self| {

@@ -9,6 +9,7 @@ use std::{
     io,
     net::{TcpListener, TcpStream},
     os::fd::{AsFd, OwnedFd},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -31,7 +32,7 @@ pub(crate) struct Connections {
 
 impl Connections {
     /// Begins to accept.
-    pub(crate) fn of(listener: TcpListener) -> io::Result<Self> {
+    pub(crate) fn of(listener: Arc<TcpListener>) -> io::Result<Self> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let stopped = stop.try_clone()?;
         let (sender, accepted) = mpsc::channel(WAITING);
@@ -58,7 +59,7 @@ impl Drop for Connections {
 fn accept(listener: &TcpListener, stopped: &OwnedFd, sender: &mpsc::Sender<io::Result<TcpStream>>) {
     loop {
         let mut watched =
-            [PollFd::new(listener, PollFlags::IN), PollFd::from_borrowed_fd(stopped.as_fd(), PollFlags::IN)];
+            [PollFd::new(&listener, PollFlags::IN), PollFd::from_borrowed_fd(stopped.as_fd(), PollFlags::IN)];
         match poll(&mut watched, None) {
             Ok(_) if !watched[1].revents().is_empty() => return,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -68,6 +69,8 @@ fn accept(listener: &TcpListener, stopped: &OwnedFd, sender: &mpsc::Sender<io::R
         match &accepted {
             // Somebody in the sandbox was quicker.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            // It does not listen any more: the sandbox is over, or somebody in it shut the socket down.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
             Err(_) => thread::sleep(PAUSE),
             Ok(_) => {}
         }
@@ -88,7 +91,7 @@ mod tests {
         // The listener is blocking, as a sandbox can make it; the runtime has one thread and still goes on.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let mut connections = Connections::of(listener).unwrap();
+        let mut connections = Connections::of(std::sync::Arc::new(listener)).unwrap();
         tokio::task::yield_now().await;
         let mut client = std::net::TcpStream::connect(address).unwrap();
         client.write_all(b"x").unwrap();

@@ -121,12 +121,13 @@ impl Gateway {
     /// Has to be called inside a tokio runtime.
     pub fn attach(&self, sandbox: SandboxId, listener: TcpListener) -> Result<Attachment, AttachError> {
         let address = listener.local_addr()?;
-        let connections = accept::Connections::of(listener)?;
+        let listener = Arc::new(listener);
+        let connections = accept::Connections::of(Arc::clone(&listener))?;
         let cut = CancellationToken::new();
         let accepting = accept_loop(self.shared.clone(), sandbox, connections, cut.clone());
         tokio::spawn(accepting);
         tracing::debug!(%sandbox, %address, "serving a sandbox");
-        Ok(Attachment { address, cut })
+        Ok(Attachment { address, cut, listener })
     }
 
     /// The sandbox exists and has no session: its model calls are rehearsed, tunnels refused.

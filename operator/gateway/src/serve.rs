@@ -231,12 +231,21 @@ fn proxy_token(headers: &HeaderMap) -> Option<String> {
 pub struct Attachment {
     pub(crate) address: SocketAddr,
     pub(crate) cut: CancellationToken,
+    pub(crate) listener: Arc<std::net::TcpListener>,
 }
 
 impl Attachment {
     /// Where it listens, as seen inside the sandbox.
     pub fn local_address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The sandbox is over: its listener is shut down for all who have it, so that no accept that was made to block waits for
+    /// ever. Never for a sandbox that another server takes over.
+    pub fn end(self) {
+        if let Err(error) = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both) {
+            tracing::debug!(%error, "a listener could not be shut down");
+        }
     }
 
     /// Stops accepting and cuts what is open; the same as dropping it.

@@ -358,6 +358,7 @@ async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixLis
         tracing::error!(sandbox = %sandbox.id, %error, "a sandbox could not be killed");
     }
     shared.gateway.remove(ash_gateway::SandboxId(sandbox.id.0));
+    sandbox.end_attachment();
     sandbox.bridge.fail_pending();
     match sandbox.hub() {
         Some(hub) => {
@@ -437,6 +438,7 @@ async fn serve_connection(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, mut gree
     let (acknowledged, overtaken) = catch_up(shared, sandbox, &greeted.hello.progress).await;
     sandbox.connections.send_modify(|count| *count += 1);
     let stalls = &shared.metrics.bridges_stalled;
+    let mut stalled = false;
     let incoming = |incoming: Incoming| {
         match incoming {
             Incoming::Entries(entries) => {
@@ -457,10 +459,11 @@ async fn serve_connection(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, mut gree
                 }
             }
             Incoming::Status(status) => {
-                if status.stalled {
+                if status.stalled && !stalled {
                     stalls.inc();
                     tracing::warn!(sandbox = %sandbox.id, "a bridge stalls at the bound of unacknowledged bytes");
                 }
+                stalled = status.stalled;
             }
         }
         Ok(())

@@ -87,8 +87,14 @@ async fn take_over(
         let _ = process.kill().await;
         return lost(shared, row, hub).await;
     };
-    let listener = listen(&process.directory())
-        .map_err(|error| RunnerError::Internal(format!("a sandbox's socket cannot be made: {error}")))?;
+    let listener = match listen(&process.directory()) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::warn!(session = %row.id, %error, "a sandbox's socket cannot be made: the sandbox is given up");
+            let _ = process.kill().await;
+            return lost(shared, row, hub).await;
+        }
+    };
     let sandbox = Arc::new(Sandbox::new(SandboxId(id.0), agent, process, place, Some(Arc::clone(hub))));
     let binding = crate::lifecycle::binding(&sandbox, row);
     if let Err(error) = shared.gateway.rebind(ash_gateway::SandboxId(id.0), binding) {
@@ -105,7 +111,8 @@ async fn take_over(
     tracing::info!(session = %row.id, sandbox = %id, "a sandbox of the server before is alive: waiting for its bridge");
     let hub = Arc::clone(hub);
     tokio::spawn(async move {
-        if timeout(BRIDGE_AWAY, hub.wait_settled()).await.is_err() {
+        // One that is connected may still be sending what was not acknowledged.
+        if timeout(BRIDGE_AWAY, hub.wait_settled()).await.is_err() && *sandbox.connections.borrow() == 0 {
             sandbox.end_with(EndReason::Lost);
         }
     });

@@ -180,6 +180,14 @@ impl Sandbox {
         inner.gateway_port = Some(port);
     }
 
+    /// Ends the gateway's side: the sandbox is over.
+    pub(crate) fn end_attachment(&self) {
+        let attachment = self.lock().attachment.take();
+        if let Some(attachment) = attachment {
+            attachment.end();
+        }
+    }
+
     /// The gateway's port inside the sandbox, once its bridge has said it.
     pub(crate) fn gateway_port(&self) -> Option<u16> {
         self.lock().gateway_port

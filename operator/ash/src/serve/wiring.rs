@@ -1,6 +1,8 @@
 //! One function that wires a standalone server: every part is made here, and handed to those that need it.
 
 use std::{
+    io,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -18,7 +20,7 @@ use ash_runner::{LocalRunner, RunnerConfig};
 use ash_sandbox::{Limits, Policy, ProcessBackend, ProcessConfig};
 use ash_store::{Settings, SqliteStore};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::{
     arguments::{Arguments, SandboxPolicy},
@@ -27,6 +29,9 @@ use super::{
 
 /// The database in the data directory.
 const DATABASE: &str = "ash.db";
+
+/// Connections that wait to be accepted, where the system allows as many; one more has to try again after a second.
+const BACKLOG: u32 = 1024;
 
 /// Claude Code's memory bound between turns, as a part of the sandbox's memory: three quarters, 1.5 GiB of 2.
 const MEMORY_BOUND: (u64, u64) = (3, 4);
@@ -50,7 +55,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let (bridge, claude) = (absolute(&arguments.bridge()?)?, absolute(&arguments.claude()?)?);
     let upstream = upstream(arguments)?;
     let egress = egress(arguments)?;
-    let listener = TcpListener::bind(arguments.listen).await.with_context(|| {
+    let listener = listen(arguments.listen).with_context(|| {
         format!("cannot listen on {}: stop what listens there, or name another address with --listen", arguments.listen)
     })?;
     claude::check(&claude, arguments.any_claude_version).await?;
@@ -101,6 +106,14 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let limits = ServeLimits { shutdown_grace: arguments.shutdown_timeout + super::DRAIN, ..ServeLimits::default() };
     let state = ApiState::new(as_port, Arc::clone(&runner) as _, registry, config);
     Ok(Server { listener, router: ash_api::router(state.clone()), state, limits, runner, store })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Connections of a server that was just stopped must not keep its port.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn absolute(program: &Path) -> anyhow::Result<std::path::PathBuf> {
