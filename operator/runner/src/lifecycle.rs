@@ -373,6 +373,7 @@ async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixLis
         None => remove_folder(sandbox.process.directory().join("home")).await,
     }
     shared.remove_sandbox(sandbox.id);
+    sandbox.release_place();
     sandbox.gone.cancel();
     crate::pool::freed(&shared);
 }

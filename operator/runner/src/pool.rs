@@ -179,7 +179,15 @@ pub(crate) fn refill(shared: &Arc<Shared>, agent: &AgentVersion) {
 
 async fn fill(shared: Arc<Shared>, agent: AgentVersion) {
     let mut failures = 0;
-    while let Some(place) = place_for_warm(&shared, &agent) {
+    loop {
+        let Some(place) = place_for_warm(&shared, &agent) else {
+            set_filling(&shared, &agent, false);
+            // Whoever asked for more since that look found somebody at it: look once more.
+            match place_for_warm(&shared, &agent) {
+                Some(_) if set_filling(&shared, &agent, true) => continue,
+                _ => return,
+            }
+        };
         let Ok(_turn) = shared.starts.acquire().await else { break };
         match start(&shared, &agent, place, For::Pool).await {
             Ok(sandbox) => {
@@ -198,11 +206,14 @@ async fn fill(shared: Arc<Shared>, agent: AgentVersion) {
             }
         }
     }
-    if let Some(target) =
-        shared.warm_versions().get_mut(&agent.agent).filter(|target| same_version(&target.agent, &agent))
-    {
-        target.filling = false;
-    }
+    set_filling(&shared, &agent, false);
+}
+
+/// Says that somebody fills the pool of a version, or nobody any more; false when that is said already, or nobody wants it full.
+fn set_filling(shared: &Arc<Shared>, agent: &AgentVersion, filling: bool) -> bool {
+    let mut targets = shared.warm_versions();
+    let target = targets.get_mut(&agent.agent).filter(|target| same_version(&target.agent, agent));
+    target.is_some_and(|target| std::mem::replace(&mut target.filling, filling) != filling)
 }
 
 /// A place for one more warm sandbox, where one is wanted and free. Warm sandboxes never make others leave.

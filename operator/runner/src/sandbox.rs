@@ -40,12 +40,12 @@ pub(crate) struct Sandbox {
     /// Set when everything is over.
     pub(crate) gone: CancellationToken,
     inner: Mutex<Inner>,
-    /// Its place in the pool's capacity.
-    _place: OwnedSemaphorePermit,
 }
 
 struct Inner {
     phase: Phase,
+    /// Its place in the pool's capacity, until it is over.
+    place: Option<OwnedSemaphorePermit>,
     last_used: Instant,
     attachment: Option<Attachment>,
     gateway_port: Option<u16>,
@@ -100,13 +100,13 @@ impl Sandbox {
             inner: Mutex::new(Inner {
                 phase: hub.map_or(Phase::Warming, Phase::Bound),
                 last_used: Instant::now(),
+                place: Some(place),
                 attachment: None,
                 gateway_port: None,
                 restored: None,
                 end_reason: None,
                 left: false,
             }),
-            _place: place,
         }
     }
 
@@ -178,6 +178,11 @@ impl Sandbox {
         let mut inner = self.lock();
         inner.attachment = Some(attachment);
         inner.gateway_port = Some(port);
+    }
+
+    /// Gives the place back: the sandbox is over, whoever still knows it.
+    pub(crate) fn release_place(&self) {
+        drop(self.lock().place.take());
     }
 
     /// Ends the gateway's side: the sandbox is over.
