@@ -268,7 +268,6 @@ impl Drop for Process {
     }
 }
 
-/// Bytes written; `None` where nothing more can be.
 /// When the next read may be: at once up to [`FREE_READS`] times, then once per [`READ_PACE`]; a pause gives free reads back.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
@@ -292,6 +291,7 @@ impl Pace {
     }
 }
 
+/// Bytes written; `None` where nothing more can be.
 async fn write_some(input: &mut Option<ChildStdin>, queue: &VecDeque<Bytes>) -> Option<usize> {
     let mut slices = [std::io::IoSlice::new(&[]), std::io::IoSlice::new(&[])];
     for (slice, bytes) in slices.iter_mut().zip(queue) {

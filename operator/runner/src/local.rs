@@ -156,7 +156,7 @@ impl Runner for LocalRunner {
         };
         let turn = message.turn;
         let reader = self.reader(Arc::clone(&hub), after);
-        // A caller that goes away while the message waits for a place takes its reservation back.
+        // A message that is refused, or given up while it waits for a place, takes its reservation back.
         let mut reservation = Reservation { hub: &hub, turn, kept: false };
         turns::begin(&self.shared, &hub, agent, message).await?;
         reservation.kept = true;
