@@ -1,7 +1,7 @@
 //! The committer: writes what the hubs took to the log, behind the streams, many sessions in one transaction.
 //!
-//! Complete messages are written at once, unless a transaction has just been: then with whatever else comes within
-//! [`COMMIT_SPACING`], because most of a transaction's cost does not depend on its size. The end of a turn waits for nothing.
+//! Complete messages are written with whatever else comes within [`COMMIT_SPACING`], because most of a transaction's cost does
+//! not depend on its size. The end of a turn waits for nothing.
 //! Partials wait for more, for [`COMMIT_DELAY`] at the most. A transaction that takes longer delays the next, so that batches
 //! grow under load by themselves.
 
@@ -13,7 +13,7 @@ use std::{
 use ash_core::ports::{Append, Store, StoreError};
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -56,12 +56,10 @@ impl CommitQueue {
 
 /// Commits for as long as the process lives. Dropping the future stops it between two transactions.
 pub(crate) async fn run(queue: Arc<CommitQueue>, store: Arc<dyn Store>, metrics: Arc<Metrics>) {
-    let mut next = Instant::now();
     loop {
         queue.some.notified().await;
         let _ = timeout(COMMIT_DELAY, queue.urgent.notified()).await;
-        let _ = timeout_at(next, queue.immediate.notified()).await;
-        next = Instant::now() + COMMIT_SPACING;
+        let _ = timeout(COMMIT_SPACING, queue.immediate.notified()).await;
         let hubs = queue.take();
         commit(&queue, &*store, &metrics, hubs).await;
     }

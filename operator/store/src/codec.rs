@@ -1,10 +1,13 @@
 //! How a chunk's bytes are stored: compressed where that pays.
 
+use std::cell::RefCell;
+
 use ash_core::{
     Entry,
     chunk::{self, Chunk},
 };
 use bytes::Bytes;
+use zstd::bulk::Compressor;
 
 use crate::{
     fault::Fault,
@@ -51,7 +54,7 @@ fn pack(mut chunk: Chunk) -> StoredChunk {
     let body = std::mem::take(&mut chunk.body);
     let size = body.len();
     let compressed = (size >= MIN_COMPRESSED_BYTES)
-        .then(|| zstd::bulk::compress(&body, ZSTD_LEVEL).ok())
+        .then(|| compress(&body))
         .flatten()
         // It pays where it saves an eighth; otherwise every reader would decompress for nothing.
         .filter(|compressed| compressed.len() <= size - size / 8);
@@ -59,6 +62,20 @@ fn pack(mut chunk: Chunk) -> StoredChunk {
         Some(compressed) => StoredChunk { chunk, codec: ZSTD, size, data: compressed.into() },
         None => StoredChunk { chunk, codec: PLAIN, size, data: body },
     }
+}
+
+fn compress(body: &[u8]) -> Option<Vec<u8>> {
+    thread_local! {
+        // Making its tables costs more than compressing what a turn commits at a time.
+        static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    }
+    COMPRESSOR.with_borrow_mut(|kept| {
+        let compressor = match kept {
+            Some(compressor) => compressor,
+            none => none.insert(Compressor::new(ZSTD_LEVEL).ok()?),
+        };
+        compressor.compress(body).ok()
+    })
 }
 
 /// The bytes of a chunk as they were before they were stored. Nothing that is read here is trusted.

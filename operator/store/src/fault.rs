@@ -20,11 +20,11 @@ impl Fault {
     pub(crate) fn damaged(what: impl Into<String>) -> Self {
         Self(StoreError::Damaged(what.into()))
     }
+}
 
-    /// Whether only what was asked for failed, and what else shares the transaction may go on.
-    pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self.0, StoreError::Conflict(_) | StoreError::NotFound(_) | StoreError::Overtaken { .. })
-    }
+/// Whether only what was asked for failed, and what else shares the transaction may go on.
+pub(crate) fn is_refusal(error: &StoreError) -> bool {
+    matches!(error, StoreError::Conflict(_) | StoreError::NotFound(_) | StoreError::Overtaken { .. })
 }
 
 impl From<Fault> for StoreError {

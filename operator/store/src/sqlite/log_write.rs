@@ -1,20 +1,23 @@
 //! Writes the event log: opens epochs and appends, both by compare-and-set on the session's row.
 
+use std::collections::HashSet;
+
 use ash_core::{
     Entry, EntryKind, Epoch, Sequence,
-    id::{SessionId, TenantId, TurnId},
+    id::{SessionId, TurnId},
     ports::{Append, OpenEpoch, StoreError},
     session::Session,
 };
 use jiff::Timestamp;
 use serde::Deserialize;
-use sqlx::{Row, SqliteConnection};
+use sqlx::{SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
 
 use super::{
     rows,
+    script::{Parameter, Script},
     sessions::{load, no_session},
-    writer::Write,
+    writer::{Aborted, Write},
 };
 use crate::{
     cache::Caches,
@@ -45,19 +48,19 @@ impl Write for Open {
         session.sandbox = open.sandbox;
         session.last_active_at = rows::now();
         save(connection, &session).await?;
+        let mut script = Script::default();
+        let id = script.bind(session.id.to_string());
+        let last = script.bind(rows::column(opening.sequence));
         for chunk in codec::encode_now(std::slice::from_ref(&opening)) {
-            insert_chunk(connection, session.id, &session.tenant, opening.sequence, &chunk).await?;
+            insert_chunk(&mut script, last, &chunk, &format!("FROM sessions WHERE id = {id}"));
         }
         if let Some(turn) = open.opening.interrupted {
-            sqlx::query(
-                "UPDATE turns SET last_sequence = $3 WHERE session = $1 AND turn = $2 AND last_sequence IS NULL",
-            )
-            .bind(session.id.to_string())
-            .bind(turn.to_string())
-            .bind(rows::column(opening.sequence))
-            .execute(connection)
-            .await?;
+            let turn = script.bind(turn.to_string());
+            script.push(format_args!(
+                "UPDATE turns SET last_sequence = {last} WHERE session = {id} AND turn = {turn} AND last_sequence IS NULL"
+            ));
         }
+        script.run(connection).await?;
         Ok(session)
     }
 
@@ -134,21 +137,15 @@ impl Write for Batches {
     }
 
     async fn run(&self, connection: &mut SqliteConnection) -> Result<Self::Output, Fault> {
-        let mut outcomes = Vec::with_capacity(self.0.len());
-        for batch in &self.0 {
-            let outcome = match batch {
-                Ok(batch) => batch.append(connection).await,
-                Err(error) => Err(error.clone().into()),
-            };
-            outcomes.push(match outcome {
-                Ok(appended) => Ok(appended),
-                // Refused before anything was written for it. What fails later takes all appends of this call back.
-                Err(Fault(error @ (StoreError::Overtaken { .. } | StoreError::NotFound(_)))) => Err(error),
-                Err(Fault(error)) if batch.is_err() => Err(error),
-                Err(fault) => return Err(fault),
-            });
-        }
-        Ok(outcomes)
+        let (script, active_at) = self.script();
+        let taken = script.run(connection).await?;
+        self.outcomes(connection, &taken, active_at).await
+    }
+
+    async fn run_alone(&self, connection: &mut SqliteConnection) -> Result<Self::Output, Aborted> {
+        let (script, active_at) = self.script();
+        let taken = script.run_as_transaction(connection).await?;
+        self.outcomes(connection, &taken, active_at).await.map_err(Aborted::before_commit)
     }
 
     fn committed(&self, outcomes: &Self::Output, caches: &Caches) {
@@ -157,6 +154,38 @@ impl Write for Batches {
                 caches.session_appended(*session, *last, *active_at);
             }
         }
+    }
+}
+
+impl Batches {
+    fn script(&self) -> (Script, Timestamp) {
+        let now = rows::now();
+        let mut script = Script::default();
+        for (position, batch) in self.0.iter().enumerate() {
+            if let Ok(batch) = batch {
+                batch.append(&mut script, position, now);
+            }
+        }
+        (script, now)
+    }
+
+    /// What became of each append, from the rows that say which were taken.
+    async fn outcomes(
+        &self,
+        connection: &mut SqliteConnection,
+        taken: &[SqliteRow],
+        now: Timestamp,
+    ) -> Result<Vec<Result<Appended, StoreError>>, Fault> {
+        let taken = taken.iter().map(|row| rows::number(row, "position")).collect::<Result<HashSet<usize>, _>>()?;
+        let mut outcomes = Vec::with_capacity(self.0.len());
+        for (position, batch) in self.0.iter().enumerate() {
+            outcomes.push(match batch {
+                Ok(batch) if taken.contains(&position) => Ok(batch.appended(now)),
+                Ok(batch) => batch.was_there(connection).await.map_err(|fault| fault.0),
+                Err(error) => Err(error.clone()),
+            });
+        }
+        Ok(outcomes)
     }
 }
 
@@ -169,29 +198,36 @@ impl Batch {
         Ok(Self { session, after, epoch: last.epoch(), last, chunks, turns })
     }
 
-    async fn append(&self, connection: &mut SqliteConnection) -> Result<Appended, Fault> {
-        let active_at = (!self.turns.is_empty()).then(rows::now);
-        // The compare-and-set comes first: it either takes the log's end for this append or writes nothing.
-        let taken = sqlx::query(
-            "UPDATE sessions SET last_sequence = $4, last_active_at = COALESCE($5, last_active_at) \
-             WHERE id = $1 AND epoch = $2 AND last_sequence = $3 RETURNING tenant",
-        )
-        .bind(self.session.to_string())
-        .bind(i64::from(self.epoch.0))
-        .bind(rows::column(self.after))
-        .bind(rows::column(self.last))
-        .bind(active_at.map(Timestamp::as_millisecond))
-        .fetch_optional(&mut *connection)
-        .await?;
-        let Some(row) = taken else { return self.was_there(connection).await };
-        let tenant = TenantId(row.try_get("tenant")?);
+    fn appended(&self, now: Timestamp) -> Appended {
+        Appended::Now { session: self.session, last: self.last, active_at: (!self.turns.is_empty()).then_some(now) }
+    }
+
+    /// The compare-and-set comes first: it takes the log's end for this append, and gives its
+    /// position among the appends, or changes nothing.
+    /// What follows is for the session whose end is this append's: of one that was not taken that is so where the append is
+    /// there already, and then there is nothing to add.
+    fn append(&self, script: &mut Script, position: usize, now: Timestamp) {
+        let session = script.bind(self.session.to_string());
+        let epoch = script.bind(i64::from(self.epoch.0));
+        let last = script.bind(rows::column(self.last));
+        let after = script.bind(rows::column(self.after));
+        let active = if self.turns.is_empty() {
+            String::new()
+        } else {
+            format!(", last_active_at = {}", script.bind(now.as_millisecond()))
+        };
+        let position = script.bind(rows::length(position));
+        script.push(format_args!(
+            "UPDATE sessions SET last_sequence = {last}{active} \
+             WHERE id = {session} AND epoch = {epoch} AND last_sequence = {after} RETURNING {position} AS position"
+        ));
+        let taken = format!("FROM sessions WHERE id = {session} AND epoch = {epoch} AND last_sequence = {last}");
         for chunk in &self.chunks {
-            insert_chunk(connection, self.session, &tenant, self.last, chunk).await?;
+            insert_chunk(script, last, chunk, &taken);
         }
         for change in &self.turns {
-            change.write(connection, self.session, &tenant).await?;
+            change.write(script, session, &taken);
         }
-        Ok(Appended::Now { session: self.session, last: self.last, active_at })
     }
 
     /// Numbers of an epoch have no gaps and one writer, so what is not beyond the log's end is in it.
@@ -242,54 +278,37 @@ fn turn_changes(entry: &Entry) -> impl Iterator<Item = TurnChange> {
 }
 
 impl TurnChange {
-    async fn write(
-        self,
-        connection: &mut SqliteConnection,
-        session: SessionId,
-        tenant: &TenantId,
-    ) -> Result<(), sqlx::Error> {
-        let query = match self {
+    fn write(self, script: &mut Script, session: Parameter, taken: &str) {
+        match self {
             // A bridge is not trusted: a turn that it begins twice stays as it was first.
-            Self::Begins(turn, sequence) => sqlx::query(
-                "INSERT INTO turns (session, first_sequence, turn, tenant) VALUES ($1, $2, $3, $4) \
-                 ON CONFLICT (session, turn) DO NOTHING",
-            )
-            .bind(session.to_string())
-            .bind(rows::column(sequence))
-            .bind(turn.to_string())
-            .bind(tenant.0.clone()),
-            Self::Ends(sequence) => {
-                sqlx::query("UPDATE turns SET last_sequence = $2 WHERE session = $1 AND last_sequence IS NULL")
-                    .bind(session.to_string())
-                    .bind(rows::column(sequence))
+            Self::Begins(turn, sequence) => {
+                let (turn, sequence) = (script.bind(turn.to_string()), script.bind(rows::column(sequence)));
+                script.push(format_args!(
+                    "INSERT INTO turns (session, first_sequence, turn, tenant) \
+                     SELECT id, {sequence}, {turn}, tenant {taken} ON CONFLICT (session, turn) DO NOTHING"
+                ));
             }
-        };
-        query.execute(connection).await?;
-        Ok(())
+            Self::Ends(sequence) => {
+                let sequence = script.bind(rows::column(sequence));
+                script.push(format_args!(
+                    "UPDATE turns SET last_sequence = {sequence} \
+                     WHERE session = {session} AND last_sequence IS NULL AND first_sequence < {sequence} AND EXISTS (SELECT 1 {taken})"
+                ));
+            }
+        }
     }
 }
 
-async fn insert_chunk(
-    connection: &mut SqliteConnection,
-    session: SessionId,
-    tenant: &TenantId,
-    batch_last: Sequence,
-    stored: &StoredChunk,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(
+/// Adds a chunk to the log of the session that `taken` selects.
+fn insert_chunk(script: &mut Script, batch_last: Parameter, stored: &StoredChunk, taken: &str) {
+    let class = script.bind(stored.chunk.class as i64);
+    let first = script.bind(rows::column(stored.chunk.first));
+    let last = script.bind(rows::column(stored.chunk.last));
+    let codec = script.bind(i64::from(stored.codec));
+    let size = script.bind(rows::length(stored.size));
+    let data = script.bind(stored.data.to_vec());
+    script.push(format_args!(
         "INSERT INTO log_chunks (session, batch_last, class, tenant, first_sequence, last_sequence, codec, size, data) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-    )
-    .bind(session.to_string())
-    .bind(rows::column(batch_last))
-    .bind(stored.chunk.class as i64)
-    .bind(&tenant.0)
-    .bind(rows::column(stored.chunk.first))
-    .bind(rows::column(stored.chunk.last))
-    .bind(i64::from(stored.codec))
-    .bind(rows::length(stored.size))
-    .bind(stored.data.as_ref())
-    .execute(connection)
-    .await?;
-    Ok(())
+         SELECT id, {batch_last}, {class}, tenant, {first}, {last}, {codec}, {size}, {data} {taken} ON CONFLICT DO NOTHING"
+    ));
 }

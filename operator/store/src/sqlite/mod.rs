@@ -7,6 +7,7 @@ mod log;
 mod log_write;
 mod open;
 mod rows;
+mod script;
 mod sessions;
 mod writer;
 

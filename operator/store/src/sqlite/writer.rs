@@ -21,7 +21,7 @@ use tokio::{
 use super::{Statistics, open};
 use crate::{
     cache::Caches,
-    fault::Fault,
+    fault::{Fault, is_refusal},
     limits::{MAX_BYTES_PER_TRANSACTION, MAX_QUEUED_WRITES, MAX_WRITES_PER_TRANSACTION},
 };
 
@@ -37,6 +37,19 @@ pub(super) trait Write: Send + Sync + 'static {
 
     /// Writes, within a transaction. May be called again where the transaction failed.
     fn run(&self, connection: &mut SqliteConnection) -> impl Future<Output = Result<Self::Output, Fault>> + Send;
+
+    /// Writes, alone in a transaction that this begins and commits. What fails is rolled back by the caller.
+    fn run_alone(&self, connection: &mut SqliteConnection) -> impl Future<Output = Result<Self::Output, Aborted>> + Send
+    where
+        Self: Sized,
+    {
+        async move {
+            connection.execute("BEGIN IMMEDIATE").await.map_err(|error| Aborted::before_commit(error.into()))?;
+            let output = self.run(connection).await.map_err(Aborted::before_commit)?;
+            commit(connection).await?;
+            Ok(output)
+        }
+    }
 
     /// What else follows from it once it is committed: the caches.
     fn committed(&self, _output: &Self::Output, _caches: &Caches) {}
@@ -141,6 +154,8 @@ trait Job: Send {
     fn bytes(&self) -> usize;
     /// Writes; a refusal is kept for the caller and does not fail the transaction.
     async fn run(&mut self, connection: &mut SqliteConnection) -> Result<Ran, Fault>;
+    /// As `run`, in a transaction of its own.
+    async fn run_alone(&mut self, connection: &mut SqliteConnection) -> Result<(), Aborted>;
     fn committed(self: Box<Self>, caches: &Caches);
     fn failed(self: Box<Self>, error: StoreError);
 }
@@ -169,12 +184,24 @@ impl<W: Write> Job for Queued<W> {
                 self.output = Some(Ok(output));
                 Ok(Ran::Done)
             }
-            Err(fault) if fault.is_refusal() => {
+            Err(fault) if is_refusal(&fault.0) => {
                 self.output = Some(Err(fault.0));
                 Ok(Ran::Refused)
             }
             Err(fault) => Err(fault),
         }
+    }
+
+    async fn run_alone(&mut self, connection: &mut SqliteConnection) -> Result<(), Aborted> {
+        self.output = Some(match self.write.run_alone(connection).await {
+            Ok(output) => Ok(output),
+            Err(aborted) if !aborted.in_doubt && is_refusal(&aborted.error) => {
+                connection.execute("ROLLBACK").await.map_err(|error| Aborted::before_commit(error.into()))?;
+                Err(aborted.error)
+            }
+            Err(aborted) => return Err(aborted),
+        });
+        Ok(())
     }
 
     fn committed(self: Box<Self>, caches: &Caches) {
@@ -193,10 +220,21 @@ impl<W: Write> Job for Queued<W> {
 }
 
 /// Why a transaction is not there.
-struct Aborted {
+pub(super) struct Aborted {
     error: StoreError,
     /// The commit itself failed: it may be there nevertheless.
     in_doubt: bool,
+}
+
+impl Aborted {
+    pub(super) fn before_commit(Fault(error): Fault) -> Self {
+        Self { error, in_doubt: false }
+    }
+
+    pub(super) fn at_commit(Fault(error): Fault) -> Self {
+        // SQLite reports a full disk before it writes the commit's mark.
+        Self { in_doubt: error != StoreError::Full, error }
+    }
 }
 
 struct Worker {
@@ -278,7 +316,7 @@ impl Worker {
             Some(connection) => connection,
             none => {
                 let opened = connect(&self.options, self.max_pages.load(Ordering::Relaxed)).await;
-                none.insert(opened.map_err(|error| aborted(error.into()))?)
+                none.insert(opened.map_err(|error| Aborted::before_commit(error.into()))?)
             }
         };
         let outcome = run_batch(connection, batch).await;
@@ -303,24 +341,15 @@ pub(super) async fn connect(options: &SqliteConnectOptions, max_pages: u32) -> R
     Ok(connection)
 }
 
-fn aborted(fault: Fault) -> Aborted {
-    Aborted { error: fault.0, in_doubt: false }
-}
-
 async fn run_batch(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job>]) -> Result<(), Aborted> {
-    let plain = |error: sqlx::Error| aborted(error.into());
-    connection.execute("BEGIN IMMEDIATE").await.map_err(plain)?;
     if let [job] = batch {
-        // Alone in its transaction it needs no savepoint; every statement is two changes of threads.
-        if job.run(connection).await.map_err(aborted)? == Ran::Refused {
-            connection.execute("ROLLBACK").await.map_err(plain)?;
-            return Ok(());
-        }
-        return commit(connection).await;
+        return job.run_alone(connection).await;
     }
+    let plain = |error: sqlx::Error| Aborted::before_commit(error.into());
+    connection.execute("BEGIN IMMEDIATE").await.map_err(plain)?;
     for job in batch {
         connection.execute("SAVEPOINT one").await.map_err(plain)?;
-        if job.run(connection).await.map_err(aborted)? == Ran::Refused {
+        if job.run(connection).await.map_err(Aborted::before_commit)? == Ran::Refused {
             connection.execute("ROLLBACK TO one").await.map_err(plain)?;
         }
         connection.execute("RELEASE one").await.map_err(plain)?;
@@ -329,11 +358,7 @@ async fn run_batch(connection: &mut SqliteConnection, batch: &mut [Box<dyn Job>]
 }
 
 async fn commit(connection: &mut SqliteConnection) -> Result<(), Aborted> {
-    connection.execute("COMMIT").await.map_err(|error| {
-        let error = Fault::from(error).0;
-        // SQLite reports a full disk before it writes the commit's mark.
-        Aborted { in_doubt: error != StoreError::Full, error }
-    })?;
+    connection.execute("COMMIT").await.map_err(|error| Aborted::at_commit(error.into()))?;
     Ok(())
 }
 
