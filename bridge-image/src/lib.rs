@@ -20,6 +20,7 @@ mod driver;
 mod exec;
 mod files;
 mod link;
+mod memory;
 mod shared;
 mod work;
 mod workspace;

@@ -22,7 +22,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{log::Log, report::report};
+use crate::{log::Log, memory, report::report};
 
 /// Requests in progress; one more is refused.
 pub(crate) const MAX_REQUESTS: usize = 16;
@@ -144,8 +144,15 @@ impl Shared {
 
     /// The host has committed entries.
     pub(crate) fn acknowledge(&self, up_to: Sequence) {
+        let mut is_empty = false;
         if let Some(log) = self.log.borrow_mut().as_mut() {
+            let held = log.unacknowledged_bytes();
             log.acknowledge(up_to);
+            is_empty = held > 0 && log.unacknowledged_bytes() == 0;
+        }
+        // A turn is over and nothing of it is kept any more.
+        if is_empty && !self.turn_runs() {
+            memory::give_back();
         }
         if self.stalled.get() {
             self.room.notify_one();
