@@ -59,6 +59,21 @@ async fn whatever_is_killed_no_event_is_lost_or_doubled() {
     }
 }
 
+/// What a sandbox that died with its server had in its home is of no use to anybody; its workspace is its session's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_died_with_its_server_leaves_its_workspace_only() {
+    let mut app = TestApp::start().await;
+    let session = app.session().await;
+    let text = r#"[[tool: Bash {"command":"echo kept > note"}]] [[text: written]]"#;
+    assert_eq!(app.say(&session, text).await.result().as_deref(), Some("written"));
+    let folder = app.session_folder(&session.id);
+    assert!(folder.join("home").exists());
+    kill(&mut app, &session, Victim::ServerAndBridge).await;
+    assert!(!folder.join("home").exists());
+    assert!(folder.join("workspace/note").exists());
+    assert_eq!(app.say(&session, "[[text: still here]]").await.result().as_deref(), Some("still here"));
+}
+
 /// A turn in whose middle something is killed.
 async fn disturbed_turn(app: &mut TestApp, session: &Session, victim: Victim, after: usize) -> Turn {
     let text = format!("[[pace: 1ms]] [[burst: {DELTAS}]]");
@@ -218,4 +233,82 @@ async fn the_session_is_found_again_between_turns() {
     let turn = app.say(&session, r#"[[tool: Bash {"command":"cat note"}]] [[result]]"#).await;
     assert!(turn.result().is_some_and(|text| text.contains("kept")), "{:?} {:?}", turn.result(), turn.error());
     assert_eq!(app.say(&session, "[[count]]").await.result().as_deref(), Some("5"));
+}
+
+/// A moment of a session's way back from eviction, seen in its folder.
+#[derive(Debug, Clone, Copy)]
+enum Waking {
+    /// The message is taken.
+    Taken,
+    /// The sandbox has a process.
+    Sandbox,
+    /// Claude Code runs.
+    Claude,
+    /// The turn says something.
+    Answering,
+}
+
+/// What the model was last shown of what the user said, in order.
+fn shown(app: &TestApp) -> Vec<String> {
+    let request = app.last_request();
+    let messages = request["messages"].as_array().expect("messages").clone();
+    let users = messages.iter().filter(|message| message["role"] == "user");
+    // After an interrupt Claude Code may put two texts into one message.
+    let texts = users.map(|message| message["content"].to_string());
+    let names = |text: String| {
+        text.split("(turn-").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned())).collect::<Vec<_>>()
+    };
+    texts.flat_map(names).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_waking_is_cut_off_has_its_whole_conversation() {
+    let mut app = TestApp::builder().argument("--max-sandboxes=1").argument("--warm=0").start().await;
+    let session = app.session().await;
+    let other = app.session_of("simple").await;
+    let mut said = Vec::new();
+    let text = |name: &str| format!("(turn-{name}) [[text: answer]]");
+    for name in ["one", "two"] {
+        assert_eq!(app.say(&session, &text(name)).await.error(), None);
+        said.push(name.to_owned());
+    }
+    for (round, moment) in [Waking::Taken, Waking::Sandbox, Waking::Claude, Waking::Answering].into_iter().enumerate() {
+        // The other session takes the only sandbox.
+        assert_eq!(app.say(&other, "[[text: mine]]").await.error(), None);
+        let evicted = app.client.session(&session.id).await.expect("the session");
+        assert_eq!((evicted.status.as_str(), &evicted.other["pausedReason"]), ("paused", &"evicted".into()));
+        let folder = app.session_folder(&session.id);
+
+        let name = format!("cut-{round}");
+        let message = Message { include_partial_messages: true, ..Message::text(text(&name)) };
+        let mut stream = app.client.send_message(&session.id, &message).await.expect("the message is taken");
+        let mut turn = Turn::default();
+        match moment {
+            Waking::Taken => {}
+            Waking::Sandbox => eventually("a sandbox", async || has_process(&folder).then_some(())).await,
+            Waking::Claude => eventually("Claude Code", async || pid_of(&folder, "claude").map(drop)).await,
+            Waking::Answering => drop(turn.read_until(&mut stream, "text_delta").await),
+        }
+        app.kill();
+        app.start_again().await;
+        turn.read_rest(stream).await;
+        check_order(&turn.frames);
+        let counting = Turn { frames: without_withdrawn(&turn.frames) };
+        if counting.error().is_none() {
+            said.push(name);
+        }
+        let next = format!("after-{round}");
+        let turn = app.say(&session, &text(&next)).await;
+        assert_eq!(turn.error(), None, "{moment:?}: {:?}", turn.names());
+        said.push(next);
+        // The turn that was cut off may be in the conversation although it failed; nothing else may be missing or more.
+        let shown: Vec<String> =
+            shown(&app).into_iter().filter(|name| said.contains(name) || !name.starts_with("cut-")).collect();
+        assert_eq!(shown, said, "{moment:?}");
+    }
+}
+
+/// Whether a sandbox's first process is there.
+fn has_process(folder: &std::path::Path) -> bool {
+    ["bwrap", "bridge"].iter().any(|name| pid_of(folder, name).is_some())
 }

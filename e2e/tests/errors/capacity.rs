@@ -1,5 +1,7 @@
 //! A pool that is too small: messages wait, sessions sleep and wake, creations never fail.
 
+use std::fs;
+
 use ash_client::{Message, Session};
 use ash_e2e::harness::{TestApp, Turn, eventually};
 use futures::future::join_all;
@@ -86,6 +88,40 @@ async fn a_message_that_gets_no_place_in_time_is_told_when_to_come_again() {
     goes_on(&app, &second).await;
     assert_eq!(app.say(&second, "[[count]]").await.result().as_deref(), Some("2"), "the refused ones never began");
     goes_on(&app, &first).await;
+}
+
+/// The only place is a sandbox's that is being warmed: it is claimed, not ended for another one to be started.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_waits_takes_the_sandbox_that_becomes_warm() {
+    let app = TestApp::builder().argument("--max-sandboxes=1").start().await;
+    let session = app.session().await;
+    assert_eq!(app.say(&session, "[[text: at once]]").await.result().as_deref(), Some("at once"));
+    let metrics = metrics(&app).await;
+    assert!(metrics.contains("ash_runner_sandbox_starts_total 1\n"), "{metrics}");
+    assert!(metrics.contains("ash_runner_evictions_total 0\n"), "{metrics}");
+}
+
+/// A sandbox whose folder cannot take the session's name is ended with all that it left; the session goes on with another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_cannot_be_given_to_its_session_leaves_nothing() {
+    let app = TestApp::builder().argument("--max-sandboxes=1").start().await;
+    let session = app.session().await;
+    let folder = app.session_folder(&session.id);
+    if folder.exists() {
+        eprintln!("the sandbox was warm before its session was made: there is nothing to see");
+        return;
+    }
+    fs::create_dir(&folder).expect("a folder in the way");
+    fs::write(folder.join("in-the-way"), "").expect("a file in the way");
+    let turn = app.say(&session, "[[text: never]]").await;
+    assert!(turn.error().is_some_and(|error| error.contains("folder")), "{:?} {:?}", turn.names(), turn.error());
+    eventually("folders are left only of what there is", async || {
+        let folders = fs::read_dir(app.data().join("sandboxes")).expect("the sandboxes' folder").count();
+        let sandboxes = app.client.health().await.ok()?.pool.total;
+        (u64::try_from(folders).ok()? == sandboxes + 1).then_some(())
+    })
+    .await;
+    goes_on(&app, &session).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use serde::Serialize;
 
-use crate::{auth, state::ApiState};
+use crate::{auth, model_options, state::ApiState};
 
 /// Seconds after which a client may try again what found no room.
 const RETRY_CAPACITY_SECONDS: u64 = 5;
@@ -123,7 +123,9 @@ impl From<RunnerError> for ApiError {
     fn from(error: RunnerError) -> Self {
         let status = match &error {
             RunnerError::Store(store) => return store.clone().into(),
-            RunnerError::TurnInProgress | RunnerError::PermissionClosed => StatusCode::CONFLICT,
+            RunnerError::TurnInProgress | RunnerError::PermissionClosed | RunnerError::LogFull { .. } => {
+                StatusCode::CONFLICT
+            }
             RunnerError::State(_) | RunnerError::OptionRefused(_) => StatusCode::BAD_REQUEST,
             RunnerError::UnknownPermission => StatusCode::NOT_FOUND,
             RunnerError::NoCapacity { .. } => {
@@ -150,6 +152,12 @@ impl From<ReadError> for ApiError {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()).retry_after(RETRY_FULL_SECONDS)
             }
         }
+    }
+}
+
+impl From<model_options::Refused> for ApiError {
+    fn from(error: model_options::Refused) -> Self {
+        Self::bad_request(error.to_string())
     }
 }
 

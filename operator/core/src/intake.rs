@@ -11,6 +11,9 @@ use ash_protocol::{
 /// What an entry costs in memory beside its body: counted, because otherwise empty ones would be free. The bridge counts alike.
 pub const ENTRY_COST_BYTES: usize = 64;
 
+/// Bytes that are taken and not committed at the most: what a bridge may send unacknowledged, a line, and some room.
+pub const MAX_PENDING_BYTES: usize = MAX_UNACKNOWLEDGED_BYTES + MAX_LINE_BYTES + (1 << 20);
+
 /// The gate that entries of one bridge pass.
 #[derive(Debug, Clone)]
 pub struct Intake {
@@ -81,7 +84,7 @@ impl Intake {
             return Err(Refused::Gap { got: entry.sequence, last: self.last });
         }
         let pending = self.pending_bytes + entry.body.len() + ENTRY_COST_BYTES;
-        if pending > MAX_UNACKNOWLEDGED_BYTES + MAX_LINE_BYTES + (1 << 20) {
+        if pending > MAX_PENDING_BYTES {
             return Err(Refused::Overrun);
         }
         self.last = entry.sequence;
@@ -101,7 +104,7 @@ mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
 
-    use super::{Admission, Intake, Refused};
+    use super::{Admission, ENTRY_COST_BYTES, Intake, MAX_PENDING_BYTES, Refused};
 
     fn entry(epoch: u32, n: u32) -> Entry {
         Entry {
@@ -123,6 +126,33 @@ mod tests {
                 if intake.admit(&entry(epoch, n)) == Ok(Admission::Accepted) {
                     prop_assert_eq!((epoch, n), (2, next));
                     next += 1;
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_and_not_committed_is_bounded(steps in prop::collection::vec((0usize..64, any::<bool>()), 0..40)) {
+            let mut intake = Intake::new(Epoch(2), Epoch(2).opening());
+            let (mut n, mut pending) = (2, 0);
+            // Bodies share one buffer: only their lengths count here.
+            let buffer = Bytes::from(vec![0; 64 << 20]);
+            for (mebibytes, commits) in steps {
+                let next = Entry { body: buffer.slice(..mebibytes << 20), ..entry(2, n) };
+                let bytes = next.body.len() + ENTRY_COST_BYTES;
+                match intake.admit(&next) {
+                    Ok(_) => (n, pending) = (n + 1, pending + bytes),
+                    Err(refused) => {
+                        prop_assert_eq!(refused, Refused::Overrun);
+                        prop_assert!(pending + bytes > MAX_PENDING_BYTES);
+                    }
+                }
+                prop_assert!(pending <= MAX_PENDING_BYTES);
+                prop_assert_eq!(intake.pending_bytes(), pending);
+                if commits {
+                    intake.committed(pending);
+                    pending = 0;
                 }
             }
         }

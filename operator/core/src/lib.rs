@@ -3,8 +3,10 @@
 
 pub mod agent;
 pub mod chunk;
+pub mod host;
 pub mod id;
 pub mod intake;
+pub mod meter;
 pub mod name;
 pub mod opening;
 pub mod ports;

@@ -28,9 +28,13 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{mpsc, oneshot, watch},
+    time::{Duration, sleep, timeout},
 };
 
-use crate::limits::{BRIDGE_QUEUE, BRIDGE_READ_BYTES};
+use crate::{
+    hub::NotTaken,
+    limits::{BRIDGE_QUEUE, BRIDGE_READ_BYTES},
+};
 
 /// The longest greeting. A greeting is a few hundred bytes; whoever sends more is no bridge.
 const MAX_HELLO_BYTES: usize = 64 << 10;
@@ -66,6 +70,9 @@ pub(crate) enum RequestError {
     /// The bridge went away first.
     #[error("the sandbox's bridge went away")]
     Gone,
+    /// The bridge is there and does not answer.
+    #[error("the sandbox's bridge did not answer within {} s: the sandbox is ended; try again", .0.as_secs())]
+    Silent(Duration),
     /// The bridge's answer is none.
     #[error("the bridge's answer cannot be read: {0}")]
     Unreadable(#[from] serde_json::Error),
@@ -83,15 +90,15 @@ pub(crate) enum ConnectionError {
     /// The greeting is none, or of a version that this host does not serve.
     #[error("{0}")]
     Greeting(String),
-    /// An entry was refused.
-    #[error("the bridge sent {0}")]
-    Entry(#[from] ash_core::intake::Refused),
+    /// An entry was not taken.
+    #[error(transparent)]
+    Entry(#[from] NotTaken),
 }
 
 impl ConnectionError {
     /// Whether the peer broke the protocol, so that its sandbox cannot be trusted to go on.
     pub(crate) fn is_violation(&self) -> bool {
-        !matches!(self, Self::Io(_))
+        !matches!(self, Self::Io(_) | Self::Entry(NotTaken::Full(_)))
     }
 }
 
@@ -166,7 +173,21 @@ impl Bridge {
         Answer(receiver)
     }
 
-    /// Sends a request and waits for its answer.
+    /// Sends a request as [`send`](Self::send) does. A bridge that does not take it within the bound has not answered it.
+    pub(crate) async fn send_within(&self, request: &Request, within: Duration) -> Answer {
+        timeout(within, self.send(request)).await.unwrap_or_else(|_| Answer::known(RequestError::Silent(within)))
+    }
+
+    /// Sends a request and waits for its answer, for so long at the most each.
+    pub(crate) async fn call_within<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        within: Duration,
+    ) -> Result<T, RequestError> {
+        self.send_within(request, within).await.read_within(within).await
+    }
+
+    /// Sends a request and waits for its answer, however long that takes.
     pub(crate) async fn call<T: DeserializeOwned>(&self, request: &Request) -> Result<T, RequestError> {
         self.send(request).await.read().await
     }
@@ -192,13 +213,14 @@ impl Bridge {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a greeted connection until it breaks. `incoming` is called in order and must not block.
+    /// Serves a greeted connection until it breaks. `incoming` is called in order and must not block; it gives how long the
+    /// connection is not read from after that.
     pub(crate) async fn serve(
         &self,
         greeted: Greeted,
         acknowledged: Sequence,
         overtaken: bool,
-        mut incoming: impl FnMut(Incoming) -> Result<(), ConnectionError>,
+        mut incoming: impl FnMut(Incoming) -> Result<Duration, ConnectionError>,
     ) -> ConnectionError {
         let Greeted { mut read, mut write, mut buffer, hello, .. } = greeted;
         let mut source = self.source.lock().await;
@@ -210,8 +232,10 @@ impl Bridge {
         }
         let reading = async {
             loop {
-                if let Err(error) = self.deliver(&mut buffer, &mut incoming) {
-                    return error;
+                match self.deliver(&mut buffer, &mut incoming) {
+                    Ok(Duration::ZERO) => {}
+                    Ok(pause) => sleep(pause).await,
+                    Err(error) => return error,
                 }
                 if let Err(error) = fill(&mut read, &mut buffer).await {
                     return error.into();
@@ -232,9 +256,11 @@ impl Bridge {
     fn deliver(
         &self,
         buffer: &mut BytesMut,
-        incoming: &mut impl FnMut(Incoming) -> Result<(), ConnectionError>,
-    ) -> Result<(), ConnectionError> {
+        incoming: &mut impl FnMut(Incoming) -> Result<Duration, ConnectionError>,
+    ) -> Result<Duration, ConnectionError> {
         let mut entries = Vec::new();
+        // What pauses for later entries covers the earlier ones.
+        let mut pause = Duration::ZERO;
         while let Some(frame) = Frame::decode(buffer)? {
             if frame.kind == FrameKind::Event {
                 let mut entry = frame.into_entry()?;
@@ -247,21 +273,24 @@ impl Bridge {
                 continue;
             }
             if !entries.is_empty() {
-                incoming(Incoming::Entries(std::mem::take(&mut entries)))?;
+                pause = pause.max(incoming(Incoming::Entries(std::mem::take(&mut entries)))?);
             }
             match frame.kind {
                 FrameKind::Reply => self.answer(frame.number, &frame.body),
-                FrameKind::Synced => incoming(Incoming::Synced)?,
+                FrameKind::Synced => pause = pause.max(incoming(Incoming::Synced)?),
                 FrameKind::Status => {
                     if let Ok(status) = serde_json::from_slice(&frame.body) {
-                        incoming(Incoming::Status(status))?;
+                        pause = pause.max(incoming(Incoming::Status(status))?);
                     }
                 }
                 // Data that nobody asked for, and what only a host sends.
                 _ => {}
             }
         }
-        if entries.is_empty() { Ok(()) } else { incoming(Incoming::Entries(entries)) }
+        if !entries.is_empty() {
+            pause = pause.max(incoming(Incoming::Entries(entries))?);
+        }
+        Ok(pause)
     }
 }
 
@@ -274,6 +303,11 @@ impl Answer {
         let (sender, receiver) = oneshot::channel();
         let _ = sender.send(Err(error));
         Self(receiver)
+    }
+
+    /// Reads the answer, as [`read`](Self::read) does, for so long at the most.
+    pub(crate) async fn read_within<T: DeserializeOwned>(self, within: Duration) -> Result<T, RequestError> {
+        timeout(within, self.read()).await.unwrap_or(Err(RequestError::Silent(within)))
     }
 
     pub(crate) async fn read<T: DeserializeOwned>(self) -> Result<T, RequestError> {
@@ -400,3 +434,6 @@ fn checked_listener(descriptor: OwnedFd) -> Result<TcpListener, ConnectionError>
         Err(ConnectionError::Greeting("what came with the greeting is no listening TCP socket".to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,9 @@ mod hub;
 mod lifecycle;
 mod limits;
 mod local;
+mod metering;
 mod metrics;
+mod occupancy;
 mod options;
 mod peer;
 mod pool;
@@ -16,6 +18,7 @@ mod reader;
 mod recovery;
 mod sandbox;
 mod shared;
+mod starts;
 mod turns;
 
 pub use limits::CAPACITY_WAIT;

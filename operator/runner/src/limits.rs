@@ -2,12 +2,18 @@
 
 use std::time::Duration;
 
+use ash_core::meter::LogBounds;
+use ash_protocol::entry::MAX_LINE_BYTES;
+
 /// How long a message waits for a place in the pool before it is refused with 503, where nothing else is configured.
 pub const CAPACITY_WAIT: Duration = Duration::from_secs(30);
 /// How long a bridge may take from its sandbox's start to its first message.
 pub(crate) const BRIDGE_START: Duration = Duration::from_secs(15);
 /// How long a bridge whose connection broke may stay away while its sandbox lives; then the sandbox is lost.
 pub(crate) const BRIDGE_AWAY: Duration = Duration::from_secs(15);
+/// How long a bridge may leave a request without an answer: longer than it may take to start Claude Code again (123 s in all),
+/// behind which a request waits. Then its sandbox is ended.
+pub(crate) const BRIDGE_ANSWER: Duration = Duration::from_secs(150);
 /// How long Claude Code may take to start, initialise and rehearse.
 pub(crate) const WARM_UP: Duration = Duration::from_secs(90);
 /// How long a sandbox may take to end by itself before it is killed.
@@ -16,7 +22,7 @@ pub(crate) const SANDBOX_END: Duration = Duration::from_secs(5);
 pub(crate) const FLUSH_WAIT: Duration = Duration::from_secs(10);
 /// How long entries wait for more before they are committed, when none of them is a complete message.
 pub(crate) const COMMIT_DELAY: Duration = Duration::from_millis(50);
-/// How long after a transaction began complete messages wait for more; the end of a turn does not.
+/// How long complete messages wait for more before they are committed; the end of a turn does not wait.
 pub(crate) const COMMIT_SPACING: Duration = Duration::from_millis(25);
 /// Uncommitted bytes of a session at which it is committed without waiting.
 pub(crate) const COMMIT_BYTES: usize = 256 << 10;
@@ -38,6 +44,14 @@ pub(crate) const ENTRY_COST_BYTES: usize = ash_core::intake::ENTRY_COST_BYTES;
 pub(crate) const ENDED_TURNS: usize = 16;
 /// Permission requests that are remembered per turn; a bridge has no more than 64 open.
 pub(crate) const MAX_PERMISSIONS: usize = 1024;
+/// What a session may write to its log. The burst holds two of the longest lines, or some 350,000 partial messages: 10 s of the
+/// fastest burst that was seen. At the rate a session reaches its quota in 2 minutes.
+pub(crate) const LOG_BOUNDS: LogBounds =
+    LogBounds { burst_bytes: 2 * MAX_LINE_BYTES as u64, bytes_per_second: 8 << 20, quota_bytes: 1 << 30 };
+/// Bytes that a session wrote at which it is remembered also while nobody has its hub; less is counted anew when it wakes.
+pub(crate) const REMEMBERED_LOG_BYTES: u64 = 1 << 20;
+/// Sandboxes of the server before that are looked at at once.
+pub(crate) const RECOVERIES: usize = 16;
 /// The longest id of a permission request; Claude Code's are UUIDs.
 pub(crate) const MAX_PERMISSION_ID_BYTES: usize = 256;
 /// How often a message that waits for a place looks for a sandbox that may make room.
@@ -48,6 +62,8 @@ pub(crate) const BRIDGE_QUEUE: usize = 64;
 pub(crate) const BRIDGE_READ_BYTES: usize = 256 << 10;
 /// Sandboxes that start at the same time, per core.
 pub(crate) const STARTS_PER_CORE: usize = 2;
+/// How long a start that is not done keeps others from starting; it goes on without its turn. Most take 1 to 3 s.
+pub(crate) const START_TURN: Duration = Duration::from_secs(5);
 /// Tries to warm a sandbox of a version, before it is left to the next claim or deployment.
 pub(crate) const WARM_TRIES: u32 = 3;
 /// The pause after a sandbox could not be warmed, times the number of the try.

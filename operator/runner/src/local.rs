@@ -5,6 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use ash_core::{
     agent::AgentVersion,
     id::SessionId,
+    meter::LogFull,
     opening::{Opening, OpeningReason},
     ports::{EntryReader, Load, NewMessage, Runner, RunnerError, Sent, Store},
     session::{PausedReason, Session, SessionEvent, SessionState},
@@ -28,14 +29,15 @@ use crate::{
     commit,
     hub::{PermissionGate, Place, Reserve},
     lifecycle::{close, open_without_sandbox},
+    limits::BRIDGE_ANSWER,
     metrics::Metrics,
     options::effective,
-    pool,
+    pool::{self, Room},
     reader::HubReader,
     recovery,
-    sandbox::EndReason,
+    sandbox::{EndReason, Sandbox},
     shared::{RunnerConfig, Shared},
-    turns,
+    turns::{self, NoSandbox},
 };
 
 /// A runner in this process.
@@ -91,6 +93,17 @@ impl LocalRunner {
         self.shared.silent.cancel();
     }
 
+    /// Asks a session's bridge for something that it does at once. One that does not answer is not to be relied on any more: its
+    /// sandbox is ended.
+    async fn ask(&self, sandbox: &Sandbox, request: &Request) -> Result<(), RequestError> {
+        let answer = sandbox.bridge.call_within::<IgnoredAny>(request, BRIDGE_ANSWER).await;
+        if let Err(error @ RequestError::Silent(_)) = &answer {
+            self.shared.metrics.bridges_silent.inc();
+            sandbox.end_with(EndReason::Failed(error.to_string()));
+        }
+        answer.map(|_| ())
+    }
+
     fn reader(&self, hub: Arc<crate::hub::Hub>, after: Sequence) -> Box<dyn EntryReader> {
         Box::new(HubReader::new(hub, Arc::clone(&self.shared.store), after, self.shared.silent.clone()))
     }
@@ -107,7 +120,7 @@ impl Runner for LocalRunner {
     }
 
     async fn place(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError> {
-        let hub = self.shared.hub(&session);
+        let hub = self.shared.hub(&session).await?;
         if !hub.begin_starting() {
             return Ok(hub.session());
         }
@@ -126,8 +139,8 @@ impl Runner for LocalRunner {
         };
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
-            if let Err(error) = turns::start_for(&shared, &hub, &agent, place).await {
-                turns::fail(&shared, &hub, error.to_string()).await;
+            if let Err(error) = turns::start_for(&shared, &hub, &agent, Room::Place(place)).await {
+                turns::give_up(&shared, &hub, NoSandbox::Failed(error)).await;
             }
         });
         Ok(session)
@@ -137,7 +150,7 @@ impl Runner for LocalRunner {
         if self.shared.closing.is_cancelled() {
             return Err(RunnerError::ShuttingDown);
         }
-        let hub = self.shared.hub(&session);
+        let hub = self.shared.hub(&session).await?;
         hub.wait_recovered().await;
         let row = hub.session();
         row.state.after(SessionEvent::Message).map_err(|impossible| RunnerError::State(impossible.0))?;
@@ -152,6 +165,7 @@ impl Runner for LocalRunner {
             Reserve::Joined(after) => return Ok(Sent { joined: true, reader: self.reader(hub, after) }),
             Reserve::Busy => return Err(RunnerError::TurnInProgress),
             Reserve::Impossible(state) => return Err(RunnerError::State(state)),
+            Reserve::Full(LogFull { quota_bytes }) => return Err(RunnerError::LogFull { quota_bytes }),
             Reserve::Reserved => hub.last(),
         };
         let turn = message.turn;
@@ -164,7 +178,7 @@ impl Runner for LocalRunner {
     }
 
     async fn read(&self, session: &Session, after: Position) -> Result<Box<dyn EntryReader>, RunnerError> {
-        Ok(self.reader(self.shared.hub(session), after.entries_after()))
+        Ok(self.reader(self.shared.hub(session).await?, after.entries_after()))
     }
 
     async fn interrupt(&self, session: SessionId) -> Result<bool, RunnerError> {
@@ -176,8 +190,8 @@ impl Runner for LocalRunner {
             return Ok(false);
         }
         let Some(sandbox) = hub.live() else { return Ok(false) };
-        match sandbox.bridge.call::<IgnoredAny>(&Request::Interrupt { turn: Some(turn.id.0) }).await {
-            Ok(_) | Err(RequestError::Gone) => Ok(true),
+        match self.ask(&sandbox, &Request::Interrupt { turn: Some(turn.id.0) }).await {
+            Ok(()) | Err(RequestError::Gone) => Ok(true),
             Err(error) => Err(RunnerError::Internal(error.to_string())),
         }
     }
@@ -193,8 +207,8 @@ impl Runner for LocalRunner {
         // A session that is off its sandbox has no request that anything could answer.
         let sandbox = hub.live().ok_or(RunnerError::PermissionClosed)?;
         let request = Request::Answer { permission: permission.to_owned(), decision };
-        match sandbox.bridge.call::<IgnoredAny>(&request).await {
-            Ok(_) => Ok(()),
+        match self.ask(&sandbox, &request).await {
+            Ok(()) => Ok(()),
             Err(RequestError::Refused(refusal)) if refusal.category == RefusalCategory::UnknownPermission => {
                 Err(RunnerError::PermissionClosed)
             }
@@ -210,15 +224,15 @@ impl Runner for LocalRunner {
         hub.update_session(|row| row.options.clone_from(&options));
         let Some(sandbox) = hub.live() else { return Ok(()) };
         let options = effective(&sandbox.agent.settings, &options);
-        match sandbox.bridge.call::<IgnoredAny>(&Request::Configure { options }).await {
-            Ok(_) | Err(RequestError::Gone) => Ok(()),
+        match self.ask(&sandbox, &Request::Configure { options }).await {
+            Ok(()) | Err(RequestError::Gone) => Ok(()),
             Err(RequestError::Refused(refusal)) => Err(RunnerError::OptionRefused(refusal.message)),
             Err(error) => Err(RunnerError::Internal(error.to_string())),
         }
     }
 
     async fn end(&self, session: Session) -> Result<Session, RunnerError> {
-        let hub = self.shared.hub(&session);
+        let hub = self.shared.hub(&session).await?;
         loop {
             match hub.wait_settled().await {
                 Place::Live(sandbox) => {

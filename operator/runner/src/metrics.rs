@@ -34,6 +34,11 @@ pub(crate) struct Metrics {
     pub(crate) messages_waiting: Gauge,
     pub(crate) bridge_violations: Counter,
     pub(crate) bridges_stalled: Counter,
+    /// Times a bridge was not read from for a while, because it wrote faster than a session may.
+    pub(crate) bridges_paused: Counter,
+    pub(crate) logs_full: Counter,
+    /// Bridges that left a request without an answer.
+    pub(crate) bridges_silent: Counter,
     pub(crate) quota_kills: Counter,
     pub(crate) turns: Counter,
     pub(crate) commit_failures: Counter,
@@ -65,6 +70,17 @@ impl Metrics {
             "bridges_stalled",
             "Times a bridge stopped reading from Claude Code at the bound of unacknowledged bytes",
             self.bridges_stalled.clone(),
+        );
+        registry.register(
+            "bridges_paused",
+            "Times a bridge was not read from at the bound of a log's rate",
+            self.bridges_paused.clone(),
+        );
+        registry.register("logs_full", "Sandboxes ended because their session's log is full", self.logs_full.clone());
+        registry.register(
+            "bridges_silent",
+            "Sandboxes ended because their bridge did not answer",
+            self.bridges_silent.clone(),
         );
         registry.register("quota_kills", "Sandboxes ended over their disk quota", self.quota_kills.clone());
         registry.register("turns", "Turns that ended", self.turns.clone());

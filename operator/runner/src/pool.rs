@@ -6,6 +6,7 @@ use std::{
 };
 
 use ash_core::{
+    Sequence,
     agent::AgentVersion,
     ports::{Load, RunnerError},
     sandbox::SandboxState,
@@ -23,53 +24,108 @@ use crate::{
     limits::{MEASURED_GROWTH_BYTES, ROOM_RETRY, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
     sandbox::{EndReason, Sandbox},
     shared::{Shared, WarmTarget},
+    starts::in_turn,
 };
 
+/// What a session starts from.
+pub(crate) enum Room {
+    /// A place for a sandbox that is to be started.
+    Place(OwnedSemaphorePermit),
+    /// A warm sandbox that was claimed for it.
+    Warm(Claim),
+}
+
+/// A claim on a warm sandbox; taken back when it is dropped.
+pub(crate) struct Claim {
+    shared: Arc<Shared>,
+    sandbox: Option<Arc<Sandbox>>,
+}
+
+impl Claim {
+    /// The sandbox, which is the session's from now on.
+    pub(crate) fn keep(mut self) -> Option<Arc<Sandbox>> {
+        self.sandbox.take()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(sandbox) = self.sandbox.take() {
+            sandbox.give_back();
+            offer(&self.shared);
+        }
+    }
+}
+
 /// Counts a message that waits for a place, for as long as it does.
-struct Waiting<'a>(&'a Shared);
+struct Waiting<'a> {
+    shared: &'a Shared,
+    /// The version of which it would take a warm sandbox.
+    wants: Option<&'a AgentVersion>,
+}
 
 impl<'a> Waiting<'a> {
-    fn new(shared: &'a Shared) -> Self {
+    fn new(shared: &'a Shared, wants: Option<&'a AgentVersion>) -> Self {
         shared.waiting.fetch_add(1, Ordering::SeqCst);
         shared.metrics.messages_waiting.inc();
-        Self(shared)
+        if let Some(agent) = wants {
+            shared.want(agent, true);
+        }
+        Self { shared, wants }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
-        self.0.metrics.messages_waiting.dec();
+        self.shared.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.shared.metrics.messages_waiting.dec();
+        if let Some(agent) = self.wants {
+            self.shared.want(agent, false);
+        }
     }
 }
 
-/// A place for a session that has a message: a free one, or one that is freed for it, within the configured wait.
-pub(crate) async fn acquire(shared: &Arc<Shared>) -> Result<OwnedSemaphorePermit, RunnerError> {
+/// Room for a session that has a message: a free place, or one that is freed for it, within the configured wait; or a sandbox that
+/// is warm or becomes so meanwhile, where the session is new.
+pub(crate) async fn acquire(shared: &Arc<Shared>, hub: &Arc<Hub>, agent: &AgentVersion) -> Result<Room, RunnerError> {
     if let Ok(place) = Arc::clone(&shared.places).try_acquire_owned() {
-        return Ok(place);
+        return Ok(Room::Place(place));
     }
-    let _waiting = Waiting::new(shared);
+    let wants = is_new(hub).then_some(agent);
+    let _waiting = Waiting::new(shared, wants);
     let most = shared.config.capacity_wait;
     let acquired = timeout(most, async {
         let place = Arc::clone(&shared.places).acquire_owned();
         tokio::pin!(place);
         loop {
+            let warmed = shared.warmed.notified();
+            tokio::pin!(warmed);
+            warmed.as_mut().enable();
+            if let Some(sandbox) = wants.and_then(|agent| claim_warm(shared, agent, hub)) {
+                return Ok(Room::Warm(Claim { shared: Arc::clone(shared), sandbox: Some(sandbox) }));
+            }
             make_room(shared);
             // What becomes idle otherwise than by the end of a turn is found by looking again.
             tokio::select! {
-                place = &mut place => return place,
+                place = &mut place => return place.map(Room::Place),
+                () = warmed => {}
                 () = sleep(ROOM_RETRY) => {}
             }
         }
     });
     match acquired.await {
-        Ok(Ok(place)) => Ok(place),
+        Ok(Ok(room)) => Ok(room),
         Ok(Err(_)) => Err(RunnerError::ShuttingDown),
         Err(_) => {
             shared.metrics.capacity_refusals.inc();
             Err(RunnerError::NoCapacity { waited_seconds: most.as_secs() })
         }
     }
+}
+
+/// Whether a session never had a sandbox: only such a one can take over a warm one, whose folder is not its own.
+pub(crate) fn is_new(hub: &Hub) -> bool {
+    hub.session().last == Sequence::START
 }
 
 /// Ends the sandbox that is missed least, if there is one: warm ones first, then those that wait, least recently used first.
@@ -81,7 +137,13 @@ fn make_room(shared: &Arc<Shared>) {
     let mut candidates: Vec<(u8, Instant, Arc<Sandbox>)> = shared
         .sandboxes()
         .into_iter()
-        .filter_map(|sandbox| Some((sandbox.state().eviction_rank()?, sandbox.last_used(), sandbox)))
+        .filter_map(|sandbox| {
+            let state = sandbox.state();
+            // A warm one that a waiting message can use is claimed, not ended.
+            let is_claimed_next = state == SandboxState::Warm && shared.is_wanted(&sandbox.agent);
+            let rank = state.eviction_rank().filter(|_| !is_claimed_next)?;
+            Some((rank, sandbox.last_used(), sandbox))
+        })
         .collect();
     candidates.sort_by_key(|(rank, last_used, _)| (*rank, *last_used));
     for (_, _, sandbox) in candidates {
@@ -112,6 +174,12 @@ fn put_to_sleep(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, reason: PausedReas
         });
     }
     ends
+}
+
+/// A sandbox is warm: a message that waits may claim it, or needs its place more than the pool does.
+fn offer(shared: &Arc<Shared>) {
+    shared.warmed.notify_waiters();
+    turn_ended(shared);
 }
 
 /// A turn ended: if messages wait for a place, its sandbox may have to make room.
@@ -188,13 +256,13 @@ async fn fill(shared: Arc<Shared>, agent: AgentVersion) {
                 _ => return,
             }
         };
-        let Ok(_turn) = shared.starts.acquire().await else { break };
-        match start(&shared, &agent, place, For::Pool).await {
+        let start = start(&shared, &agent, place, For::Pool);
+        let Some(started) = in_turn(&shared.starts, start).await else { break };
+        match started {
             Ok(sandbox) => {
                 failures = 0;
                 sandbox.set_warm();
-                // A message that began to wait meanwhile needs the place more than the pool does.
-                turn_ended(&shared);
+                offer(&shared);
             }
             Err(error) => {
                 failures += 1;

@@ -1,6 +1,6 @@
 //! Finding the sandboxes of the server before this one: they survive it and their bridges dial again.
 
-use std::{collections::HashSet, str::FromStr, sync::Arc};
+use std::{collections::HashSet, future::ready, str::FromStr, sync::Arc};
 
 use ash_core::{
     Sequence,
@@ -10,12 +10,13 @@ use ash_core::{
     session::{PausedReason, Session, SessionEvent},
 };
 use ash_sandbox::ProcessSandbox;
+use futures::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 use tokio::time::timeout;
 
 use crate::{
     hub::{Hub, Place, Turn},
-    lifecycle::{open_without_sandbox, remove_folder, spawn_supervisor},
-    limits::BRIDGE_AWAY,
+    lifecycle::{HOME, open_without_sandbox, remove_folder, spawn_supervisor},
+    limits::{BRIDGE_AWAY, RECOVERIES},
     sandbox::{EndReason, Sandbox, listen},
     shared::Shared,
 };
@@ -27,21 +28,21 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RunnerError> {
         |error: std::io::Error| RunnerError::Internal(format!("the sandboxes' folder cannot be read: {error}"));
     tokio::fs::create_dir_all(shared.folders.root()).await.map_err(internal)?;
     let mut kept = HashSet::new();
-    for row in shared.store.placed_sessions().await? {
+    let rows = shared.store.placed_sessions().await?;
+    for row in &rows {
         kept.insert(row.id);
         kept.extend(row.sandbox.map(|sandbox| SessionId(sandbox.0)));
-        let hub = shared.hub(&row);
-        match adopt(shared, &row).await {
-            Some(process) => take_over(shared, &row, &hub, process).await?,
-            None => lost(shared, &row, &hub).await?,
-        }
     }
+    let looks = stream::iter(rows.into_iter().map(|row| look_for(shared, row))).buffer_unordered(RECOVERIES);
+    let lost_ones: Vec<_> = looks.try_filter_map(|lost| ready(Ok(lost))).try_collect().await?;
+    // All side by side: where the database cannot be written, they wait for it together and not one after the other.
+    try_join_all(lost_ones.iter().map(|(row, hub)| lost(shared, row, hub))).await?;
     let mut folders = tokio::fs::read_dir(shared.folders.root()).await.map_err(internal)?;
     while let Some(folder) = folders.next_entry().await.map_err(internal)? {
         let id = folder.file_name().to_str().and_then(|name| SessionId::from_str(name).ok());
         let Some(id) = id.filter(|id| !kept.contains(id)) else { continue };
         if let Ok(Some(process)) = shared.backend.adopt(&folder.path()).await {
-            let _ = process.kill().await;
+            end(&process).await;
         }
         // A folder that no session has was a warm sandbox's. Sessions that sleep keep theirs.
         if shared.store.session_exists(id).await? {
@@ -54,6 +55,24 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RunnerError> {
         tracing::warn!(%error, "control groups of earlier sandboxes could not be removed");
     }
     Ok(())
+}
+
+/// Takes over the sandbox of a session. Gives the session back where it has lost it.
+async fn look_for(shared: &Arc<Shared>, row: Session) -> Result<Option<(Session, Arc<Hub>)>, RunnerError> {
+    let hub = shared.hub_of(&row);
+    let taken_over = match adopt(shared, &row).await {
+        Some(process) => take_over(shared, &row, &hub, process).await?,
+        None => false,
+    };
+    Ok((!taken_over).then_some((row, hub)))
+}
+
+/// Ends a sandbox that nobody takes over, and takes its home away.
+async fn end(process: &ProcessSandbox) {
+    if let Err(error) = process.kill().await {
+        tracing::error!(sandbox = process.id(), %error, "a sandbox of the server before could not be killed");
+    }
+    remove_folder(process.directory().join(HOME)).await;
 }
 
 /// The sandbox of a session, if it is alive. Where the server died between the claim and giving the folder its new name, it
@@ -71,28 +90,29 @@ async fn adopt(shared: &Arc<Shared>, row: &Session) -> Option<ProcessSandbox> {
     if is_its && !crate::peer::was_dead(&folder) {
         return Some(process);
     }
-    let _ = process.kill().await;
+    end(&process).await;
     None
 }
 
+/// False where the sandbox had to be given up.
 async fn take_over(
     shared: &Arc<Shared>,
     row: &Session,
     hub: &Arc<Hub>,
     process: ProcessSandbox,
-) -> Result<(), RunnerError> {
+) -> Result<bool, RunnerError> {
     let agent = shared.store.agent_version(&row.tenant, row.agent, row.agent_version).await?;
     let place = Arc::clone(&shared.places).try_acquire_owned();
     let (Some(agent), Ok(place), Some(id)) = (agent, place, row.sandbox) else {
-        let _ = process.kill().await;
-        return lost(shared, row, hub).await;
+        end(&process).await;
+        return Ok(false);
     };
     let listener = match listen(&process.directory()) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::warn!(session = %row.id, %error, "a sandbox's socket cannot be made: the sandbox is given up");
-            let _ = process.kill().await;
-            return lost(shared, row, hub).await;
+            end(&process).await;
+            return Ok(false);
         }
     };
     let sandbox = Arc::new(Sandbox::new(SandboxId(id.0), agent, process, place, Some(Arc::clone(hub))));
@@ -116,10 +136,12 @@ async fn take_over(
             sandbox.end_with(EndReason::Lost);
         }
     });
-    Ok(())
+    Ok(true)
 }
 
 async fn lost(shared: &Arc<Shared>, row: &Session, hub: &Arc<Hub>) -> Result<(), RunnerError> {
+    // One whose processes died with the server before left it behind.
+    remove_folder(shared.folders.of_session(row.id).join(HOME)).await;
     let interrupted = shared.store.unfinished_turn(row.id).await?.map(|turn| turn.0);
     let message = "The server and the sandbox were lost in the middle of the turn; send the message again.";
     let opening = Opening {

@@ -22,7 +22,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{bridge::Bridge, hub::Hub};
+use crate::{
+    bridge::Bridge,
+    hub::Hub,
+    occupancy::{Occupancy, Phase},
+};
 
 /// The socket of a sandbox's `run` folder that its bridge dials.
 const SOCKET_NAME: &str = "bridge.sock";
@@ -39,11 +43,13 @@ pub(crate) struct Sandbox {
     pub(crate) end: CancellationToken,
     /// Set when everything is over.
     pub(crate) gone: CancellationToken,
+    /// Held by who gives the folder another name, or removes it.
+    pub(crate) folder: tokio::sync::Mutex<()>,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
-    phase: Phase,
+    occupancy: Occupancy<Arc<Hub>>,
     /// Its place in the pool's capacity, until it is over.
     place: Option<OwnedSemaphorePermit>,
     last_used: Instant,
@@ -51,15 +57,8 @@ struct Inner {
     gateway_port: Option<u16>,
     /// The conversation that was put back into the sandbox, and its length in bytes.
     restored: Option<(Uuid, u64)>,
-    end_reason: Option<EndReason>,
     /// Whether the session was taken off, or somebody is at it.
     left: bool,
-}
-
-enum Phase {
-    Warming,
-    Warm,
-    Bound(Arc<Hub>),
 }
 
 /// Why a sandbox ends.
@@ -97,14 +96,14 @@ impl Sandbox {
             connections: watch::Sender::new(0),
             end: CancellationToken::new(),
             gone: CancellationToken::new(),
+            folder: tokio::sync::Mutex::new(()),
             inner: Mutex::new(Inner {
-                phase: hub.map_or(Phase::Warming, Phase::Bound),
+                occupancy: Occupancy::new(hub),
                 last_used: Instant::now(),
                 place: Some(place),
                 attachment: None,
                 gateway_port: None,
                 restored: None,
-                end_reason: None,
                 left: false,
             }),
         }
@@ -115,23 +114,17 @@ impl Sandbox {
     }
 
     pub(crate) fn state(&self) -> SandboxState {
-        let inner = self.lock();
-        if inner.end_reason.is_some() {
-            return SandboxState::Deleting;
-        }
-        match &inner.phase {
-            Phase::Warming => SandboxState::Warming,
-            Phase::Warm => SandboxState::Warm,
-            Phase::Bound(hub) if hub.turn().is_some() => SandboxState::Running,
-            Phase::Bound(_) => SandboxState::Waiting,
+        match self.lock().occupancy.phase() {
+            None => SandboxState::Deleting,
+            Some(Phase::Warming) => SandboxState::Warming,
+            Some(Phase::Warm) => SandboxState::Warm,
+            Some(Phase::Bound(hub)) if hub.turn().is_some() => SandboxState::Running,
+            Some(Phase::Bound(_)) => SandboxState::Waiting,
         }
     }
 
     pub(crate) fn hub(&self) -> Option<Arc<Hub>> {
-        match &self.lock().phase {
-            Phase::Bound(hub) => Some(Arc::clone(hub)),
-            Phase::Warming | Phase::Warm => None,
-        }
+        self.lock().occupancy.session().cloned()
     }
 
     pub(crate) fn session(&self) -> Option<SessionId> {
@@ -141,22 +134,23 @@ impl Sandbox {
     /// Opens the sandbox for claims.
     pub(crate) fn set_warm(&self) {
         let mut inner = self.lock();
-        if matches!(inner.phase, Phase::Warming) {
-            inner.phase = Phase::Warm;
-        }
+        inner.occupancy.set_warm();
         inner.last_used = Instant::now();
     }
 
     /// Gives the sandbox to a session: true for one claimant. One that still warms can be claimed only by who starts it.
     pub(crate) fn claim(&self, hub: &Arc<Hub>, warming: bool) -> bool {
         let mut inner = self.lock();
-        let free = matches!(inner.phase, Phase::Warm) || (warming && matches!(inner.phase, Phase::Warming));
-        if inner.end_reason.is_some() || !free {
-            return false;
+        let claimed = inner.occupancy.claim(Arc::clone(hub), warming);
+        if claimed {
+            inner.last_used = Instant::now();
         }
-        inner.phase = Phase::Bound(Arc::clone(hub));
-        inner.last_used = Instant::now();
-        true
+        claimed
+    }
+
+    /// Takes a claim back of which neither the session nor the bridge was told.
+    pub(crate) fn give_back(&self) {
+        self.lock().occupancy.give_back();
     }
 
     /// Says that the sandbox was used just now.
@@ -208,17 +202,12 @@ impl Sandbox {
 
     /// Says why the sandbox will end, before it is asked to; the first reason counts.
     pub(crate) fn announce_end(&self, reason: EndReason) {
-        self.lock().end_reason.get_or_insert(reason);
+        self.lock().occupancy.announce_end(reason);
     }
 
     /// Says why the sandbox will end, unless a session has it: true where that is said, and no session can claim it any more.
     pub(crate) fn announce_end_if_unclaimed(&self, reason: EndReason) -> bool {
-        let mut inner = self.lock();
-        let unclaimed = !matches!(inner.phase, Phase::Bound(_));
-        if unclaimed {
-            inner.end_reason.get_or_insert(reason);
-        }
-        unclaimed
+        self.lock().occupancy.announce_end_if_unclaimed(reason)
     }
 
     /// Ends the sandbox for a reason; the first reason counts.
@@ -229,7 +218,7 @@ impl Sandbox {
 
     /// Why the sandbox ends, as far as somebody wanted it to.
     pub(crate) fn end_reason(&self) -> Option<EndReason> {
-        self.lock().end_reason.clone()
+        self.lock().occupancy.end().cloned()
     }
 
     /// Ends the sandbox because nothing it writes can be kept.

@@ -13,17 +13,19 @@ use std::{
 use ash_core::{
     agent::AgentVersion,
     id::{AgentId, SandboxId, SessionId},
-    ports::Store,
+    ports::{Store, StoreError},
     session::Session,
 };
 use ash_gateway::Gateway;
 use ash_sandbox::{Limits, ProcessBackend};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     commit::CommitQueue,
     hub::Hub,
+    limits::{LOG_BOUNDS, REMEMBERED_LOG_BYTES},
+    metering::Metering,
     metrics::Metrics,
     sandbox::{Folders, Sandbox},
 };
@@ -69,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) starts: Arc<Semaphore>,
     /// Messages that wait for a place.
     pub(crate) waiting: AtomicUsize,
+    /// A sandbox became warm; for messages that wait.
+    pub(crate) warmed: Notify,
     /// Sandboxes that are being put to sleep.
     pub(crate) evicting: AtomicUsize,
     /// No more sessions are served.
@@ -77,9 +81,24 @@ pub(crate) struct Shared {
     pub(crate) silent: CancellationToken,
     pub(crate) pre_warm_hits: AtomicU64,
     pub(crate) resume_cold_hits: AtomicU64,
-    hubs: Mutex<HashMap<SessionId, Weak<Hub>>>,
+    hubs: Mutex<HashMap<SessionId, Known>>,
     sandboxes: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
     warm_versions: Mutex<HashMap<AgentId, WarmTarget>>,
+    /// Messages that wait for a place and would take a warm sandbox of this version of an agent instead.
+    wanted: Mutex<HashMap<(AgentId, u32), usize>>,
+}
+
+/// What a process knows of a session.
+struct Known {
+    hub: Weak<Hub>,
+    metering: Arc<Metering>,
+}
+
+impl Known {
+    /// Whether anybody has the session, or it wrote enough to be counted on when it wakes.
+    fn is_needed(&self) -> bool {
+        self.hub.strong_count() > 0 || self.metering.total_bytes() >= REMEMBERED_LOG_BYTES
+    }
 }
 
 /// A version to keep sandboxes warm of.
@@ -110,6 +129,7 @@ impl Shared {
             places: Arc::new(Semaphore::new(config.max_sandboxes)),
             starts: Arc::new(Semaphore::new(cores * crate::limits::STARTS_PER_CORE)),
             waiting: AtomicUsize::new(0),
+            warmed: Notify::new(),
             evicting: AtomicUsize::new(0),
             closing: CancellationToken::new(),
             silent: CancellationToken::new(),
@@ -118,6 +138,7 @@ impl Shared {
             hubs: Mutex::default(),
             sandboxes: Mutex::default(),
             warm_versions: Mutex::default(),
+            wanted: Mutex::default(),
             config,
             backend,
             gateway,
@@ -125,26 +146,61 @@ impl Shared {
         }
     }
 
-    /// The hub of a session; made from the row where there is none yet.
+    /// The hub of a session; made from what the store has of it where there is none yet.
     ///
-    /// A row that a caller read earlier may be older than the hub: the hub is right.
-    pub(crate) fn hub(&self, row: &Session) -> Arc<Hub> {
+    /// A row that a caller read earlier may be older than the hub, or than what a hub that is gone wrote: it names the session.
+    pub(crate) async fn hub(&self, row: &Session) -> Result<Arc<Hub>, StoreError> {
+        if let Some(hub) = self.existing_hub(row.id) {
+            return Ok(hub);
+        }
+        let latest = self.store.session(&row.tenant, row.id).await?;
+        Ok(self.hub_of(latest.as_ref().unwrap_or(row)))
+    }
+
+    /// The hub of a session of which this is the latest row.
+    pub(crate) fn hub_of(&self, row: &Session) -> Arc<Hub> {
         let mut hubs = lock(&self.hubs);
-        if let Some(hub) = hubs.get(&row.id).and_then(Weak::upgrade) {
+        if let Some(hub) = hubs.get(&row.id).and_then(|known| known.hub.upgrade()) {
             return hub;
         }
-        // What is left of hubs that nobody holds any more goes when the map has doubled: constant work per session.
+        // What is not needed any more goes when the map is full, which then has room for as much again: constant work per session.
         if hubs.len() == hubs.capacity() {
-            hubs.retain(|_, hub| hub.strong_count() > 0);
+            hubs.retain(|_, known| known.is_needed());
+            let needed = hubs.len();
+            hubs.reserve(needed + 1);
         }
-        let hub = Arc::new(Hub::new(row.clone()));
-        hubs.insert(row.id, Arc::downgrade(&hub));
+        let metering = hubs.get(&row.id).map(|known| Arc::clone(&known.metering));
+        let metering = metering.unwrap_or_else(|| Arc::new(Metering::new(LOG_BOUNDS)));
+        let hub = Arc::new(Hub::new(row.clone(), Arc::clone(&metering)));
+        hubs.insert(row.id, Known { hub: Arc::downgrade(&hub), metering });
         hub
     }
 
     /// The hub of a session, if anybody has it.
     pub(crate) fn existing_hub(&self, session: SessionId) -> Option<Arc<Hub>> {
-        lock(&self.hubs).get(&session).and_then(Weak::upgrade)
+        lock(&self.hubs).get(&session).and_then(|known| known.hub.upgrade())
+    }
+
+    /// Takes over what the store has of a session whose hub turned out to be made from an older row: true where it was.
+    pub(crate) async fn refresh(&self, hub: &Hub) -> Result<bool, StoreError> {
+        let row = self.store.session(&hub.session().tenant, hub.session).await?;
+        Ok(row.is_some_and(|row| hub.refresh(row)))
+    }
+
+    /// Counts one more, or one less, message that would take a warm sandbox of this version.
+    pub(crate) fn want(&self, agent: &AgentVersion, one_more: bool) {
+        let mut wanted = lock(&self.wanted);
+        let version = (agent.agent, agent.number);
+        let count = wanted.entry(version).or_default();
+        *count = if one_more { *count + 1 } else { count.saturating_sub(1) };
+        if *count == 0 {
+            wanted.remove(&version);
+        }
+    }
+
+    /// Whether a message waits that would take a warm sandbox of this version.
+    pub(crate) fn is_wanted(&self, agent: &AgentVersion) -> bool {
+        lock(&self.wanted).contains_key(&(agent.agent, agent.number))
     }
 
     pub(crate) fn add_sandbox(&self, sandbox: Arc<Sandbox>) {

@@ -6,23 +6,23 @@ use ash_core::{
     agent::AgentVersion,
     opening::{Opening, OpeningReason},
     ports::{NewMessage, RunnerError},
-    session::SessionEvent,
+    session::{SessionEvent, SessionState},
 };
 use ash_protocol::{
-    Sequence,
     message::{Admit, Claimed, RefusalCategory, Request},
     options::TurnOptions,
 };
 use serde::de::IgnoredAny;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     bridge::{Answer, RequestError},
     hub::{Hub, Place},
     lifecycle::{For, StartError, bind, open_without_sandbox, start},
-    pool,
+    limits::BRIDGE_ANSWER,
+    pool::{self, Room},
     sandbox::{EndReason, Sandbox},
     shared::Shared,
+    starts::in_turn,
 };
 
 fn request(shared: &Shared, message: &NewMessage) -> Request {
@@ -43,10 +43,10 @@ pub(crate) async fn begin(
     message: NewMessage,
 ) -> Result<(), RunnerError> {
     if let Some(sandbox) = hub.live() {
-        let mut answer = sandbox.bridge.send(&request(shared, &message)).await;
+        let mut answer = sandbox.bridge.send_within(&request(shared, &message), BRIDGE_ANSWER).await;
         // An option may be refused; one that is the session's own was taken before, so a message without any is not held up.
         if message.options != TurnOptions::default() {
-            answer = match answer.read::<IgnoredAny>().await {
+            answer = match answer.read_within::<IgnoredAny>(BRIDGE_ANSWER).await {
                 Ok(_) => return Ok(()),
                 Err(RequestError::Refused(refusal)) if refusal.category == RefusalCategory::OptionRefused => {
                     return Err(RunnerError::OptionRefused(refusal.message));
@@ -57,26 +57,20 @@ pub(crate) async fn begin(
         tokio::spawn(follow(Arc::clone(shared), Arc::clone(hub), agent, message, sandbox, answer));
         return Ok(());
     }
-    let place = match hub.wait_settled_or_starting().await {
-        Place::None => Some(pool::acquire(shared).await?),
+    let room = match hub.wait_settled_or_starting().await {
+        Place::None => Some(pool::acquire(shared, hub, &agent).await?),
         _ => None,
     };
-    tokio::spawn(drive(Arc::clone(shared), Arc::clone(hub), agent, message, place));
+    tokio::spawn(drive(Arc::clone(shared), Arc::clone(hub), agent, message, room));
     Ok(())
 }
 
 /// Finds the session a sandbox and admits the turn there, for as long as the turn is not over.
-async fn drive(
-    shared: Arc<Shared>,
-    hub: Arc<Hub>,
-    agent: AgentVersion,
-    message: NewMessage,
-    mut place: Option<OwnedSemaphorePermit>,
-) {
+async fn drive(shared: Arc<Shared>, hub: Arc<Hub>, agent: AgentVersion, message: NewMessage, mut room: Option<Room>) {
     loop {
         match hub.wait_settled().await {
             Place::Live(sandbox) => {
-                let answer = sandbox.bridge.send(&request(&shared, &message)).await;
+                let answer = sandbox.bridge.send_within(&request(&shared, &message), BRIDGE_ANSWER).await;
                 return follow(shared, hub, agent, message, sandbox, answer).await;
             }
             _ if !is_current(&hub, &message) => return,
@@ -85,16 +79,16 @@ async fn drive(
         if !hub.begin_starting() {
             continue;
         }
-        let place = match place.take() {
-            Some(place) => Ok(place),
-            None => pool::acquire(&shared).await,
+        let room = match room.take() {
+            Some(room) => Ok(room),
+            None => pool::acquire(&shared, &hub, &agent).await,
         };
-        let started = match place {
-            Ok(place) => start_for(&shared, &hub, &agent, place).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
+        let started = match room {
+            Ok(room) => start_for(&shared, &hub, &agent, room).await.map_err(NoSandbox::Failed),
+            Err(error) => Err(NoSandbox::NoRoom(error)),
         };
-        if let Err(error) = started {
-            return fail(&shared, &hub, error).await;
+        if let Err(why) = started {
+            return give_up(&shared, &hub, why).await;
         }
     }
 }
@@ -117,7 +111,7 @@ async fn follow(
         let mut connections = sandbox.connections.subscribe();
         connections.mark_unchanged();
         let answered = tokio::select! {
-            answered = answer.read::<IgnoredAny>() => answered,
+            answered = answer.read_within::<IgnoredAny>(BRIDGE_ANSWER) => answered,
             // A request that was sent after the last connection ended is never answered.
             () = sandbox.gone.cancelled() => Err(RequestError::Gone),
         };
@@ -125,7 +119,10 @@ async fn follow(
             Ok(_) => return,
             Err(RequestError::Gone) => {}
             Err(error) => {
-                tracing::error!(session = %hub.session, %error, "a bridge refused a turn");
+                if matches!(error, RequestError::Silent(_)) {
+                    shared.metrics.bridges_silent.inc();
+                }
+                tracing::error!(session = %hub.session, %error, "a bridge did not admit a turn");
                 return sandbox.end_with(EndReason::Failed(error.to_string()));
             }
         }
@@ -139,37 +136,50 @@ async fn follow(
         if sandbox.gone.is_cancelled() {
             return Box::pin(drive(shared, hub, agent, message, None)).await;
         }
-        answer = sandbox.bridge.send(&request(&shared, &message)).await;
+        answer = sandbox.bridge.send_within(&request(&shared, &message), BRIDGE_ANSWER).await;
     }
 }
 
-/// Gives a session a sandbox of its own: a warm one where its folder is not needed, else a new one.
+/// Gives a session a sandbox of its own: a warm one where it is new, else one that is started.
 pub(crate) async fn start_for(
     shared: &Arc<Shared>,
     hub: &Arc<Hub>,
     agent: &AgentVersion,
-    place: OwnedSemaphorePermit,
+    room: Room,
 ) -> Result<(), StartError> {
-    let row = hub.session();
-    let is_new = row.last == Sequence::START;
+    let is_new = pool::is_new(hub);
+    let place = match room {
+        Room::Place(place) => place,
+        Room::Warm(claim) => {
+            let sandbox = claim.keep().ok_or(StartError::Ended)?;
+            shared.pre_warm_hits.fetch_add(1, Ordering::Relaxed);
+            return bind_or_end(shared, &sandbox, hub, Claimed::Live).await;
+        }
+    };
     if is_new && let Some(sandbox) = pool::claim_warm(shared, agent, hub) {
         shared.pre_warm_hits.fetch_add(1, Ordering::Relaxed);
-        return bind_or_end(shared, &sandbox, hub, Claimed::Live).await;
+        match bind_or_end(shared, &sandbox, hub, Claimed::Live).await {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(session = %hub.session, %error, "a warm sandbox could not be given to a session: it gets a new one");
+            }
+        }
     }
     if !is_new {
         shared.resume_cold_hits.fetch_add(1, Ordering::Relaxed);
     }
-    let sandbox = {
-        let Ok(_turn) = shared.starts.acquire().await else { return Err(StartError::Ended) };
-        start(shared, agent, place, For::Session(Arc::clone(hub))).await?
-    };
+    let start = start(shared, agent, place, For::Session(Arc::clone(hub)));
+    let sandbox = in_turn(&shared.starts, start).await.ok_or(StartError::Ended)??;
     if !sandbox.claim(hub, true) {
+        sandbox.end_with(EndReason::Lost);
+        sandbox.gone.cancelled().await;
         return Err(StartError::Ended);
     }
     bind_or_end(shared, &sandbox, hub, Claimed::Cold).await
 }
 
-/// Binds a claimed sandbox; ends it where that fails. Then the pool is filled up again.
+/// Binds a claimed sandbox. Where that fails it is ended, and gone when this returns: until then the session gets no other one,
+/// which would share its folder. Then the pool is filled up again.
 pub(crate) async fn bind_or_end(
     shared: &Arc<Shared>,
     sandbox: &Arc<Sandbox>,
@@ -180,20 +190,93 @@ pub(crate) async fn bind_or_end(
     pool::refill(shared, &sandbox.agent);
     if let Err(error) = &bound {
         sandbox.end_with(EndReason::Failed(error.to_string()));
+        sandbox.gone.cancelled().await;
     }
     bound.map(|_| ())
 }
 
-/// Puts a session whose sandbox could not be started into `error`, and ends its turn with the reason.
-pub(crate) async fn fail(shared: &Arc<Shared>, hub: &Arc<Hub>, message: String) {
-    tracing::warn!(session = %hub.session, error = message, "a session's sandbox could not be started");
+/// Why a session got no sandbox.
+#[derive(Debug)]
+pub(crate) enum NoSandbox {
+    /// There was no room for one, or the server stops.
+    NoRoom(RunnerError),
+    /// One could not be started.
+    Failed(StartError),
+}
+
+/// What becomes of a session that got no sandbox.
+#[derive(Debug, PartialEq, Eq)]
+struct GivenUp {
+    state: SessionState,
+    reason: OpeningReason,
+    /// Why, for the readers of its turn.
+    message: String,
+    /// Whether that is an error of the session's own, which it keeps.
+    is_error: bool,
+}
+
+impl NoSandbox {
+    /// Only a sandbox that could not be started is an error of the session. Where there is no room, or the server stops, it stays
+    /// as it was, and its next message tries again.
+    fn given_up(self, state: SessionState, closing: bool) -> GivenUp {
+        let no_room = match self {
+            Self::NoRoom(error) => error,
+            Self::Failed(_) if closing => RunnerError::ShuttingDown,
+            Self::Failed(error) => {
+                let after = state.after(SessionEvent::Fail).unwrap_or(state);
+                return GivenUp {
+                    state: after,
+                    reason: OpeningReason::Failed,
+                    message: error.to_string(),
+                    is_error: true,
+                };
+            }
+        };
+        GivenUp { state, reason: OpeningReason::Asleep, message: no_room.to_string(), is_error: false }
+    }
+}
+
+/// Ends the turn of a session that got no sandbox, with the reason.
+pub(crate) async fn give_up(shared: &Arc<Shared>, hub: &Arc<Hub>, why: NoSandbox) {
     let row = hub.session();
+    let GivenUp { state, reason, message, is_error } = why.given_up(row.state, shared.closing.is_cancelled());
+    tracing::warn!(session = %hub.session, error = message, "a session got no sandbox");
     let opening = Opening {
-        reason: OpeningReason::Failed,
+        reason,
         last_committed: row.last,
         interrupted: hub.turn().map(|turn| turn.id.0),
         message: Some(message.clone()),
     };
-    let state = row.state.after(SessionEvent::Fail).unwrap_or(row.state);
-    open_without_sandbox(shared, hub, state, Some(message), opening).await;
+    let error = if is_error { Some(message) } else { row.error };
+    open_without_sandbox(shared, hub, state, error, opening).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use ash_core::{
+        opening::OpeningReason,
+        ports::RunnerError,
+        session::{PausedReason, SessionState},
+    };
+
+    use super::{NoSandbox, StartError};
+
+    #[test]
+    fn want_of_room_leaves_a_session_as_it_was() {
+        for state in [SessionState::Paused(PausedReason::Evicted), SessionState::Active, SessionState::Stopped] {
+            for error in [RunnerError::NoCapacity { waited_seconds: 30 }, RunnerError::ShuttingDown] {
+                let given_up = NoSandbox::NoRoom(error.clone()).given_up(state, false);
+                assert_eq!((given_up.state, given_up.is_error), (state, false));
+                assert_eq!((given_up.reason, given_up.message), (OpeningReason::Asleep, error.to_string()));
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_failed_start_is_an_error_of_the_session_and_not_at_the_servers_end() {
+        let failed = |closing| NoSandbox::Failed(StartError::NoBundle).given_up(SessionState::Active, closing);
+        assert_eq!((failed(false).state, failed(false).is_error), (SessionState::Error, true));
+        assert_eq!((failed(true).state, failed(true).is_error), (SessionState::Active, false));
+        assert_eq!(failed(true).message, RunnerError::ShuttingDown.to_string());
+    }
 }

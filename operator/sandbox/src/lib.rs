@@ -39,14 +39,16 @@ mod probe;
 mod process;
 mod protections;
 mod record;
-
 mod sandbox;
 mod spec;
+mod watched;
 
 pub use backend::ProcessBackend;
 pub use config::{Limits, Policy, ProcessConfig, SandboxUser};
 pub use disk::{DiskUse, measure_disk};
 pub use error::SandboxError;
+pub use process::Identity as ProcessIdentity;
 pub use protections::{Protection, Protections};
 pub use sandbox::{Exit, ProcessSandbox, Usage};
 pub use spec::{ReadOnlyBind, SandboxSpec};
+pub use watched::WatchedProcess;

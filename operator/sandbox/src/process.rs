@@ -10,13 +10,14 @@ use serde::{Deserialize, Serialize};
 
 /// Unit of the times in `/proc/<pid>/stat`: fixed at 100 per second in the interface of Linux to programs.
 const TICKS_PER_SECOND: u64 = 100;
+
 /// A process, so described that another one that gets its number later is not taken for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Identity {
+pub struct Identity {
     /// Process id in the server's PID namespace.
-    pub(crate) pid: i32,
+    pub pid: i32,
     /// Start time in clock ticks since the machine started (field 22 of `/proc/<pid>/stat`).
-    pub(crate) start_time: u64,
+    pub start_time: u64,
 }
 
 impl Identity {

@@ -1,15 +1,11 @@
 //! A running sandbox: observe it, stop it for a while, kill it, whoever started it.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::control_group::ControlGroup;
@@ -18,6 +14,7 @@ use crate::launch::STATUS;
 use crate::log_file;
 use crate::process;
 use crate::record::Record;
+use crate::watched::WatchedProcess;
 
 /// How long killed processes may take to go away. It takes milliseconds; at the bound `kill` fails and can be repeated.
 const KILL_BOUND: Duration = Duration::from_secs(10);
@@ -54,8 +51,8 @@ pub struct Usage {
 pub struct ProcessSandbox {
     record: Record,
     directory: Mutex<PathBuf>,
-    /// First process of the PID namespace. It is readable when that process, and with it the whole namespace, is gone.
-    init: AsyncFd<OwnedFd>,
+    /// First process of the PID namespace: with it the whole namespace is gone.
+    init: WatchedProcess,
     killed: AtomicBool,
 }
 
@@ -67,8 +64,7 @@ impl ProcessSandbox {
             source,
             remedy: "raise the limit of open files (`ulimit -n`)",
         };
-        let Some(init) = record.init.open().map_err(failed)? else { return Ok(None) };
-        let init = watch(init).map_err(failed)?;
+        let Some(init) = WatchedProcess::open(record.init).map_err(failed)? else { return Ok(None) };
         Ok(Some(Self { record, directory: Mutex::new(directory.to_owned()), init, killed: AtomicBool::new(false) }))
     }
 
@@ -113,31 +109,21 @@ impl ProcessSandbox {
 
     /// Whether the sandbox still has processes.
     pub fn is_alive(&self) -> bool {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        matches!(poll(&mut [PollFd::new(self.init.get_ref(), PollFlags::IN)], Some(&now)), Ok(0) | Err(_))
+        self.init.is_alive()
     }
 
     /// Waits until no process of the sandbox is left. Can be called any number of times, also afterwards. The control
     /// group and the record remain until [`kill`](Self::kill) or `adopt` clears them up.
     pub async fn exited(&self) -> Exit {
-        self.init_gone().await;
+        self.init.ended().await;
         let status = timeout(STATUS_BOUND, self.monitor_gone()).await.ok().and_then(|()| self.status());
         Exit { status }
     }
 
-    async fn init_gone(&self) {
-        // An error means that the runtime is shutting down; then nobody waits any more.
-        if self.init.readable().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-
     /// Bubblewrap outside of the namespace writes the status and ends.
     async fn monitor_gone(&self) {
-        if let Ok(Some(monitor)) = self.record.monitor.open()
-            && let Ok(monitor) = watch(monitor)
-        {
-            let _ = monitor.readable().await;
+        if let Ok(Some(monitor)) = WatchedProcess::open(self.record.monitor) {
+            monitor.ended().await;
         }
     }
 
@@ -162,13 +148,13 @@ impl ProcessSandbox {
         {
             group.freeze(false)?;
         }
-        process::signal(self.init.get_ref(), Signal::KILL).map_err(|source| SandboxError::System {
+        self.init.signal(Signal::KILL).map_err(|source| SandboxError::System {
             action: "kill the first process",
             source,
             remedy: "run the server as the user that started the sandbox",
         })?;
         let deadline = Instant::now() + KILL_BOUND;
-        if timeout_at(deadline, self.init_gone()).await.is_err() {
+        if timeout_at(deadline, self.init.ended()).await.is_err() {
             return Err(self.not_gone());
         }
         // Bubblewrap ends by itself; in a group it is killed with whatever else should be there.
@@ -248,13 +234,6 @@ impl ProcessSandbox {
     pub(crate) fn record(&self) -> &Record {
         &self.record
     }
-}
-
-/// Registers a pidfd with the runtime.
-#[allow(unsafe_code)] // tokio has no safe way to watch a descriptor of a kind that it does not know.
-fn watch(process: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an owned descriptor is open, and stays the same one, until the `AsyncFd` drops it.
-    unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }.map_err(|error| error.into_parts().1)
 }
 
 /// Kills what is left in the control group of a sandbox and removes it.

@@ -83,11 +83,17 @@ impl fmt::Debug for Sent {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RunnerError {
     /// Another turn runs. HTTP 409.
-    #[error("a turn is running: wait for its end, interrupt it, or send the message with \"queue\": true")]
+    #[error("a turn is running: wait for its end, or interrupt it")]
     TurnInProgress,
     /// The session's state does not allow it. HTTP 400.
     #[error("Session is {}", .0.name())]
     State(SessionState),
+    /// The session wrote as much as a session may. HTTP 409.
+    #[error("the session's log has reached its quota of {} MiB: begin another session", quota_bytes >> 20)]
+    LogFull {
+        /// Bytes that a session's log may take.
+        quota_bytes: u64,
+    },
     /// Every sandbox is busy. HTTP 503 with `Retry-After`.
     #[error("no sandbox became free within {waited_seconds} s: try again later, or raise --max-sandboxes")]
     NoCapacity {

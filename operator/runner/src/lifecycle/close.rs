@@ -1,0 +1,41 @@
+//! Ends sandboxes gently, and takes their folders away.
+
+use std::{path::PathBuf, sync::Arc};
+
+use ash_protocol::message::Request;
+use tokio::time::timeout;
+
+use crate::{
+    limits::SANDBOX_END,
+    sandbox::{EndReason, Sandbox},
+};
+
+/// The folder of a sandbox's directory that its programs call home.
+pub(crate) const HOME: &str = "home";
+
+/// Ends a sandbox gently: the bridge is asked to end it, and killed when it does not.
+pub(crate) async fn close(sandbox: &Arc<Sandbox>, reason: EndReason) {
+    let deadline_ms = u64::try_from(SANDBOX_END.as_millis()).unwrap_or(u64::MAX);
+    sandbox.announce_end(reason.clone());
+    let asked = async {
+        let _ = sandbox.bridge.call::<serde::de::IgnoredAny>(&Request::Shutdown { deadline_ms }).await;
+    };
+    // The bridge answers before it ends: what it still has to say comes until then.
+    let ended = async {
+        asked.await;
+        sandbox.gone.cancelled().await;
+    };
+    let _ = timeout(SANDBOX_END, ended).await;
+    sandbox.end_with(reason);
+    sandbox.gone.cancelled().await;
+}
+
+/// Removes a folder that nobody needs any more, where it is there. One that cannot be removed is said.
+pub(crate) async fn remove_folder(folder: PathBuf) {
+    match tokio::fs::remove_dir_all(&folder).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(folder = %folder.display(), %error, "a sandbox's folder could not be removed");
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,221 @@
+//! Starts a sandbox and warms it: its process, its bridge's greeting, the agent's files, Claude Code.
+
+use std::{sync::Arc, time::Duration};
+
+use ash_core::{agent::AgentVersion, id::SandboxId, ports::StoreError};
+use ash_protocol::{
+    message::{Request, Warm, Warmed},
+    options::SessionOptions,
+};
+use ash_sandbox::{ReadOnlyBind, SandboxSpec};
+use bytes::Bytes;
+use secrecy::ExposeSecret;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+
+use super::{close::remove_folder, supervise::spawn_supervisor};
+use crate::{
+    bridge::RequestError,
+    hub::Hub,
+    limits::{BRIDGE_START, WARM_UP},
+    options::{effective, environment},
+    sandbox::{EndReason, Sandbox, listen},
+    shared::Shared,
+};
+
+/// Where things are inside a sandbox.
+const CLAUDE_INSIDE: &str = "/opt/ash/claude";
+const SOCKET_INSIDE: &str = "/run/ash/bridge.sock";
+const WORKSPACE_INSIDE: &str = "/workspace";
+/// Says that a folder's workspace was unpacked, so that a session that wakes does not unpack its bundle over its files.
+const UNPACKED_MARK: &str = "unpacked";
+/// Bytes that an unpacked bundle may take.
+const MAX_BUNDLE_BYTES: u64 = 100 << 20;
+/// Lines of a sandbox's log that an error repeats.
+const LOG_LINES: usize = 10;
+
+/// Why a sandbox could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("the sandbox could not be started: {0}")]
+    Sandbox(#[from] ash_sandbox::SandboxError),
+    #[error("the sandbox's folder could not be made: {0}")]
+    Folder(#[from] std::io::Error),
+    #[error("{0}")]
+    Gateway(#[from] ash_gateway::BindError),
+    #[error("the sandbox's bridge did not come within {} s{log}", .within.as_secs())]
+    NoBridge { within: Duration, log: String },
+    #[error("the agent's files are not in the store: deploy the agent again")]
+    NoBundle,
+    #[error("{0}{1}")]
+    Bridge(RequestError, String),
+    #[error("Claude Code was not ready within {} s", .0.as_secs())]
+    WarmUp(Duration),
+    #[error("the sandbox was ended while it started")]
+    Ended,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// For whom a sandbox is started.
+pub(crate) enum For {
+    /// The pool: any session of this version.
+    Pool,
+    /// One session, whose conversation goes on where there is one.
+    Session(Arc<Hub>),
+}
+
+/// Starts a sandbox and warms it.
+pub(crate) async fn start(
+    shared: &Arc<Shared>,
+    agent: &AgentVersion,
+    place: OwnedSemaphorePermit,
+    purpose: For,
+) -> Result<Arc<Sandbox>, StartError> {
+    let id = SandboxId::new();
+    let started = start_process(shared, id, agent, place, &purpose).await;
+    let (sandbox, unpacked) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            shared.metrics.sandbox_failures.inc();
+            // What was made of a folder that no session has is of no use; a session's stays.
+            remove_folder(shared.folders.of_sandbox(id)).await;
+            return Err(error);
+        }
+    };
+    match warm(shared, &sandbox, &purpose, unpacked).await {
+        Ok(()) => {
+            shared.metrics.sandbox_starts.inc();
+            Ok(sandbox)
+        }
+        Err(error) => {
+            shared.metrics.sandbox_failures.inc();
+            sandbox.end_with(EndReason::Lost);
+            sandbox.gone.cancelled().await;
+            Err(error)
+        }
+    }
+}
+
+async fn start_process(
+    shared: &Arc<Shared>,
+    id: SandboxId,
+    agent: &AgentVersion,
+    place: OwnedSemaphorePermit,
+    purpose: &For,
+) -> Result<(Arc<Sandbox>, bool), StartError> {
+    let directory = match purpose {
+        For::Pool => shared.folders.of_sandbox(id),
+        For::Session(hub) => shared.folders.of_session(hub.session),
+    };
+    let unpacked = tokio::fs::try_exists(directory.join(UNPACKED_MARK)).await?;
+    tokio::fs::create_dir_all(&directory).await?;
+    let listener = listen(&directory)?;
+    let spec = SandboxSpec {
+        id: id.to_string(),
+        directory,
+        program: shared.config.bridge.clone(),
+        arguments: ["--socket", SOCKET_INSIDE, "--sandbox", &id.to_string(), "--workspace", WORKSPACE_INSIDE]
+            .map(str::to_owned)
+            .to_vec(),
+        read_only_binds: vec![ReadOnlyBind { host: shared.config.claude.clone(), inside: CLAUDE_INSIDE.into() }],
+        environment: vec![("HOME".to_owned(), "/home/agent".to_owned())],
+        limits: shared.config.limits,
+    };
+    shared.gateway.register_unclaimed(ash_gateway::SandboxId(id.0))?;
+    let process = match shared.backend.start(spec).await {
+        Ok(process) => process,
+        Err(error) => {
+            shared.gateway.remove(ash_gateway::SandboxId(id.0));
+            return Err(error.into());
+        }
+    };
+    let sandbox = Arc::new(Sandbox::new(id, agent.clone(), process, place, None));
+    shared.add_sandbox(Arc::clone(&sandbox));
+    spawn_supervisor(shared, &sandbox, listener);
+    // A server that stops has counted its sandboxes already.
+    if shared.closing.is_cancelled() {
+        sandbox.end_with(EndReason::Lost);
+    }
+    Ok((sandbox, unpacked))
+}
+
+async fn warm(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, purpose: &For, unpacked: bool) -> Result<(), StartError> {
+    let mut connections = sandbox.connections.subscribe();
+    let connected = timeout(BRIDGE_START, connections.wait_for(|count| *count > 0));
+    let came = tokio::select! {
+        came = connected => came.is_ok(),
+        () = sandbox.gone.cancelled() => false,
+    };
+    let port = sandbox.gateway_port();
+    let Some(port) = port.filter(|_| came) else {
+        return Err(StartError::NoBridge { within: BRIDGE_START, log: log_tail(sandbox).await });
+    };
+    if !unpacked {
+        let bundle =
+            shared.store.bundle(&sandbox.agent.tenant, &sandbox.agent.digest).await?.ok_or(StartError::NoBundle)?;
+        let tar = tokio::task::spawn_blocking(move || zstd::decode_all(&bundle[..]))
+            .await
+            .map_err(|_| StartError::NoBundle)??;
+        let request = Request::Unpack { max_bytes: MAX_BUNDLE_BYTES };
+        let data = Some(Bytes::from(tar));
+        let unpacked =
+            async { sandbox.bridge.send_with_data(&request, data).await.read::<serde::de::IgnoredAny>().await };
+        call(sandbox, unpacked).await?;
+        tokio::fs::write(sandbox.process.directory().join(UNPACKED_MARK), sandbox.agent.digest.as_bytes()).await?;
+    }
+    let (options, resume) = match purpose {
+        For::Pool => (SessionOptions::default(), None),
+        For::Session(hub) => (hub.session().options, restore(shared, sandbox, hub).await?),
+    };
+    let token = shared.gateway.token(ash_gateway::SandboxId(sandbox.id.0));
+    let request = Request::Warm(Box::new(Warm {
+        program: CLAUDE_INSIDE.to_owned(),
+        environment: environment(port, token.expose_secret()),
+        options: effective(&sandbox.agent.settings, &options),
+        rehearse: matches!(purpose, For::Pool) && !sandbox.agent.settings.has_hooks,
+        resume: resume.map(|(conversation, _)| conversation),
+        memory_bound_bytes: shared.config.memory_bound_bytes,
+    }));
+    let warmed: Warmed = call(sandbox, sandbox.bridge.call(&request)).await?;
+    tracing::debug!(sandbox = %sandbox.id, version = warmed.version, rehearsed = warmed.rehearsed, "a sandbox is warm");
+    Ok(())
+}
+
+/// Puts a session's conversation back: its id and length, where it has one.
+async fn restore(
+    shared: &Arc<Shared>,
+    sandbox: &Arc<Sandbox>,
+    hub: &Arc<Hub>,
+) -> Result<Option<(uuid::Uuid, u64)>, StartError> {
+    let Some(transcript) = shared.store.transcript(hub.session).await? else { return Ok(None) };
+    let length = transcript.bytes.len() as u64;
+    let request = Request::RestoreTranscript { conversation: transcript.conversation };
+    let data = Some(Bytes::from(transcript.bytes));
+    let restored = async { sandbox.bridge.send_with_data(&request, data).await.read::<serde::de::IgnoredAny>().await };
+    call(sandbox, restored).await?;
+    sandbox.set_restored(transcript.conversation, length);
+    Ok(Some((transcript.conversation, length)))
+}
+
+/// Waits for an answer while the sandbox starts.
+async fn call<T>(
+    sandbox: &Arc<Sandbox>,
+    answer: impl Future<Output = Result<T, RequestError>>,
+) -> Result<T, StartError> {
+    tokio::select! {
+        answer = timeout(WARM_UP, answer) => match answer {
+            Err(_) => Err(StartError::WarmUp(WARM_UP)),
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(RequestError::Gone)) => Err(StartError::Bridge(RequestError::Gone, log_tail(sandbox).await)),
+            Ok(Err(error)) => Err(StartError::Bridge(error, String::new())),
+        },
+        () = sandbox.end.cancelled() => Err(StartError::Ended),
+    }
+}
+
+async fn log_tail(sandbox: &Sandbox) -> String {
+    match sandbox.process.log_tail(LOG_LINES).await {
+        Ok(lines) if !lines.is_empty() => format!("; the last lines of its log: {}", lines.join(" | ")),
+        _ => String::new(),
+    }
+}

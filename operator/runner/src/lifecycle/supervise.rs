@@ -1,0 +1,63 @@
+//! Looks after a sandbox for its whole life: serves its bridge until something ends it, then clears up.
+
+use std::sync::Arc;
+
+use tokio::net::UnixListener;
+use tracing::Instrument;
+
+use super::{
+    close::{HOME, remove_folder},
+    connections::serve_connections,
+    leave::leave,
+};
+use crate::{
+    sandbox::{EndReason, Sandbox},
+    shared::Shared,
+};
+
+/// Looks after a sandbox for its whole life, in a span of its own.
+pub(crate) fn spawn_supervisor(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, listener: UnixListener) {
+    let span = tracing::info_span!("sandbox", sandbox = %sandbox.id, agent = %sandbox.agent.agent);
+    tokio::spawn(supervise(Arc::clone(shared), Arc::clone(sandbox), listener).instrument(span));
+}
+
+/// Serves a sandbox's connections until it ends, then takes its session off it and clears up.
+async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixListener) {
+    let ended_by_itself = tokio::select! {
+        () = serve_connections(&shared, &sandbox, &listener) => true,
+        _ = sandbox.process.exited() => true,
+        () = sandbox.end.cancelled() => false,
+    };
+    if ended_by_itself && sandbox.end_reason().is_none() {
+        shared.metrics.sandboxes_lost.inc();
+        tracing::warn!(sandbox = %sandbox.id, session = ?sandbox.session(), "a sandbox was lost");
+    }
+    sandbox.end_with(EndReason::Lost);
+    if let Some(hub) = sandbox.hub() {
+        // Before the kill, which takes a moment: a message that comes meanwhile waits for the next sandbox.
+        hub.begin_leaving(&sandbox);
+    }
+    if let Err(error) = sandbox.process.kill().await {
+        tracing::error!(sandbox = %sandbox.id, %error, "a sandbox could not be killed");
+    }
+    shared.gateway.remove(ash_gateway::SandboxId(sandbox.id.0));
+    sandbox.end_attachment();
+    sandbox.bridge.fail_pending();
+    clear_folder(&shared, &sandbox).await;
+    if let Some(hub) = sandbox.hub() {
+        leave(&shared, &sandbox, &hub).await;
+    }
+    shared.remove_sandbox(sandbox.id);
+    sandbox.release_place();
+    sandbox.gone.cancel();
+    crate::pool::freed(&shared);
+}
+
+/// Takes away what is of no use without the sandbox: its home, for the conversation is in the log. The workspace is its session's
+/// and stays, unless the folder never became a session's.
+async fn clear_folder(shared: &Shared, sandbox: &Sandbox) {
+    let _folder = sandbox.folder.lock().await;
+    let folder = sandbox.process.directory();
+    let never_a_sessions = folder == shared.folders.of_sandbox(sandbox.id);
+    remove_folder(if never_a_sessions { folder } else { folder.join(HOME) }).await;
+}
