@@ -14,7 +14,7 @@ quickstart: tools ## Install what is missing, build, and hold a first conversati
 	@scripts/quickstart.sh
 
 .PHONY: test
-test: tools ## Everything that CI runs: format, lints, tests, documentation
+test: tools test-tools ## Everything that CI runs: format, lints, tests, documentation
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- --deny warnings
 	cargo build --workspace --bins --locked
@@ -29,6 +29,10 @@ bench: tools ## Measure what Ash adds, each figure beside its limit
 .PHONY: tools
 tools: ## Install what Ash needs beside Rust: bubblewrap and the pinned Claude Code
 	@scripts/install-tools.sh
+
+.PHONY: test-tools
+test-tools: ## Install what only the tests need: the published Python client
+	@scripts/install-test-tools.sh
 
 .PHONY: format
 format: ## Format all code

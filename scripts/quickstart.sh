@@ -42,10 +42,11 @@ export ASH_URL=http://$listen
 ash() { $bin/ash --data-dir "$data" "$@"; }
 for _ in $(seq 600); do
   ash health >/dev/null 2>&1 && break
-  kill -0 $server 2>/dev/null || { echo "The server did not start:" >&2; tail -n 20 "$work/server.log" >&2; exit 1; }
+  kill -0 $server 2>/dev/null || { echo "The server did not start:" >&2; tail -n 20 "$work/server.log" >&2
+    echo "Another address or data directory: ASH_LISTEN=127.0.0.1:4200 ASH_DATA_DIR=./data2 make quickstart" >&2; exit 1; }
   sleep 0.05
 done
-grep 'NOT in force' "$work/server.log" | sed 's/^.*WARN/  protection missing:/' || true
+sed -nE 's/^.*NOT in force protection="([^"]*)" detail="(.*)"$/  not in force: \1: \2/p' "$work/server.log"
 
 say "Deploying the sample agent of config/samples/assistant ..."
 ash deploy config/samples/assistant --name assistant
@@ -61,7 +62,7 @@ ash session end "$session" >/dev/null
 say "It works. To go on by hand:"
 cat <<EOF
   export ANTHROPIC_API_KEY=...            # your key; it never enters a sandbox
-  $bin/ash serve                 # the server, on 127.0.0.1:4100, with ./data
+  $bin/ash serve                 # the server, on ${ASH_LISTEN:-127.0.0.1:4100}, with ${ASH_DATA_DIR:-./data}
   $bin/ash chat assistant        # in another terminal: talk to the agent
   $bin/ash deploy ./my-agent --name mine    # any folder with a CLAUDE.md
   $bin/ash --help

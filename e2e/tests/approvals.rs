@@ -196,4 +196,15 @@ async fn an_open_request_survives_a_killed_server() {
     app.client.answer_permission(&session.id, &asked.id, &denial).await.expect("the first answer");
     turn.read_rest(stream).await;
     assert!(turn.result().is_some_and(|text| text.contains("Not any more.")), "{:?}", turn.result());
+
+    // Too late is too late: in a later turn, after one more restart, and after the session's end.
+    let late = json!({ "behavior": "allow" });
+    assert_eq!(app.say(&session, "[[text: on]]").await.result().as_deref(), Some("on"));
+    assert_eq!(answer_status(&app, &session, &asked.id, late.clone()).await.0, 409);
+    app.kill();
+    app.start_again().await;
+    assert_eq!(answer_status(&app, &session, &asked.id, late.clone()).await.0, 409);
+    app.client.end_session(&session.id).await.expect("an end");
+    assert_eq!(answer_status(&app, &session, &asked.id, late).await.0, 409);
+    assert_eq!(answer_status(&app, &session, "no-such-request", json!({ "behavior": "allow" })).await.0, 404);
 }

@@ -16,7 +16,7 @@ use std::{
 
 use ash_client::Session;
 use ash_e2e::harness::{TestApp, eventually};
-use hostile::{Attempts, assert_answers, bash, message, modes, perl, print_protections, session_with};
+use hostile::{Attempts, FIND_BRIDGE, assert_answers, bash, message, modes, perl, print_protections, session_with};
 use serde_json::json;
 
 /// What is in the files that nobody may read.
@@ -190,10 +190,6 @@ async fn nothing_of_the_host_or_of_another_sandbox_is_reached() {
         assert_answers(&app, &neighbour).await;
     }
 }
-
-/// A script's way to the process of its sandbox's bridge, in `$bridge`.
-const FIND_BRIDGE: &str = "for p in /proc/[0-9]*; do [ \"$(readlink $p/exe)\" = /opt/ash/bridge ] && bridge=${p#/proc/}; done\n\
-    [ \"$bridge\" ] || echo no bridge\n";
 
 /// The agent kills its own bridge: the turn ends with an error, the session wakes with its next message, others go on.
 #[tokio::test(flavor = "multi_thread")]

@@ -123,7 +123,7 @@ pub fn real_claude() -> PathBuf {
         return given.into();
     }
     let home = PathBuf::from(std::env::var_os("HOME").expect("HOME is set"));
-    let program = home.join(".cache/ash/claude-code-2.1.330/package/claude");
+    let program = home.join(format!(".cache/ash/claude-code-{}/package/claude", ash_protocol::claude::VERSION));
     assert!(program.is_file(), "Claude Code is not installed: run bridge-image/install-claude-code.sh");
     program
 }

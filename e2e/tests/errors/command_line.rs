@@ -81,6 +81,44 @@ async fn folders_that_are_no_agents() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn everything_that_an_agent_can_be_deployed_with() {
+    let app = TestApp::builder().claude(program("stand-in-claude")).argument("--warm=0").start().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("CLAUDE.md"), "You are.\n").expect("a file");
+    let path = folder.path().to_str().expect("a path");
+    let deploy =
+        async |arguments: &[&str]| here(&app, &[&["deploy", path, "--name", "a"], arguments].concat(), "").await;
+    let said = deploy(&[
+        "--slug=the-a",
+        "--description=An agent.",
+        "--model=opus",
+        "--env=KEY=secret",
+        "--system-prompt=You are told.",
+        "--allow-host=github.com:22,443",
+        "--allow-host=*.example.com",
+        r#"--config-json={"team":"blue"}"#,
+        "--json",
+    ])
+    .await;
+    assert_eq!((said.code, said.error.as_str()), (Some(0), ""), "{}", said.output);
+    let agent: serde_json::Value = serde_json::from_str(&said.output).expect("JSON");
+    let agent = &agent["agent"];
+    let hosts = serde_json::json!({ "mode": "allowlist", "hosts": ["github.com:22,443", "*.example.com"] });
+    assert_eq!(agent["network"], hosts);
+    for (field, value) in
+        [("slug", "the-a"), ("description", "An agent."), ("model", "opus"), ("systemPrompt", "You are told.")]
+    {
+        assert_eq!(agent[field], value);
+    }
+    assert_eq!((&agent["env"]["KEY"], &agent["config"]["team"]), (&"***".into(), &"blue".into()));
+    assert_eq!(deploy(&["--network=model"]).await.code, Some(0));
+    check_refused(&deploy(&["--allow-host=http://x"]).await, &["network is not valid", "host rule", "name, *.name"]);
+    check_refused(&deploy(&["--network=model", "--allow-host=x"]).await, &["--allow-host is for --network allowlist"]);
+    check_refused(&deploy(&["--network=allowlist"]).await, &["name one, or use --network model"]);
+    check_refused(&deploy(&["--model=claude-opus-4-1"]).await, &["model is not valid", "claude-opus-5-5"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_server() {
     // A port that was free a moment ago.
     let address = std::net::TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a port");

@@ -23,7 +23,7 @@ use crate::{
     environment,
     error::ApiError,
     fields::{Fields, Path, invalid},
-    network,
+    model_options, network,
     state::{ApiState, to_the_end},
     views::{AgentView, BACKEND},
 };
@@ -55,7 +55,10 @@ pub(crate) async fn deploy(
 ) -> Result<Response, ApiError> {
     let allow_path = state.config.allow_path;
     to_the_end(async move {
-        let Ok(_place) = state.deployments.acquire().await else { return Err(ApiError::internal()) };
+        state.metrics.deployments_waiting.inc();
+        let place = state.deployments.acquire().await;
+        state.metrics.deployments_waiting.dec();
+        let Ok(_place) = place else { return Err(ApiError::internal()) };
         let deployment = tokio::task::spawn_blocking(move || {
             // The body and its share of the room for large ones live until the files are packed.
             let deployment = read(&body.bytes, allow_path);
@@ -119,6 +122,8 @@ fn read(body: &[u8], allow_path: bool) -> Result<Deployment, ApiError> {
     let (bundle, system_prompt) = files(&fields, allow_path, system_prompt)?;
     settings.system_prompt = system_prompt;
     settings.has_hooks = bundle.has_hooks();
+    settings.model = settings.model.or_else(|| model_options::of_folder(&bundle));
+    model_options::check_name(settings.model.as_deref())?;
     bundle.mcp_servers()?;
     let digest = bundle.digest();
     let bundle = bundle.to_tar_zstd().map_err(|error| {

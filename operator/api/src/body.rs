@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{error::ApiError, state::ApiState};
+use crate::{error::ApiError, metrics::Metrics, state::ApiState};
 
 /// The longest body of a message, and of everything that has no bound of its own: 50 MB, as the contract says.
 pub(crate) const MAX_BODY_BYTES: usize = 50_000_000;
@@ -58,7 +58,7 @@ impl<const LIMIT: usize> FromRequest<ApiState> for BoundedBody<LIMIT> {
 
     async fn from_request(request: Request, state: &ApiState) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        let result = read(&parts.headers, body, LIMIT, &state.large_bodies).await;
+        let result = read(&parts.headers, body, LIMIT, state).await;
         if result.is_err() {
             state.metrics.bodies_refused.inc();
         }
@@ -71,14 +71,15 @@ async fn read(
     headers: &HeaderMap,
     mut body: Body,
     limit: usize,
-    large: &LargeBodies,
+    state: &ApiState,
 ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), ApiError> {
+    let large = &state.large_bodies;
     let announced: Option<usize> =
         headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let mut room = None;
     if announced.is_some_and(|length| length > limit) {
         if !headers.contains_key(header::EXPECT) {
-            discard(body).await;
+            discard(body, &state.metrics).await;
         }
         return Err(too_large(limit));
     }
@@ -101,7 +102,7 @@ async fn read(
         length += data.len();
         if length > limit {
             drop((whole, joined));
-            discard(body).await;
+            discard(body, &state.metrics).await;
             return Err(too_large(limit));
         }
         if room.is_none() && length > SMALL_BYTES {
@@ -127,17 +128,20 @@ fn too_large(limit: usize) -> ApiError {
 
 /// Reads and drops the rest of a body, within bounds: a client that still writes when its connection is closed would never see
 /// why.
-async fn discard(mut body: Body) {
+async fn discard(mut body: Body, metrics: &Metrics) {
     let read = async {
         let mut discarded = 0;
         while let Some(Ok(frame)) = body.frame().await {
             discarded += frame.data_ref().map_or(0, Bytes::len);
             if discarded > MAX_DISCARDED_BYTES {
-                break;
+                return false;
             }
         }
+        true
     };
-    let _ = timeout(DISCARD, read).await;
+    if !timeout(DISCARD, read).await.unwrap_or(false) {
+        metrics.discards_cut_off.inc();
+    }
 }
 
 impl LargeBodies {

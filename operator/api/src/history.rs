@@ -150,7 +150,11 @@ async fn read<T>(
             bytes += entry.body.len();
             page.items.extend(items_of(entry, time));
         }
-        page.items.len() >= limit || bytes >= PAGE_BYTES
+        let cut_off = page.items.len() < limit && bytes >= PAGE_BYTES;
+        if cut_off {
+            state.metrics.pages_cut_off.inc();
+        }
+        cut_off || page.items.len() >= limit
     };
     let mut position = after;
     loop {
@@ -168,7 +172,10 @@ async fn read<T>(
     }
     let mut reader = state.runner.read(session, Position::after(position)).await?;
     while reader.turn_in_progress() {
-        let Ok(batch) = timeout(TAIL_WAIT, reader.next()).await else { break };
+        let Ok(batch) = timeout(TAIL_WAIT, reader.next()).await else {
+            state.metrics.tail_waits.inc();
+            break;
+        };
         let batch = match batch {
             Ok(Some(batch)) => batch,
             // What is in the log is there to be read, also where nothing can be added to it.

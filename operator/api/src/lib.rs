@@ -15,6 +15,7 @@ mod history;
 mod idempotency;
 mod messages;
 mod metrics;
+mod model_options;
 mod network;
 mod observe;
 mod permissions;

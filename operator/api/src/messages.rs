@@ -30,6 +30,7 @@ use crate::{
     fields::{Parameters, Path},
     idempotency,
     metrics::{Metrics, StreamEnd, StreamLabels},
+    model_options,
     serve::closed,
     state::{ApiState, to_the_end},
     stream::{Frames, done, failed},
@@ -56,6 +57,7 @@ pub(crate) async fn send(
     let message = turn::read(&body.bytes, id, idempotency::key(&headers)?)?;
     session.state.after(SessionEvent::Message)?;
     let version = state.version_of(&session).await?;
+    model_options::check_turn(&session.options, version.settings.model.as_deref(), &message.message.options)?;
     let (turn, partials) = (message.message.turn, message.partials);
     let runner = state.runner.clone();
     drop(body);
@@ -206,6 +208,7 @@ impl Source {
                 }
                 Err(_) => {
                     self.last_sent = Instant::now();
+                    self.open.metrics.keep_alives.inc();
                     return Some(Ok(KEEP_ALIVE));
                 }
             }

@@ -44,6 +44,13 @@ pub(crate) struct Metrics {
     pub(crate) stream_bytes: Counter,
     pub(crate) auth_failures: Counter,
     pub(crate) bodies_refused: Counter,
+    pub(crate) discards_cut_off: Counter,
+    pub(crate) deployments_waiting: Gauge,
+    pub(crate) keep_alives: Counter,
+    pub(crate) pages_cut_off: Counter,
+    pub(crate) tail_waits: Counter,
+    pub(crate) permission_searches_given_up: Counter,
+    pub(crate) request_ids_replaced: Counter,
     pub(crate) panics: Counter,
     pub(crate) connections: Gauge,
     pub(crate) connections_at_bound: Counter,
@@ -65,6 +72,37 @@ impl Metrics {
             "bodies_refused",
             "Bodies that were too long, too slow, or found no room",
             self.bodies_refused.clone(),
+        );
+        registry.register(
+            "discards_cut_off",
+            "Connections closed because too much came behind a refused body",
+            self.discards_cut_off.clone(),
+        );
+        registry.register(
+            "deployments_waiting",
+            "Deployments that wait for their turn to be packed",
+            self.deployments_waiting.clone(),
+        );
+        registry.register("keep_alives", "Comments sent on silent streams", self.keep_alives.clone());
+        registry.register(
+            "pages_cut_off",
+            "Pages of the history that ended at their bytes",
+            self.pages_cut_off.clone(),
+        );
+        registry.register(
+            "tail_waits",
+            "Pages of the history that did not wait longer for uncommitted entries",
+            self.tail_waits.clone(),
+        );
+        registry.register(
+            "permission_searches_given_up",
+            "Searches for an old permission request that ended before the whole log was read",
+            self.permission_searches_given_up.clone(),
+        );
+        registry.register(
+            "request_ids_replaced",
+            "Request ids of clients that were not taken",
+            self.request_ids_replaced.clone(),
         );
         registry.register("panics", "Requests that failed in a defect of the server", self.panics.clone());
         registry.register("connections", "Connections that are open", self.connections.clone());

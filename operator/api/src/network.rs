@@ -1,6 +1,9 @@
 //! Where an agent's sandboxes may connect to, as a deployment says it.
 
-use ash_core::agent::NetworkPolicy;
+use ash_core::{
+    agent::NetworkPolicy,
+    host::{HostRule, RuleError},
+};
 
 use crate::{
     error::ApiError,
@@ -10,8 +13,8 @@ use crate::{
 /// Hosts that an allowlist may have.
 const MAX_HOSTS: usize = 256;
 
-/// The longest host name (RFC 1035, section 2.3.4) with a port.
-const MAX_HOST_BYTES: usize = 253 + 6;
+/// The longest rule: a host name (RFC 1035, section 2.3.4) and a hundred ports or so.
+const MAX_HOST_BYTES: usize = 1024;
 
 /// The policy in the field `network`: `{"mode": "model" | "public"}` or `{"mode": "allowlist", "hosts": [...]}`; the default
 /// where there is none.
@@ -21,42 +24,41 @@ pub(crate) fn policy(fields: &Fields<'_>) -> Result<NetworkPolicy, ApiError> {
         if hosts.len() > MAX_HOSTS {
             return Err(invalid("network", &format!("more than {MAX_HOSTS} hosts")));
         }
-        if let Some(host) = hosts.iter().find(|host| !is_host(host)) {
-            let host: String = host.chars().take(80).collect();
-            let reason = format!("{host:?} is no host: use name, *.name, name:port or *.name:port");
-            return Err(invalid("network", &reason));
-        }
+        let invalid = |error: RuleError| invalid("network", &error.to_string());
+        hosts.iter().try_for_each(|host| check(host)).map_err(invalid)?;
     }
     Ok(policy)
 }
 
-fn is_host(text: &str) -> bool {
-    let (name, port) = match text.split_once(':') {
-        Some((name, port)) => (name, Some(port)),
-        None => (text, None),
-    };
-    let valid_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port != 0));
-    let name = name.strip_prefix("*.").unwrap_or(name);
-    let is_label = |part: &str| {
-        (1..=63).contains(&part.len())
-            && !part.starts_with('-')
-            && !part.ends_with('-')
-            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-    };
-    text.len() <= MAX_HOST_BYTES && valid_port && name.split('.').all(is_label)
+fn check(host: &str) -> Result<(), RuleError> {
+    if host.len() > MAX_HOST_BYTES {
+        return Err(RuleError { rule: host.chars().take(80).collect(), reason: "it is too long" });
+    }
+    host.parse::<HostRule>().map(drop)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_host;
+    use super::check;
 
     #[test]
     fn hosts() {
-        for host in ["github.com", "*.github.com", "github.com:22", "*.a.b:8443", "localhost", "10.0.0.1:80"] {
-            assert!(is_host(host), "{host}");
+        for host in [
+            "github.com",
+            "*.github.com",
+            "github.com:22",
+            "github.com:22,443",
+            "*.a.b:*",
+            "10.0.0.1:80",
+            "[fd00::1]:80",
+        ] {
+            assert!(check(host).is_ok(), "{host}");
         }
-        for host in ["", "*", "a..b", "http://x", "x:0", "x:y", "x:99999", "a.*.b", "a b", "-a", "[::1]", "a/b"] {
-            assert!(!is_host(host), "{host}");
+        let long = format!("x:{}", "1,".repeat(600));
+        for host in
+            ["", "*", "a..b", "http://x", "x:0", "x:y", "x:99999", "a.*.b", "a b", "127.1", "0x7f.1", "a/b", &long]
+        {
+            assert!(check(host).is_err(), "{host}");
         }
     }
 }

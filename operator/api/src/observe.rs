@@ -21,7 +21,7 @@ const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// Puts a request into its span, answers with its id, and counts it.
 pub(crate) async fn observe(State(state): State<ApiState>, request: Request, next: Next) -> Response {
-    let id = request_id(&request);
+    let id = request_id(&request, &state);
     let method = method_name(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or(String::new(), |path| path.as_str().to_owned());
     let span = tracing::info_span!(
@@ -65,11 +65,15 @@ pub(crate) async fn catch_panic(request: Request, next: Next) -> Response {
     })
 }
 
-fn request_id(request: &Request) -> HeaderValue {
-    let given = request.headers().get(REQUEST_ID).filter(|id| {
+fn request_id(request: &Request, state: &ApiState) -> HeaderValue {
+    let sent = request.headers().get(REQUEST_ID);
+    let given = sent.filter(|id| {
         let bytes = id.as_bytes();
         (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
     });
+    if sent.is_some() && given.is_none() {
+        state.metrics.request_ids_replaced.inc();
+    }
     given.cloned().unwrap_or_else(|| {
         let mut buffer = Uuid::encode_buffer();
         let text = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);

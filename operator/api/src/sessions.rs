@@ -24,7 +24,7 @@ use crate::{
     environment,
     error::ApiError,
     fields::{Fields, Parameters, Path, invalid},
-    idempotency,
+    idempotency, model_options,
     state::{ApiState, to_the_end},
     views::SessionView,
 };
@@ -62,6 +62,10 @@ pub(crate) async fn create(
     }
     let idempotency_key = idempotency::key(&headers)?.map(ToOwned::to_owned);
     let agent = state.store.agent(&tenant, &agent_name).await?.ok_or_else(agents::unknown)?;
+    model_options::check_name(options.model.as_deref())?;
+    if options.model.is_none() && agent.version.settings.model.is_none() {
+        options.model = model_options::of_initial_agent(&options);
+    }
     options.environment = agent.version.settings.env.clone();
     options.environment.extend(extra);
     let new = NewSession {

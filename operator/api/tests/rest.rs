@@ -6,6 +6,8 @@ mod support;
 use ash_api::{ApiConfig, ensure_initial_key, hash_key};
 use ash_bundle::Bundle;
 use ash_core::{
+    EntryKind,
+    id::TurnId,
     ports::{KeyStore as _, RunnerError, StoreError},
     session::{PausedReason, SessionState},
 };
@@ -14,7 +16,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::Request;
 use serde_json::{Value, json};
 
-use support::{Memory, OTHER_KEY, Server, assistant, request, result};
+use support::{Memory, OTHER_KEY, Server, assistant, line, request, result};
 
 fn files(files: &[(&str, &str)]) -> Value {
     let file = |(path, text): &(&str, &str)| json!({ "path": path, "content": BASE64_STANDARD.encode(text) });
@@ -364,6 +366,42 @@ async fn permissions_are_answered() {
     server.post(&path, &json!({ "behavior": "deny" })).await.error(409);
     server.runner.fail(RunnerError::UnknownPermission);
     server.post(&path, &json!({ "behavior": "deny" })).await.error(404);
+
+    // A request of an earlier turn: the runner has forgotten it, the log has not.
+    let asked = json!({ "permission_request": {
+        "id": "p1", "turn": TurnId::new(), "toolName": "Bash", "input": {}, "expiresAtMs": 5
+    }});
+    server.store.write(id, [line(EntryKind::Bridge, false, &asked.to_string()), assistant("p1"), result("p1")]);
+    for (request, status) in [("p1", 409), ("p", 404), ("p2", 404)] {
+        server.runner.fail(RunnerError::UnknownPermission);
+        let path = format!("/api/sessions/{id}/permissions/{request}");
+        server.post(&path, &json!({ "behavior": "deny" })).await.error(status);
+    }
+}
+
+#[tokio::test]
+async fn options_that_the_model_would_ignore_are_refused() {
+    let server = Server::new().await;
+    let replaced = json!({ "name": "a", "systemPrompt": "x", "model": "claude-opus-4-1" });
+    assert!(server.post("/api/agents", &replaced).await.error(400).contains("model is not valid"));
+    let settings = json!({ "name": "a", "files": files(&[("CLAUDE.md", ""), (".claude/settings.json", r#"{"model":"claude-sonnet-4-5"}"#)]) });
+    let answer = server.post("/api/agents", &settings).await;
+    assert_eq!(answer.json()["agent"]["model"], "claude-sonnet-4-5", "the folder's model is the agent's");
+    let create = json!({ "agent": "a", "model": "claude-opus-4-0" });
+    assert!(server.post("/api/sessions", &create).await.error(400).contains("model is not valid"));
+
+    let path = format!("/api/sessions/{}/messages", server.session().await);
+    let adaptive = json!({ "type": "adaptive" });
+    for (body, option) in [
+        (json!({ "content": "x", "effort": "low" }), "effort"),
+        (json!({ "content": "x", "thinking": adaptive }), "thinking"),
+        (json!({ "content": "x", "model": "opus", "thinking": { "type": "disabled" } }), "thinking"),
+        (json!({ "content": "x", "model": "claude-opus-4-1" }), "model"),
+    ] {
+        let error = server.post(&path, &body).await.error(400);
+        assert!(error.starts_with(&format!("{option} is not valid")), "{error}");
+    }
+    assert!(server.runner.messages.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -439,6 +477,7 @@ async fn what_the_ports_refuse_keeps_its_meaning() {
     let store = |error| RunnerError::Store(error);
     for (error, status, retry) in [
         (RunnerError::TurnInProgress, 409, false),
+        (RunnerError::LogFull { quota_bytes: 1 << 30 }, 409, false),
         (RunnerError::State(SessionState::Stopped), 400, false),
         (RunnerError::OptionRefused("betas: no".to_owned()), 400, false),
         (RunnerError::NoCapacity { waited_seconds: 30 }, 503, true),

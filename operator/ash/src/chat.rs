@@ -1,5 +1,6 @@
 //! `ash chat`: a live conversation on a terminal, or a message per line in a pipe.
 
+mod ahead;
 mod asking;
 mod conversation;
 mod input;

@@ -119,9 +119,6 @@ pub(crate) struct Send {
     /// Model calls of this turn at the most
     #[arg(long)]
     max_turns: Option<u32>,
-    /// Wait where a turn is running, instead of being refused
-    #[arg(long)]
-    queue: bool,
 }
 
 /// Carries it out.
@@ -155,7 +152,6 @@ async fn send(send: Send, client: Client, output: Output) -> anyhow::Result<Exit
         None => standard_input()?,
     };
     let mut message = Message::text(text);
-    message.queue = send.queue;
     message.options.model = send.model;
     message.options.max_turns = send.max_turns;
     chat::once(client, send.session, message, given, output).await

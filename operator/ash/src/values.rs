@@ -4,6 +4,7 @@ use std::{convert::Infallible, fmt, str::FromStr, time::Duration};
 
 use jiff::SignedDuration;
 use secrecy::SecretString;
+use serde_json::{Map, Value};
 
 /// A secret: never printed, not even where it is refused.
 #[expect(clippy::unnecessary_wraps, reason = "clap asks for a result")]
@@ -88,6 +89,11 @@ pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
 pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
     pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "write it like KEY=VALUE".to_owned())
+}
+
+/// A JSON object.
+pub(crate) fn object(text: &str) -> Result<Map<String, Value>, String> {
+    serde_json::from_str(text).map_err(|error| format!("it is no JSON object: {error}"))
 }
 
 #[cfg(test)]

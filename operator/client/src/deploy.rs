@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ash_core::agent::NetworkPolicy;
 use bytes::Bytes;
 use futures::{Stream, stream};
 use serde::Serialize;
@@ -33,7 +34,10 @@ pub struct Deployment {
     /// Environment variables for every session.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Settings that the server knows.
+    /// Where its sandboxes may connect to beside the model; the server's default where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkPolicy>,
+    /// What the deployer keeps with the version.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
 }

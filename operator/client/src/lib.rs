@@ -16,6 +16,7 @@ mod parser;
 mod stream;
 mod types;
 
+pub use ash_core::agent::NetworkPolicy;
 pub use ash_protocol::{
     message::{Behavior, Decision},
     options::{Effort, OutputFormat, PermissionMode, Thinking, TurnOptions},

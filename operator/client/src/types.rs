@@ -162,9 +162,6 @@ pub struct Message {
     pub content: Content,
     /// Whether the stream has the text as it is written, too.
     pub include_partial_messages: bool,
-    /// Whether to wait for its place where a turn is running; refused with 409 otherwise.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub queue: bool,
     /// Options of this turn.
     #[serde(flatten)]
     pub options: TurnOptions,
@@ -173,12 +170,7 @@ pub struct Message {
 impl Message {
     /// A text, with its answer as it is written.
     pub fn text(text: impl Into<String>) -> Self {
-        Self {
-            content: Content::Text(text.into()),
-            include_partial_messages: true,
-            queue: false,
-            options: TurnOptions::default(),
-        }
+        Self { content: Content::Text(text.into()), include_partial_messages: true, options: TurnOptions::default() }
     }
 }
 

@@ -50,8 +50,8 @@ pub enum ConfigError {
     /// The address is one that a tenant may not send requests to.
     #[error("the model's base URL is not permitted: {0}; the operator can allow the host by name")]
     TargetRefused(String),
-    /// A rule of the egress policy is not understood.
-    #[error("cannot read the egress rule {rule:?}: {reason}")]
+    /// A network of the egress policy is not understood.
+    #[error("cannot read the network {rule:?}: {reason}")]
     Rule {
         /// The rule as given.
         rule: String,

@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use egress::{
     AddressClass, EgressConfig, EgressPolicy, EgressRefusal, EgressSink, Host, HostRule, Network, OperatorAllow, Ports,
-    RefusalReason, Resolve, SystemResolver, Target, classify,
+    RefusalReason, Resolve, RuleError, SystemResolver, Target, classify,
 };
 pub use error::{AttachError, BindError, ConfigError, TokenError};
 pub use id::{Epoch, SandboxId, SessionId, TenantId};

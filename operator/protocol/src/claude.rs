@@ -8,6 +8,10 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+/// The release of Claude Code that this release of Ash was made and tested with: what stands in
+/// `bridge-image/claude-code.version`, which the scripts install.
+pub const VERSION: &str = include_str!("../../../bridge-image/claude-code.version").trim_ascii();
+
 /// How most lines of a busy turn begin; they are recognised without being parsed.
 const PARTIAL_PREFIX: &[u8] = br#"{"type":"stream_event","#;
 

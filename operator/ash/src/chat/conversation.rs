@@ -10,6 +10,7 @@ use tokio::{
 
 use crate::{
     chat::{
+        ahead::{Ahead, MAX_LINES_AHEAD},
         asking::{Asking, Step},
         input::Input,
         view::{Shown, View},
@@ -41,7 +42,7 @@ pub(super) struct Conversation {
     output: Output,
     interrupts: Signal,
     /// Lines that were typed before they were asked for: messages to come.
-    ahead: VecDeque<String>,
+    ahead: Ahead,
     /// The input has ended.
     ended: bool,
 }
@@ -66,7 +67,7 @@ impl Conversation {
         output: Output,
     ) -> anyhow::Result<Self> {
         let interrupts = signal(SignalKind::interrupt())?;
-        Ok(Self { client, session, view, input, output, interrupts, ahead: VecDeque::new(), ended: false })
+        Ok(Self { client, session, view, input, output, interrupts, ahead: Ahead::default(), ended: false })
     }
 
     /// The person's next line; `None` where the input ended or the person pressed Ctrl-C.
@@ -74,7 +75,7 @@ impl Conversation {
         if let Some(prompt) = prompt {
             self.output.raw(prompt.as_bytes())?;
         }
-        let line = if let Some(line) = self.ahead.pop_front() {
+        let line = if let Some(line) = self.ahead.next() {
             if prompt.is_some() {
                 self.output.line(&line)?;
             }
@@ -149,8 +150,18 @@ impl Conversation {
 
     /// Asks about the first open request. What was typed before is no answer to it. Where nobody can answer, all are denied.
     fn ask(&mut self, turn: &mut Turn) -> anyhow::Result<()> {
+        let mut left_out = 0_usize;
         while let Some(line) = self.input.line_ahead() {
-            self.ahead.push_back(line?);
+            let line = line?;
+            if !self.ahead.keep(line) {
+                left_out += 1;
+            }
+        }
+        if left_out > 0 {
+            let lines = format!(
+                "{MAX_LINES_AHEAD} lines are waiting to be sent: {left_out} more left out, type them again later."
+            );
+            self.print(|view| view.say(&lines))?;
         }
         if self.ended || !matches!(self.view, View::Terminal(_)) {
             for asking in std::mem::take(&mut turn.asking) {

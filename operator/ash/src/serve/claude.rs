@@ -3,10 +3,8 @@
 use std::{path::Path, process::Stdio, time::Duration};
 
 use anyhow::{Context, bail};
+use ash_protocol::claude::VERSION;
 use tokio::{process::Command, time::timeout};
-
-/// The release of Claude Code that this release was made and tested with.
-pub(crate) const VERSION: &str = "2.1.330";
 
 /// How long `claude --version` may take; it takes 10 ms.
 const CHECK: Duration = Duration::from_secs(20);

@@ -6,19 +6,23 @@ use std::{
 };
 
 use anyhow::Context;
+use ash_protocol::claude::VERSION;
 
 /// Where `make quickstart` puts Claude Code, beneath the home directory.
-const CACHED: [&str; 2] = [".cache/ash/claude-code-2.1.330/claude", ".cache/ash/claude-code-2.1.330/package/claude"];
+fn cached(home: &OsStr) -> PathBuf {
+    Path::new(home).join(format!(".cache/ash/claude-code-{VERSION}/package/claude"))
+}
 
 /// Finds Claude Code. The pinned release of the cache comes before whatever is on the `PATH`, which may be of another release.
 pub(super) fn claude(given: Option<&Path>, home: Option<&OsStr>, path: Option<&OsStr>) -> anyhow::Result<PathBuf> {
     if let Some(given) = given {
         return existing(given, "--claude");
     }
-    let cached = home.into_iter().flat_map(|home| CACHED.map(|name| Path::new(home).join(name)));
+    let cached = home.map(cached);
     let on_path: Vec<PathBuf> =
         path.into_iter().flat_map(std::env::split_paths).map(|directory| directory.join("claude")).collect();
     cached
+        .into_iter()
         .chain(on_path)
         .find(|program| program.is_file())
         .context("Claude Code is not installed: run `make quickstart`, or name the program with --claude PATH")
@@ -59,7 +63,7 @@ mod tests {
     #[test]
     fn the_pinned_release_comes_first() {
         let home = tempfile::tempdir().unwrap();
-        let cached = home.path().join(".cache/ash/claude-code-2.1.330/package/claude");
+        let cached = super::cached(home.path().as_os_str());
         let bin = home.path().join("bin");
         fs::create_dir_all(cached.parent().unwrap()).unwrap();
         fs::create_dir_all(&bin).unwrap();

@@ -126,23 +126,10 @@ fn classify_v6(address: Ipv6Addr) -> AddressClass {
     }
 }
 
-/// The IPv4 address behind a mapped or translated one; the address itself otherwise. Networks of
-/// the configuration are compared with this, so that a cluster's range is met in every spelling.
-pub(crate) fn canonical(address: IpAddr) -> IpAddr {
-    let IpAddr::V6(v6) = address else {
-        return address;
-    };
-    match v6.segments() {
-        [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
-            let [.., a, b, c, d] = v6.octets();
-            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
-        }
-        _ => address,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use ash_core::host::canonical;
+
     use super::*;
 
     fn class(text: &str) -> AddressClass {

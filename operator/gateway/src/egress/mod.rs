@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use address::{AddressClass, classify};
 pub use resolve::{Resolve, SystemResolver};
-pub use rule::{Host, HostRule, Network, Ports, Target};
+pub use rule::{Host, HostRule, Network, Ports, RuleError, Target};
 
 use crate::id::{Epoch, SandboxId, SessionId, TenantId};
 
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     fn target(text: &str) -> Target {
-        Target::parse(&text.parse().unwrap()).unwrap()
+        Target::parse(text).unwrap()
     }
 
     #[test]

@@ -118,7 +118,7 @@ async fn prepare(
 ) -> Result<(TcpStream, tokio::sync::OwnedSemaphorePermit), Failure> {
     let authority = request.uri().authority();
     let authority = authority.ok_or(Failure::Refused(RefusalReason::Malformed("no target")))?;
-    let target = Target::parse(authority).map_err(|why| Failure::Refused(RefusalReason::Malformed(why)))?;
+    let target = Target::parse(authority.as_str()).map_err(|why| Failure::Refused(RefusalReason::Malformed(why)))?;
     let admitted = admit(&bound.egress, &shared.egress.allow, &target).map_err(Failure::Refused)?;
     let permit = slots
         .tunnels
