@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io, net::TcpListener, rc::Rc, time::Duration};
 
+use ash_protocol::bound::BridgeBound;
 use tokio::{
     sync::mpsc,
     task::{JoinError, LocalSet, spawn_local},
@@ -138,7 +139,7 @@ async fn turn_ended(shared: &Shared) {
         tokio::select! {
             () = shared.turn_changed.notified() => {}
             () = shared.stop.notified() => {}
-            () = sleep_until(until) => return,
+            () = sleep_until(until) => return shared.met(BridgeBound::Terminate),
         }
     }
 }

@@ -18,6 +18,7 @@ use std::{
 
 use ash_protocol::{
     EntryFlags, Epoch, Sequence,
+    bound::BridgeBound,
     message::{BridgeEvent, Claimed, Progress, Resolution, RestartReason, TurnFailure, Warm, Warmed},
     options::SessionOptions,
 };
@@ -180,6 +181,7 @@ impl Driver {
         let now = Instant::now();
         let Some(interrupt) = self.session.as_mut().and_then(|session| session.interrupt.as_mut()) else { return };
         if interrupt.give_up <= now {
+            self.shared.met(BridgeBound::Interrupt);
             self.kill().await;
             self.fail_turn(
                 TurnFailure::ClaudeDied,
@@ -189,6 +191,7 @@ impl Driver {
             self.revive().await;
         } else if interrupt.repeat <= now {
             interrupt.repeat = now + REPEAT_INTERRUPT;
+            self.shared.met(BridgeBound::RepeatInterrupt);
             self.send_interrupt();
         }
     }
@@ -224,11 +227,23 @@ impl Driver {
         (session.interrupt, session.awaited) = (None, None);
         session.partials.settle();
         let withdrawn = session.turns.withdraw_all();
+        self.shared.met_often(BridgeBound::FinishedTurns, u32::from(session.turns.forgets()));
         let ended = session.turns.end();
         for id in withdrawn {
             self.event(&BridgeEvent::PermissionResolved { id, resolution: Resolution::Withdrawn });
         }
+        self.count_met();
         ended
+    }
+
+    /// Tells the host which bounds the turn met.
+    fn count_met(&mut self) {
+        if let Some(claude) = &mut self.claude {
+            let met = claude.take_met();
+            self.shared.met_often(BridgeBound::ReadPace, met.reads_put_off);
+            self.shared.met_often(BridgeBound::ErrorBytes, met.errors_dropped);
+        }
+        self.shared.tell_bounds();
     }
 
     /// Ends the turn in progress without a result.

@@ -12,6 +12,7 @@ use std::{
 
 use ash_protocol::{
     Sequence,
+    bound::BridgeBound,
     frame::{DATA_END, Frame, FrameKind, MAX_DATA_BYTES},
     message::{Hello, RefusalCategory, Request, Welcome},
     version,
@@ -218,6 +219,9 @@ impl Link {
             FrameKind::Data => {
                 if let Some(input) = self.shared.input_of(number) {
                     let last = frame.flags & DATA_END != 0;
+                    if input.capacity() == 0 {
+                        self.shared.met(BridgeBound::WaitingData);
+                    }
                     // Whoever was to take it has given up: its reply says why.
                     let _ = input.send(Input { bytes: frame.body, last }).await;
                 }
@@ -242,6 +246,9 @@ impl Link {
         let (input, received) = mpsc::channel(MAX_WAITING_DATA);
         let Some(caller) = self.shared.accept(number, work::takes_data(&request).then_some(input)) else { return };
         if let Request::Shutdown { deadline_ms } = request {
+            if deadline_ms > MAX_DEADLINE_MS {
+                self.shared.met(BridgeBound::Deadline);
+            }
             self.shared.stop_by(Instant::now() + Duration::from_millis(deadline_ms.min(MAX_DEADLINE_MS)));
             return caller.done(&());
         }
@@ -254,6 +261,7 @@ impl Link {
             Err(request) => {
                 if let Err(error) = self.commands.try_send(Command { request: *request, caller }) {
                     let caller = error.into_inner().caller;
+                    self.shared.met(BridgeBound::Requests);
                     caller.refuse(RefusalCategory::NotReady, "the session has too much to do or is ending; try again");
                 }
             }

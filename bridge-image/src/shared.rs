@@ -11,6 +11,7 @@ use std::{
 
 use ash_protocol::{
     EntryFlags, EntryKind, Sequence,
+    bound::BridgeBound,
     frame::{Frame, FrameKind, MAX_DATA_BYTES},
     message::{BridgeEvent, Progress, Refusal, RefusalCategory, Reply, Status},
 };
@@ -66,6 +67,10 @@ pub(crate) struct Shared {
     pub(crate) configuration: RefCell<PathBuf>,
     claude_starts: Cell<u32>,
     stalled: Cell<bool>,
+    /// Bounds that were met since the host was last told.
+    bounds: RefCell<BTreeMap<BridgeBound, u32>>,
+    /// Whether the host is to be told of them as soon as it can be.
+    bounds_due: Cell<bool>,
     stop_at: Cell<Option<Instant>>,
     /// There is something to send.
     pub(crate) writable: Notify,
@@ -88,6 +93,8 @@ impl Shared {
             configuration: RefCell::new(configuration),
             claude_starts: Cell::new(0),
             stalled: Cell::new(false),
+            bounds: RefCell::default(),
+            bounds_due: Cell::new(false),
             stop_at: Cell::new(None),
             writable: Notify::new(),
             room: Notify::new(),
@@ -123,6 +130,7 @@ impl Shared {
             Ok(sequence) => Some(sequence),
             Err(full) => {
                 report("epoch_full", &full.to_string());
+                self.met(BridgeBound::Epoch);
                 self.stop_by(Instant::now());
                 None
             }
@@ -174,14 +182,44 @@ impl Shared {
         self.send_status();
     }
 
+    /// A bound was met: the host is told with the next write.
+    pub(crate) fn met(&self, bound: BridgeBound) {
+        self.met_often(bound, 1);
+        self.tell_bounds();
+    }
+
+    /// A bound was met so often; the host is told when there is something else to tell, or at the turn's end.
+    pub(crate) fn met_often(&self, bound: BridgeBound, times: u32) {
+        if times > 0 {
+            let mut bounds = self.bounds.borrow_mut();
+            let count = bounds.entry(bound).or_default();
+            *count = count.saturating_add(times);
+        }
+    }
+
+    /// Has the host told of the bounds that were met.
+    pub(crate) fn tell_bounds(&self) {
+        if !self.bounds.borrow().is_empty() {
+            self.bounds_due.set(true);
+            self.writable.notify_one();
+        }
+    }
+
     pub(crate) fn send_status(&self) {
+        let status = self.status();
+        self.send(status, self.connection.get());
+    }
+
+    fn status(&self) -> Frame {
+        self.bounds_due.set(false);
         let kept = self.log.borrow().as_ref().map_or(0, Log::unacknowledged_bytes);
         let status = Status {
             claude_starts: self.claude_starts.get(),
             unacknowledged_bytes: kept as u64,
             stalled: self.stalled.get(),
+            bounds: self.bounds.take(),
         };
-        self.send(Frame::json(FrameKind::Status, 0, &status), self.connection.get());
+        Frame::json(FrameKind::Status, 0, &status)
     }
 
     /// The bridge ends at this time, or earlier when no turn runs. The earliest time that was asked for holds.
@@ -221,12 +259,14 @@ impl Shared {
 
     /// The next frame to send that is no entry of the log.
     pub(crate) fn next_outgoing(&self) -> Option<Frame> {
-        self.outgoing.borrow_mut().pop_front()
+        let next = self.outgoing.borrow_mut().pop_front();
+        next.or_else(|| self.bounds_due.get().then(|| self.status()))
     }
 
     /// Whether everything was given to the connection.
     pub(crate) fn is_flushed(&self) -> bool {
-        self.outgoing.borrow().is_empty() && self.log.borrow().as_ref().is_none_or(|log| !log.has_unsent())
+        let nothing_to_tell = self.outgoing.borrow().is_empty() && !self.bounds_due.get();
+        nothing_to_tell && self.log.borrow().as_ref().is_none_or(|log| !log.has_unsent())
     }
 
     /// Takes a request in. `None` after refusing it: too many are in progress, or the number is in use.
@@ -241,6 +281,7 @@ impl Shared {
         }
         if requests.len() >= MAX_REQUESTS {
             drop(requests);
+            self.met(BridgeBound::Requests);
             self.refuse_untaken(number, "too many requests are in progress; try again when one has ended");
             return None;
         }
@@ -288,6 +329,7 @@ impl Caller {
         while !bytes.is_empty() {
             let credit = self.credit.bytes.get();
             if credit == 0 {
+                self.shared.met(BridgeBound::Credit);
                 self.credit.changed.notified().await;
                 continue;
             }
@@ -295,6 +337,11 @@ impl Caller {
             self.credit.bytes.set(credit - take as u64);
             self.shared.send(Frame::data(self.number, flags, bytes.split_to(take)), self.connection);
         }
+    }
+
+    /// A bound was met over the request.
+    pub(crate) fn met(&self, bound: BridgeBound) {
+        self.shared.met(bound);
     }
 
     /// Says that no more data follows.

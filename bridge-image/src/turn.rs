@@ -68,6 +68,11 @@ impl Turns {
         self.running.as_ref().map(|running| &running.turn)
     }
 
+    /// Whether the end of one more turn has an older one forgotten.
+    pub fn forgets(&self) -> bool {
+        self.running.is_some() && self.finished.len() >= MAX_FINISHED_TURNS
+    }
+
     /// The turn in progress ends; returns it. Permission requests that are still open go with [`Turns::withdraw_all`] before.
     pub fn end(&mut self) -> Option<Uuid> {
         let id = self.running.take()?.turn.id;

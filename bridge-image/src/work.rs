@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, rc::Rc};
 
-use ash_protocol::message::{Refusal, RefusalCategory, Request};
+use ash_protocol::{
+    bound::BridgeBound,
+    message::{Refusal, RefusalCategory, Request},
+};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -68,6 +71,9 @@ pub(crate) async fn carry_out(
     match work {
         Work::Exec(exec) => {
             let done = exec.run(workspace.path(), &caller).await;
+            if done.as_ref().is_ok_and(|done| done.timed_out) {
+                caller.met(BridgeBound::CommandTimeout);
+            }
             caller.answer(done);
         }
         Work::Put { path, mode } => caller.answer(files::put(&workspace, &path, mode, input).await),
@@ -75,7 +81,13 @@ pub(crate) async fn carry_out(
             let read = files::get(&workspace, &path, &caller).await;
             caller.answer(read);
         }
-        Work::List { path, limit } => caller.answer(files::list(&workspace, &path, limit).await),
+        Work::List { path, limit } => {
+            let listed = files::list(&workspace, &path, limit).await;
+            if listed.as_ref().is_ok_and(|list| list.truncated) {
+                caller.met(BridgeBound::Listed);
+            }
+            caller.answer(listed);
+        }
         Work::Delete { path } => caller.answer(files::delete(&workspace, &path).await),
         Work::Archive => {
             let sent = archive::send(&workspace, &caller).await;

@@ -7,6 +7,7 @@ use std::{os::fd::AsFd, time::Duration};
 
 use ash_protocol::{
     EntryKind,
+    bound::BridgeBound,
     message::{
         BridgeEvent, Decision, Progress, RefusalCategory, Request, Resolution, RestartReason, TurnFailure, Warmed,
     },
@@ -140,6 +141,7 @@ async fn bad_output_is_an_event_and_never_an_end() {
     assert_eq!(failed["turn_failed"]["category"], "claude_died");
     assert_eq!(invalid(&sandbox), 3);
     assert_eq!(connection.turn(&mut sandbox, 3, "[[count]]").await["result"], "messages: 3");
+    assert_eq!(connection.bounds.get(&BridgeBound::Line), Some(&1), "the host is told of the line that was dropped");
 }
 
 #[tokio::test]

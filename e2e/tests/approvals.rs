@@ -168,6 +168,7 @@ async fn what_nobody_answers_is_denied() {
     assert_eq!(resolutions(&turn), ["expired"]);
     assert!(turn.result().is_some_and(|text| text.contains("Nobody answered")), "{:?}", turn.result());
     assert!(!app.session_folder(&session.id).join("workspace/late").exists());
+    assert_eq!(app.metric("ash_runner_permissions_expired_total").await, 1);
     let (status, error) = answer_status(&app, &session, &asked.id, json!({ "behavior": "allow" })).await;
     assert_eq!(status, 409, "{error}");
 }

@@ -24,6 +24,12 @@ async fn start(arguments: &[&str]) -> (TestApp, Session) {
     (app, neighbour)
 }
 
+/// Whether a control group keeps a bound, which counts how often it was met.
+fn counts(app: &TestApp, protection: &str) -> bool {
+    let log = app.log_tail();
+    log.lines().any(|line| line.contains(protection) && line.contains("in force") && line.contains("control group"))
+}
+
 /// Processes and threads of a session's sandbox.
 fn tasks(app: &TestApp, session: &Session) -> usize {
     let processes = processes(&app.session_folder(&session.id));
@@ -33,6 +39,7 @@ fn tasks(app: &TestApp, session: &Session) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fork_bomb_meets_the_bound_of_its_sandbox() {
     let (app, neighbour) = start(&["--cpus=1"]).await;
+    let counted = counts(&app, "process limit");
     for (mode, network) in modes(&["example.com".to_owned()]) {
         let session = session_with(&app, mode, &network).await;
         assert_answers(&app, &session).await;
@@ -58,11 +65,17 @@ async fn a_fork_bomb_meets_the_bound_of_its_sandbox() {
         assert_eq!(tasks(&app, &session), 0, "{mode}: nothing is left of it");
         assert_answers(&app, &neighbour).await;
     }
+    if counted {
+        for metric in ["ash_runner_processes_refused_total", "ash_runner_throttled_periods_total"] {
+            assert!(app.metric(metric).await > 0, "{metric}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_memory_bomb_meets_the_bound_of_its_sandbox() {
     let (app, neighbour) = start(&[]).await;
+    let counted = counts(&app, "memory limit");
     for (mode, network) in modes(&["example.com".to_owned()]) {
         let session = session_with(&app, mode, &network).await;
         bash(&app, &session, "echo kept >kept").await;
@@ -73,6 +86,12 @@ async fn a_memory_bomb_meets_the_bound_of_its_sandbox() {
         assert!(turn.result().is_some() || turn.error().is_some(), "{mode}: {:?}", turn.names());
         assert_eq!(bash(&app, &session, "cat kept").await, "kept", "{mode}: the session goes on");
         assert_answers(&app, &neighbour).await;
+    }
+    if counted {
+        eventually("the kills are counted", async || {
+            (app.metric("ash_runner_memory_kills_total").await >= 3).then_some(())
+        })
+        .await;
     }
 }
 

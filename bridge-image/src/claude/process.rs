@@ -73,6 +73,15 @@ pub enum Progress {
     Ended,
 }
 
+/// How often the bounds of a process were met.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Met {
+    /// Reads of a burst that were put off.
+    pub reads_put_off: u32,
+    /// Times that older bytes of its standard error were dropped.
+    pub errors_dropped: u32,
+}
+
 /// A process of Claude Code. Dropping it kills it and what it started.
 #[derive(Debug)]
 pub struct Process {
@@ -87,6 +96,7 @@ pub struct Process {
     pace: Pace,
     errors: Option<ChildStderr>,
     error_tail: VecDeque<u8>,
+    met: Met,
     ended: Option<(ExitStatus, Instant)>,
 }
 
@@ -122,6 +132,7 @@ impl Process {
             pace: Pace::new(Instant::now()),
             errors,
             error_tail: VecDeque::new(),
+            met: Met::default(),
             ended: None,
         })
     }
@@ -160,7 +171,7 @@ impl Process {
                 written = write_some(&mut self.input, &self.unwritten), if !self.unwritten.is_empty() => self.written(written),
                 count = read_some(&mut self.output, &mut self.lines, self.pace.ready()), if read && self.output.is_some() => {
                     if count < SMALL_READ_BYTES {
-                        self.pace.take(Instant::now());
+                        self.met.reads_put_off += u32::from(self.pace.take(Instant::now()));
                     }
                     if count == 0 {
                         self.output = None;
@@ -205,6 +216,7 @@ impl Process {
         self.error_tail.extend(bytes);
         let excess = self.error_tail.len().saturating_sub(MAX_ERROR_BYTES);
         self.error_tail.drain(..excess);
+        self.met.errors_dropped += u32::from(excess > 0);
     }
 
     /// The last lines of its standard error, for a person.
@@ -223,6 +235,11 @@ impl Process {
             text if text.is_empty() => how,
             text => format!("{how}; it said last: {text}"),
         }
+    }
+
+    /// How often its bounds were met since this was last asked.
+    pub fn take_met(&mut self) -> Met {
+        std::mem::take(&mut self.met)
     }
 
     /// Closes its input: it finishes what it does and ends.
@@ -285,9 +302,10 @@ impl Pace {
         self.full.checked_sub(READ_PACE * FREE_READS).unwrap_or(self.full)
     }
 
-    /// A read was made.
-    fn take(&mut self, now: Instant) {
+    /// A read was made. True where the next one is put off.
+    fn take(&mut self, now: Instant) -> bool {
         self.full = self.full.max(now) + READ_PACE;
+        self.ready() > now
     }
 }
 

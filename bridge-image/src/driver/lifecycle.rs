@@ -9,6 +9,7 @@ use std::{
 };
 
 use ash_protocol::{
+    bound::BridgeBound,
     message::{BridgeEvent, Refusal, RefusalCategory, RestartReason, TurnFailure, Warm},
     options::{SessionOptions, TurnOptions},
 };
@@ -197,6 +198,7 @@ impl Driver {
         if let Some(claude) = &mut self.claude {
             claude.close_input();
             let _ = self.pump(Process::close_time(), |_| false).await;
+            self.shared.met_often(BridgeBound::Close, u32::from(self.claude.is_some()));
             self.kill().await;
         }
         self.ship_transcript().await;
@@ -261,7 +263,11 @@ impl Driver {
         let pumped = self.pump(limit, |driver| matches!(&driver.awaited_answer, Some((_, Some(_))))).await;
         match (self.awaited_answer.take(), pumped) {
             (Some((_, Some(answer))), _) => answer.map_err(ControlError::Refused),
-            (Some((id, None)), Err(message)) if self.claude.is_some() => Err(ControlError::TimedOut(id, message)),
+            (Some((id, None)), Err(message)) if self.claude.is_some() => {
+                let of_servers = limit == CONNECT_SERVERS;
+                self.shared.met(if of_servers { BridgeBound::ConnectServers } else { BridgeBound::Control });
+                Err(ControlError::TimedOut(id, message))
+            }
             (_, pumped) => Err(ControlError::Ended(pumped.err().unwrap_or_default())),
         }
     }
@@ -331,6 +337,7 @@ impl Driver {
             sleep(pause).await;
             pause *= 2;
         }
+        self.shared.met(BridgeBound::Revivals);
         self.kill().await;
     }
 
@@ -362,6 +369,7 @@ impl Driver {
                 let rehearsed = self.conversation;
                 if let Err(error) = self.pump(REHEARSE, |driver| driver.results > before).await {
                     report("rehearsal_failed", &error);
+                    self.shared.met(BridgeBound::Rehearse);
                     return self.start_after_rehearsal(error).await;
                 }
                 if rehearsed != self.conversation {

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use ash_protocol::{
     EntryFlags, EntryKind,
+    bound::BridgeBound,
     claude::Line,
     message::{BridgeEvent, Resolution, RestartReason},
 };
@@ -57,11 +58,14 @@ impl Driver {
     pub(super) async fn piece(&mut self, piece: Piece) {
         match piece {
             Piece::Line(line) => self.line(line).await,
-            Piece::TooLong(head) => self.invalid(format!(
-                "Claude Code printed a line of more than {} bytes; it was dropped. It begins: {}",
-                ash_protocol::entry::MAX_LINE_BYTES,
-                readable(&head)
-            )),
+            Piece::TooLong(head) => {
+                self.shared.met(BridgeBound::Line);
+                self.invalid(format!(
+                    "Claude Code printed a line of more than {} bytes; it was dropped. It begins: {}",
+                    ash_protocol::entry::MAX_LINE_BYTES,
+                    readable(&head)
+                ));
+            }
             Piece::Unfinished(part) => {
                 self.invalid(format!("Claude Code's output ended within a line that begins: {}", readable(&part)));
             }
@@ -178,6 +182,7 @@ impl Driver {
             sleep(TRANSCRIPT_LOOK).await;
             self.ship_transcript().await;
         }
+        self.shared.met_often(BridgeBound::Transcript, u32::from(is_behind(self)));
         if !ends_turn {
             return self.log(EntryKind::Claude, EntryFlags::default(), line);
         }
@@ -229,6 +234,7 @@ impl Driver {
         let input = request.input.map_or_else(|| RawValue::NULL.to_owned(), RawValue::to_owned);
         let asked = self.session.as_mut().and_then(|session| session.turns.ask(&request_id, input.clone(), now_ms()));
         let Some((turn, expires_at_ms)) = asked else {
+            self.shared.met(BridgeBound::OpenPermissions);
             return self.write(control::respond(&request_id, &control::deny(control::UNANSWERABLE_MESSAGE)));
         };
         let tool_name = request.tool_name.unwrap_or_default();

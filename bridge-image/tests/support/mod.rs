@@ -19,6 +19,7 @@ use std::{
 
 use ash_protocol::{
     Entry, EntryKind, Epoch, Sequence,
+    bound::BridgeBound,
     claude::Line,
     frame::{DATA_END, DATA_STANDARD_ERROR, Frame, FrameKind},
     message::{
@@ -152,6 +153,7 @@ impl Sandbox {
             errors: BTreeMap::new(),
             data_ended: BTreeMap::new(),
             status: None,
+            bounds: BTreeMap::new(),
             synced: false,
             acknowledges: true,
         };
@@ -278,6 +280,8 @@ pub struct Connection {
     pub errors: BTreeMap<u64, Vec<u8>>,
     pub data_ended: BTreeMap<u64, bool>,
     pub status: Option<Status>,
+    /// How often the bridge said that it met its bounds.
+    pub bounds: BTreeMap<BridgeBound, u32>,
     pub synced: bool,
     /// Whether entries are acknowledged as they come.
     pub acknowledges: bool,
@@ -343,7 +347,13 @@ impl Connection {
                 into.entry(number).or_default().extend_from_slice(&frame.body);
                 self.data_ended.insert(number, frame.flags & DATA_END != 0);
             }
-            FrameKind::Status => self.status = Some(serde_json::from_slice(&frame.body).unwrap()),
+            FrameKind::Status => {
+                let status: Status = serde_json::from_slice(&frame.body).unwrap();
+                for (bound, times) in &status.bounds {
+                    *self.bounds.entry(*bound).or_default() += times;
+                }
+                self.status = Some(status);
+            }
             FrameKind::Synced => self.synced = true,
             other => panic!("a bridge sends no {other:?}"),
         }

@@ -337,6 +337,27 @@ impl TestApp {
         crate::http::json(self.address, method, path, Some(API_KEY), body).await.expect("an answer")
     }
 
+    /// What `GET /metrics` says.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    pub async fn metrics(&self) -> String {
+        let request = hyper::Request::get("/metrics").header("host", self.address.to_string());
+        let request = request.body(http_body_util::Full::default()).expect("a request");
+        let response = crate::http::send(self.address, request).await.expect("metrics");
+        String::from_utf8(response.body().to_vec()).expect("text")
+    }
+
+    /// The value of one metric, named as `GET /metrics` does, with its labels.
+    ///
+    /// # Panics
+    /// When there is no such metric.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let text = self.metrics().await;
+        let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        found.unwrap_or_else(|| panic!("no {name}:\n{text}"))
+    }
+
     /// What the model was last asked in a turn, as JSON.
     ///
     /// # Panics

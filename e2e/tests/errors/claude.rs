@@ -115,6 +115,11 @@ async fn it_ends_in_the_middle_of_a_turn() {
     let turn = app.say(&session, "[[garbage]]").await;
     assert_eq!(turn.result().as_deref(), Some("ok"), "{:?}", turn.names());
     assert!(turn.error().is_some_and(|error| error.contains("JSON")), "{:?}", turn.error());
+    // Neither is a line that is too long, which is counted.
+    let turn = app.say(&session, "[[long: 70000000]]").await;
+    assert!(turn.error().is_some_and(|error| error.contains("dropped")), "{:?}", turn.error());
+    assert_eq!(app.metric("ash_runner_bridge_bounds_total{bound=\"line\"}").await, 1);
+    assert!(app.metric("ash_runner_claude_restarts_total{reason=\"died\"}").await >= 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -76,6 +76,10 @@ async fn a_turn_fails_and_the_server_stays_up() {
     let after = history(&app, &session.id).await;
     let (before, after) = (before["messages"].as_array(), after["messages"].as_array());
     assert_eq!(after, before, "what was acknowledged is there");
+    eventually("the withdrawn tail is counted", async || {
+        (app.metric("ash_runner_tails_withdrawn_total").await == 1).then_some(())
+    })
+    .await;
 
     filler.remove();
     let turn = app.say(&session, "[[count]]").await;

@@ -64,6 +64,10 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("ash_api");
         registry.register("requests", "Requests by method, route and class of status", self.requests.clone());
         registry.register("open_streams", "Streams of events that are open", self.open_streams.clone());
+        // Every label is there from the start, at zero.
+        for end in [StreamEnd::Complete, StreamEnd::Abandoned, StreamEnd::Cut] {
+            drop(self.streams.get_or_create(&StreamLabels { end }));
+        }
         registry.register("streams", "Streams of events that ended, by how", self.streams.clone());
         registry.register("stream_frames", "Frames given to streams", self.stream_frames.clone());
         registry.register("stream_bytes", "Bytes of frames given to streams", self.stream_bytes.clone());

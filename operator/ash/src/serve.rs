@@ -7,6 +7,7 @@ mod log;
 mod programs;
 mod sinks;
 mod store_metrics;
+mod system_metrics;
 mod wiring;
 
 use std::time::Duration;

@@ -52,11 +52,22 @@ impl LogMeter {
         self.full |= total_bytes > self.bounds.quota_bytes;
         self.check()?;
         self.total_bytes = total_bytes;
+        Ok(self.pace(bytes, now))
+    }
+
+    /// Counts bytes that are not written to the log, and cost their reader as much: as [`take`](Self::take), without the quota.
+    pub fn pace(&mut self, bytes: u64, now: Duration) -> Duration {
         self.level_bytes = self.level_bytes.saturating_sub(self.drained(now)).saturating_add(bytes);
         self.at = self.at.max(now);
         let over = self.level_bytes.saturating_sub(self.bounds.burst_bytes);
         // Rounded up to a whole millisecond, so that no pause is too short.
-        Ok(Duration::from_millis(over.saturating_mul(1000).div_ceil(self.bounds.bytes_per_second.max(1))))
+        Duration::from_millis(over.saturating_mul(1000).div_ceil(self.bounds.bytes_per_second.max(1)))
+    }
+
+    /// Lets go of what was counted in all: a session that has ended writes nothing more.
+    pub fn close(&mut self) {
+        self.total_bytes = 0;
+        self.full = true;
     }
 
     /// Whether a session may go on.
@@ -131,5 +142,11 @@ mod tests {
         assert_eq!(meter.take(1500, Duration::ZERO), Ok(Duration::from_secs(5)));
         assert_eq!(meter.take(0, Duration::from_secs(5)), Ok(Duration::ZERO));
         assert_eq!(meter.take(100, Duration::from_secs(5)), Ok(Duration::from_secs(1)));
+        assert_eq!(
+            meter.pace(100, Duration::from_secs(5)),
+            Duration::from_secs(2),
+            "what is not logged is slowed down too"
+        );
+        assert_eq!(meter.total_bytes(), 1600);
     }
 }

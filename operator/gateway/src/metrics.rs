@@ -39,6 +39,35 @@ pub(crate) enum TunnelOutcome {
     Idle,
 }
 
+const MODEL_OUTCOMES: [ModelOutcome; 13] = [
+    ModelOutcome::Answered,
+    ModelOutcome::UpstreamError,
+    ModelOutcome::Unreachable,
+    ModelOutcome::Timeout,
+    ModelOutcome::Cut,
+    ModelOutcome::Rehearsed,
+    ModelOutcome::Unauthorized,
+    ModelOutcome::Unknown,
+    ModelOutcome::Released,
+    ModelOutcome::PathRefused,
+    ModelOutcome::BodyTooLarge,
+    ModelOutcome::Busy,
+    ModelOutcome::NoKey,
+];
+
+const TUNNEL_OUTCOMES: [TunnelOutcome; 10] = [
+    TunnelOutcome::Opened,
+    TunnelOutcome::Refused,
+    TunnelOutcome::Unauthorized,
+    TunnelOutcome::Unknown,
+    TunnelOutcome::Busy,
+    TunnelOutcome::NotResolved,
+    TunnelOutcome::Unreachable,
+    TunnelOutcome::Timeout,
+    TunnelOutcome::Cut,
+    TunnelOutcome::Idle,
+];
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ModelLabels {
     outcome: ModelOutcome,
@@ -72,6 +101,10 @@ pub(crate) struct Metrics {
     pub(crate) tunnel_received: Counter,
     pub(crate) lookups: Gauge,
     pub(crate) refusals_unreported: Counter,
+    pub(crate) addresses_untried: Counter,
+    pub(crate) targets_shortened: Counter,
+    pub(crate) heads_too_long: Counter,
+    pub(crate) calls_beyond_idle: Counter,
 }
 
 impl Metrics {
@@ -121,8 +154,23 @@ impl Metrics {
                 "Refused hosts beyond the number that a session's log is told",
                 &self.refusals_unreported,
             ),
+            ("addresses_untried", "Addresses of hosts that were not tried", &self.addresses_untried),
+            ("targets_shortened", "Targets of tunnels that are too long to be shown", &self.targets_shortened),
+            ("heads_too_long", "Connections of sandboxes with too long a request head", &self.heads_too_long),
+            (
+                "model_calls_beyond_idle",
+                "Model calls beside more others than there are idle connections kept",
+                &self.calls_beyond_idle,
+            ),
         ] {
             registry.register(name, help, counter.clone());
+        }
+        // Every label is there from the start, at zero.
+        for outcome in MODEL_OUTCOMES {
+            drop(self.model.get_or_create(&ModelLabels { outcome }));
+        }
+        for outcome in TUNNEL_OUTCOMES {
+            drop(self.tunnel.get_or_create(&TunnelLabels { outcome }));
         }
         registry.register("model_requests", "Requests to the model API", self.model.clone());
         registry.register("tunnel_requests", "CONNECT requests", self.tunnel.clone());

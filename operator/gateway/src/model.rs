@@ -15,7 +15,7 @@ use crate::headers::{to_sandbox, to_upstream};
 use crate::metrics::{Held, ModelOutcome};
 use crate::registry::{Bound, Slots};
 use crate::serve::{Shared, drain};
-use crate::upstream::{UpstreamTarget, innermost};
+use crate::upstream::{IDLE_CONNECTIONS, UpstreamTarget, innermost};
 use crate::usage::{Scanner, Shape};
 
 /// Longest model id in a path, in bytes.
@@ -98,6 +98,9 @@ pub(crate) async fn forward(
         outgoing = outgoing.body(reqwest::Body::wrap(body));
     }
     let running_call = Held::new(&metrics.model_calls);
+    if usize::try_from(metrics.model_calls.get()).is_ok_and(|running| running > IDLE_CONNECTIONS) {
+        metrics.calls_beyond_idle.inc();
+    }
     let answer = tokio::select! {
         biased;
         () = bound.cut.cancelled() => {

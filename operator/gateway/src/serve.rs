@@ -114,7 +114,11 @@ async fn serve(
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     // How a connection ends is the sandbox's business: the outcome of its requests is counted.
-    let _ = cut.run_until_cancelled(connection).await;
+    if let Some(Err(error)) = cut.run_until_cancelled(connection).await
+        && error.is_parse_too_large()
+    {
+        shared.metrics.heads_too_long.inc();
+    }
 }
 
 /// The place of a connection; a tunnel keeps it after the connection has become one.

@@ -16,7 +16,7 @@ use crate::headers::{X_API_KEY, is_reserved};
 use crate::limits::Limits;
 
 /// Connections to one upstream host that are kept open while unused.
-const IDLE_CONNECTIONS: usize = 64;
+pub(crate) const IDLE_CONNECTIONS: usize = 64;
 
 /// Secrets shorter than this are not looked for in answers: they would match by chance.
 const SHORTEST_REDACTED: usize = 8;

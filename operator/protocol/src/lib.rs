@@ -4,6 +4,7 @@
 //! parsed on the way; everything else is small JSON ([`message`]). To its host a bridge is an untrusted client: nothing in
 //! this crate trusts a length, a number or a kind that it reads.
 
+pub mod bound;
 pub mod claude;
 pub mod entry;
 pub mod frame;

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{
+    bound::BridgeBound,
     options::{SessionOptions, TurnOptions},
     sequence::{Epoch, Sequence},
     version::ProtocolVersion,
@@ -371,6 +372,9 @@ pub struct Status {
     pub unacknowledged_bytes: u64,
     /// Whether the bridge stopped reading from Claude Code because of them.
     pub stalled: bool,
+    /// How often the bridge met each of its bounds since the status before this one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bounds: BTreeMap<BridgeBound, u32>,
 }
 
 /// What a bridge writes into the log beside Claude Code's own lines. The body of an entry of kind `Bridge`.

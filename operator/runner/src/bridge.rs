@@ -6,7 +6,7 @@ use std::{
     net::TcpListener,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -27,13 +27,17 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{mpsc, oneshot, watch},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot, watch,
+    },
     time::{Duration, sleep, timeout},
 };
 
 use crate::{
     hub::NotTaken,
     limits::{BRIDGE_QUEUE, BRIDGE_READ_BYTES},
+    metrics::Metrics,
 };
 
 /// The longest greeting. A greeting is a few hundred bytes; whoever sends more is no bridge.
@@ -50,6 +54,7 @@ pub(crate) struct Bridge {
     acknowledged: watch::Sender<Sequence>,
     pending: Mutex<Pending>,
     next: AtomicU64,
+    metrics: Arc<Metrics>,
 }
 
 /// Requests that wait for their answers, by number.
@@ -111,6 +116,8 @@ pub(crate) enum Incoming {
     Synced,
     /// Not part of the log.
     Status(Status),
+    /// Frames that were no entries came, with so many bytes in all: reading them costs too.
+    Beside { frames: usize, bytes: usize },
 }
 
 /// A greeted connection.
@@ -125,7 +132,7 @@ pub(crate) struct Greeted {
 }
 
 impl Bridge {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
         let (out, frames) = mpsc::channel(BRIDGE_QUEUE);
         let (acknowledged, acknowledged_receiver) = watch::channel(Sequence::START);
         Self {
@@ -134,6 +141,7 @@ impl Bridge {
             acknowledged,
             pending: Mutex::new(HashMap::new()),
             next: AtomicU64::new(1),
+            metrics,
         }
     }
 
@@ -156,12 +164,12 @@ impl Bridge {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         self.lock_pending().insert(id, sender);
-        let mut sent = self.out.send(Frame::json(FrameKind::Request, id, request)).await.is_ok();
+        let mut sent = self.queue(Frame::json(FrameKind::Request, id, request)).await;
         if let Some(mut data) = data {
             while sent {
                 let piece = data.split_to(data.len().min(MAX_DATA_BYTES));
                 let flags = if data.is_empty() { DATA_END } else { 0 };
-                sent = self.out.send(Frame::data(id, flags, piece)).await.is_ok();
+                sent = self.queue(Frame::data(id, flags, piece)).await;
                 if flags == DATA_END {
                     break;
                 }
@@ -171,6 +179,18 @@ impl Bridge {
             self.lock_pending().remove(&id);
         }
         Answer(receiver)
+    }
+
+    /// Queues a frame, waiting for room where there is none. False where nobody takes it.
+    async fn queue(&self, frame: Frame) -> bool {
+        match self.out.try_send(frame) {
+            Ok(()) => true,
+            Err(TrySendError::Closed(_)) => false,
+            Err(TrySendError::Full(frame)) => {
+                self.metrics.requests_waited.inc();
+                self.out.send(frame).await.is_ok()
+            }
+        }
     }
 
     /// Sends a request as [`send`](Self::send) does. A bridge that does not take it within the bound has not answered it.
@@ -203,7 +223,10 @@ impl Bridge {
         let Some(sender) = self.lock_pending().remove(&id) else { return };
         let answer = match serde_json::from_slice(body) {
             Ok(Reply::Ok(value)) => Ok(value),
-            Ok(Reply::Error(refusal)) => Err(refusal.into()),
+            Ok(Reply::Error(refusal)) => {
+                self.metrics.request_refused(refusal.category);
+                Err(refusal.into())
+            }
             Err(error) => Err(error.into()),
         };
         let _ = sender.send(answer);
@@ -261,6 +284,7 @@ impl Bridge {
         let mut entries = Vec::new();
         // What pauses for later entries covers the earlier ones.
         let mut pause = Duration::ZERO;
+        let (mut frames, mut bytes) = (0, 0);
         while let Some(frame) = Frame::decode(buffer)? {
             if frame.kind == FrameKind::Event {
                 let mut entry = frame.into_entry()?;
@@ -275,6 +299,7 @@ impl Bridge {
             if !entries.is_empty() {
                 pause = pause.max(incoming(Incoming::Entries(std::mem::take(&mut entries)))?);
             }
+            (frames, bytes) = (frames + 1, bytes + frame.body.len());
             match frame.kind {
                 FrameKind::Reply => self.answer(frame.number, &frame.body),
                 FrameKind::Synced => pause = pause.max(incoming(Incoming::Synced)?),
@@ -289,6 +314,9 @@ impl Bridge {
         }
         if !entries.is_empty() {
             pause = pause.max(incoming(Incoming::Entries(entries))?);
+        }
+        if frames > 0 {
+            pause = pause.max(incoming(Incoming::Beside { frames, bytes })?);
         }
         Ok(pause)
     }

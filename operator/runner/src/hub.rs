@@ -30,12 +30,13 @@ pub(crate) use self::{
     turn::{Reserve, Turn},
 };
 use self::{permission::Permissions, turn::Turns};
-use crate::{limits::ENTRY_COST_BYTES, metering::Metering, sandbox::Sandbox};
+use crate::{limits::ENTRY_COST_BYTES, metering::Metering, metrics::Metrics, sandbox::Sandbox};
 
 /// The live state of one session. There is at most one per session in a process.
 #[derive(Debug)]
 pub(crate) struct Hub {
     pub(crate) session: SessionId,
+    pub(crate) metrics: Arc<Metrics>,
     inner: Mutex<Inner>,
     /// Wakes readers and whoever waits for a commit or for the sandbox.
     changed: Notify,
@@ -47,6 +48,7 @@ struct Inner {
     row: Session,
     intake: Intake,
     metering: Arc<Metering>,
+    metrics: Arc<Metrics>,
     committed: Sequence,
     /// Everything after this position is in `tail`.
     tail_after: Sequence,
@@ -63,13 +65,15 @@ struct Inner {
 }
 
 impl Hub {
-    pub(crate) fn new(row: Session, metering: Arc<Metering>) -> Self {
+    pub(crate) fn new(row: Session, metering: Arc<Metering>, metrics: Arc<Metrics>) -> Self {
         let last = row.last;
         Self {
             session: row.id,
+            metrics: Arc::clone(&metrics),
             inner: Mutex::new(Inner {
                 intake: Intake::new(row.epoch, last),
                 metering,
+                metrics,
                 committed: last,
                 tail_after: last,
                 tail: VecDeque::new(),
@@ -119,6 +123,11 @@ impl Hub {
         drop(inner);
         self.changed.notify_waiters();
         true
+    }
+
+    /// Lets go of what the session wrote: it has ended, and nothing remembers it for that.
+    pub(crate) fn close_meter(&self) {
+        self.lock().metering.close();
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
@@ -187,7 +196,9 @@ impl Inner {
 
     fn end_turn(&mut self, how: &'static str) {
         let last = self.last();
-        self.turns.end(last, how);
+        if self.turns.end(last, how) {
+            self.metrics.turns_forgotten.inc();
+        }
     }
 
     /// Begins to take the session off this sandbox.

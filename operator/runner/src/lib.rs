@@ -5,6 +5,7 @@
 mod bridge;
 mod commit;
 mod hub;
+mod kernel;
 mod lifecycle;
 mod limits;
 mod local;

@@ -24,6 +24,16 @@ pub(crate) const FLUSH_WAIT: Duration = Duration::from_secs(10);
 pub(crate) const COMMIT_DELAY: Duration = Duration::from_millis(50);
 /// How long complete messages wait for more before they are committed; the end of a turn does not wait.
 pub(crate) const COMMIT_SPACING: Duration = Duration::from_millis(25);
+/// Entries of a session in one append.
+pub(crate) const COMMIT_ENTRIES: usize = 16_384;
+/// Beginnings and ends of turns in one append; at least 1.
+pub(crate) const COMMIT_TURN_CHANGES: usize = 256;
+/// How long a bridge has to wait between two connections, so that dialling costs its host next to nothing.
+pub(crate) const CONNECTION_SPACING: Duration = Duration::from_millis(50);
+/// How often a bridge that found its host again may take [`BRIDGE_AWAY`] to send something of its tail.
+pub(crate) const RECOVERY_PERIODS: u32 = 8;
+/// Starts per core that took longer than their turn and go on.
+pub(crate) const SLOW_STARTS_PER_CORE: usize = 16;
 /// Uncommitted bytes of a session at which it is committed without waiting.
 pub(crate) const COMMIT_BYTES: usize = 256 << 10;
 /// Bytes of one session in one transaction.

@@ -29,7 +29,7 @@ use crate::{
     commit,
     hub::{PermissionGate, Place, Reserve},
     lifecycle::{close, open_without_sandbox},
-    limits::BRIDGE_ANSWER,
+    limits::{BRIDGE_ANSWER, BRIDGE_AWAY},
     metrics::Metrics,
     options::effective,
     pool::{self, Room},
@@ -70,6 +70,8 @@ impl LocalRunner {
         let hubs: Vec<_> = self.shared.sandboxes().iter().filter_map(|sandbox| sandbox.hub()).collect();
         if !handover {
             let _ = timeout(within, join_all(hubs.iter().map(|hub| hub.wait_idle()))).await;
+            let running = hubs.iter().filter(|hub| hub.turn().is_some()).count();
+            self.shared.metrics.turns_stopped.inc_by(running as u64);
         }
         self.shared.closing.cancel();
         self.shared.places.close();
@@ -86,7 +88,7 @@ impl LocalRunner {
             if let Some(hub) = sandbox.hub() {
                 hub.begin_leaving(sandbox);
             }
-            close(sandbox, EndReason::Asleep(PausedReason::Drained)).await;
+            close(&self.shared.metrics, sandbox, EndReason::Asleep(PausedReason::Drained)).await;
         }))
         .await;
         // Only now: how an interrupted turn ended is for its readers too.
@@ -234,10 +236,11 @@ impl Runner for LocalRunner {
     async fn end(&self, session: Session) -> Result<Session, RunnerError> {
         let hub = self.shared.hub(&session).await?;
         loop {
-            match hub.wait_settled().await {
-                Place::Live(sandbox) => {
+            // A bridge that does not come back after a restart of its host does not keep its session from being ended.
+            match timeout(BRIDGE_AWAY, hub.wait_settled()).await.unwrap_or_else(|_| hub.place()) {
+                Place::Live(sandbox) | Place::Recovering(sandbox) => {
                     if hub.begin_leaving(&sandbox) {
-                        close(&sandbox, EndReason::Ended).await;
+                        close(&self.shared.metrics, &sandbox, EndReason::Ended).await;
                     } else {
                         sandbox.gone.cancelled().await;
                     }
@@ -254,9 +257,12 @@ impl Runner for LocalRunner {
             interrupted: hub.turn().map(|turn| turn.id.0),
             message: None,
         };
-        open_without_sandbox(&self.shared, &hub, SessionState::Ended, None, opening).await.ok_or_else(|| {
-            RunnerError::Internal("the session could not be ended: its log cannot be written".to_owned())
-        })
+        let ended =
+            open_without_sandbox(&self.shared, &hub, SessionState::Ended, None, opening).await.ok_or_else(|| {
+                RunnerError::Internal("the session could not be ended: its log cannot be written".to_owned())
+            })?;
+        hub.close_meter();
+        Ok(ended)
     }
 
     fn load(&self) -> Load {

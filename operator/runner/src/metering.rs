@@ -30,6 +30,16 @@ impl Metering {
         self.lock().take(u64::try_from(bytes).unwrap_or(u64::MAX), now)
     }
 
+    /// Counts bytes that came and are not logged, and gives how long the bridge is not read from after them.
+    pub(crate) fn pace(&self, bytes: usize, now: Duration) -> Duration {
+        self.lock().pace(u64::try_from(bytes).unwrap_or(u64::MAX), now)
+    }
+
+    /// Lets go of what a session wrote that has ended.
+    pub(crate) fn close(&self) {
+        self.lock().close();
+    }
+
     /// Whether the session may write at all.
     pub(crate) fn check(&self) -> Result<(), LogFull> {
         self.lock().check()

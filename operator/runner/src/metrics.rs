@@ -1,6 +1,9 @@
 //! The runner's metrics, one for each bound of the limits page that is the runner's.
 
-use ash_protocol::message::Claimed;
+use ash_protocol::{
+    bound::BridgeBound,
+    message::{BridgeEvent, Claimed, RefusalCategory, Resolution, RestartReason},
+};
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -20,10 +23,31 @@ enum ClaimLabel {
     Cold,
 }
 
+/// Why Claude Code was started again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RestartLabels {
+    reason: &'static str,
+}
+
+/// Which bound of a bridge was met.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BoundLabels {
+    bound: &'static str,
+}
+
+/// Why a bridge refused a request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    category: &'static str,
+}
+
 /// The runner's counters and gauges, all under `ash_runner_`.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     claims: Family<ClaimLabels, Counter>,
+    claude_restarts: Family<RestartLabels, Counter>,
+    bridge_bounds: Family<BoundLabels, Counter>,
+    requests_refused: Family<RefusalLabels, Counter>,
     pub(crate) sandboxes: Gauge,
     pub(crate) sandbox_starts: Counter,
     pub(crate) sandbox_failures: Counter,
@@ -44,6 +68,40 @@ pub(crate) struct Metrics {
     pub(crate) commit_failures: Counter,
     entries: Counter,
     commits: Counter,
+    /// Connections of bridges that were greeted: more than one of a sandbox means that it dialled again.
+    pub(crate) bridge_connections: Counter,
+    /// Requests to a bridge that waited, because as many as there is room for waited to be written.
+    pub(crate) requests_waited: Counter,
+    permissions_expired: Counter,
+    /// Permission requests that the host does not remember, so that nobody can answer them.
+    pub(crate) permissions_unanswerable: Counter,
+    /// Turns whose repeat is not joined by the host any more.
+    pub(crate) turns_forgotten: Counter,
+    /// Turns that still ran when the time was up that the server's stop gives them.
+    pub(crate) turns_stopped: Counter,
+    /// Times that a reader needed what was not in memory any more, or not yet.
+    pub(crate) log_reads: Counter,
+    /// Sessions that were forgotten with what was counted of their log.
+    pub(crate) log_counts_forgotten: Counter,
+    /// Sessions that left a sandbox without their last entries.
+    pub(crate) tails_withdrawn: Counter,
+    /// Sandboxes that did not end by themselves in time.
+    pub(crate) sandboxes_killed: Counter,
+    pub(crate) kills_failed: Counter,
+    pub(crate) exits_unknown: Counter,
+    /// Sandboxes of the server before that waited to be looked at.
+    pub(crate) recoveries_waited: Counter,
+    pub(crate) sweeps: Counter,
+    /// Epochs that the store did not open, because a session has no more.
+    pub(crate) epochs_refused: Counter,
+    pub(crate) memory_kills: Counter,
+    pub(crate) throttled_periods: Counter,
+    pub(crate) processes_refused: Counter,
+    /// Sandboxes whose temporary folders were full when they were last looked at.
+    pub(crate) temporary_full: Gauge,
+    /// Processes that had all files open that they may when they were last looked at.
+    pub(crate) processes_without_files: Gauge,
+    pub(crate) program_logs_cut: Counter,
 }
 
 impl Metrics {
@@ -87,19 +145,145 @@ impl Metrics {
         registry.register("commit_failures", "Sessions whose log could not be written", self.commit_failures.clone());
         registry.register("entries_committed", "Entries written to the log", self.entries.clone());
         registry.register("commits", "Appends written to the log", self.commits.clone());
+        self.register_bridges(registry);
+        self.register_bounds(registry);
+    }
+
+    /// What bridges say, and what is said to them. Every label is there from the start, at zero.
+    fn register_bridges(&self, registry: &mut Registry) {
+        for how in [Claimed::Live, Claimed::Restarted, Claimed::Cold] {
+            drop(self.claims.get_or_create(&claim(how)));
+        }
+        for reason in [RestartReason::Died, RestartReason::Options, RestartReason::Memory] {
+            drop(self.claude_restarts.get_or_create(&restart(reason)));
+        }
+        for bound in BridgeBound::ALL {
+            drop(self.bridge_bounds.get_or_create(&BoundLabels { bound: bound.name() }));
+        }
+        for category in REFUSALS {
+            drop(self.requests_refused.get_or_create(&refusal(category)));
+        }
+        registry.register("claude_restarts", "Starts of Claude Code after the first", self.claude_restarts.clone());
+        registry.register("bridge_bounds", "Times that bridges met a bound of theirs", self.bridge_bounds.clone());
+        registry.register("requests_refused", "Requests that bridges refused", self.requests_refused.clone());
+    }
+
+    fn register_bounds(&self, registry: &mut Registry) {
+        for (name, help, counter) in [
+            ("bridge_connections", "Connections of bridges", &self.bridge_connections),
+            ("requests_waited", "Requests that waited to be written to a bridge", &self.requests_waited),
+            ("permissions_expired", "Permission requests that nobody answered in time", &self.permissions_expired),
+            (
+                "permissions_unanswerable",
+                "Permission requests that are too many or have too long an id",
+                &self.permissions_unanswerable,
+            ),
+            ("turns_forgotten", "Ended turns that were forgotten for newer ones", &self.turns_forgotten),
+            ("turns_stopped", "Turns that were interrupted by the server's stop", &self.turns_stopped),
+            ("log_reads", "Times that a reader was behind what is in memory", &self.log_reads),
+            ("log_counts_forgotten", "Sessions whose log is counted anew when they wake", &self.log_counts_forgotten),
+            ("tails_withdrawn", "Sessions whose last entries could not be written", &self.tails_withdrawn),
+            ("sandboxes_killed", "Sandboxes that did not end by themselves", &self.sandboxes_killed),
+            ("kills_failed", "Sandboxes that could not be killed", &self.kills_failed),
+            ("exits_unknown", "Sandboxes that ended without saying how", &self.exits_unknown),
+            (
+                "recoveries_waited",
+                "Sandboxes of the server before that waited to be looked at",
+                &self.recoveries_waited,
+            ),
+            ("epochs_refused", "Epochs refused to sessions that have used theirs up", &self.epochs_refused),
+            ("sweeps", "Looks for idle sessions and full workspaces", &self.sweeps),
+            ("memory_kills", "Processes killed at a sandbox's bound of memory", &self.memory_kills),
+            (
+                "throttled_periods",
+                "Periods of 100 ms in which a sandbox waited for processor time",
+                &self.throttled_periods,
+            ),
+            ("processes_refused", "Processes and threads refused to a sandbox", &self.processes_refused),
+            ("program_logs_cut", "Logs of sandboxes that were cut back", &self.program_logs_cut),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+        registry.register("temporary_full", "Sandboxes whose temporary folders are full", self.temporary_full.clone());
+        registry.register(
+            "processes_without_files",
+            "Processes of sandboxes that can open no more files",
+            self.processes_without_files.clone(),
+        );
     }
 
     pub(crate) fn claimed(&self, how: Claimed) {
-        let how = match how {
-            Claimed::Live => ClaimLabel::Live,
-            Claimed::Restarted => ClaimLabel::Restarted,
-            Claimed::Cold => ClaimLabel::Cold,
-        };
-        self.claims.get_or_create(&ClaimLabels { how }).inc();
+        self.claims.get_or_create(&claim(how)).inc();
+    }
+
+    /// A bridge met a bound so often. What it says is believed: whoever impersonates one only spoils a count.
+    pub(crate) fn bound_met(&self, bound: BridgeBound, times: u32) {
+        self.bridge_bounds.get_or_create(&BoundLabels { bound: bound.name() }).inc_by(u64::from(times));
+    }
+
+    pub(crate) fn request_refused(&self, category: RefusalCategory) {
+        self.requests_refused.get_or_create(&refusal(category)).inc();
+    }
+
+    /// Counts what a bridge wrote into the log beside Claude Code's own lines.
+    pub(crate) fn bridge_event(&self, event: &BridgeEvent) {
+        match event {
+            BridgeEvent::PermissionResolved { resolution: Resolution::Expired, .. } => {
+                self.permissions_expired.inc();
+            }
+            BridgeEvent::ClaudeRestarted { reason } => {
+                self.claude_restarts.get_or_create(&restart(*reason)).inc();
+            }
+            _ => {}
+        }
     }
 
     pub(crate) fn committed(&self, entries: usize) {
         self.commits.inc();
         self.entries.inc_by(entries as u64);
     }
+}
+
+/// Every category of a refusal.
+const REFUSALS: [RefusalCategory; 8] = [
+    RefusalCategory::NotReady,
+    RefusalCategory::TurnInProgress,
+    RefusalCategory::UnknownPermission,
+    RefusalCategory::ClaudeFailed,
+    RefusalCategory::OptionRefused,
+    RefusalCategory::NotFound,
+    RefusalCategory::Invalid,
+    RefusalCategory::Io,
+];
+
+fn claim(how: Claimed) -> ClaimLabels {
+    let how = match how {
+        Claimed::Live => ClaimLabel::Live,
+        Claimed::Restarted => ClaimLabel::Restarted,
+        Claimed::Cold => ClaimLabel::Cold,
+    };
+    ClaimLabels { how }
+}
+
+fn restart(reason: RestartReason) -> RestartLabels {
+    let reason = match reason {
+        RestartReason::Died => "died",
+        RestartReason::Options => "options",
+        RestartReason::Memory => "memory",
+    };
+    RestartLabels { reason }
+}
+
+fn refusal(category: RefusalCategory) -> RefusalLabels {
+    let category = match category {
+        RefusalCategory::NotReady => "not_ready",
+        RefusalCategory::TurnInProgress => "turn_in_progress",
+        RefusalCategory::UnknownPermission => "unknown_permission",
+        RefusalCategory::ClaudeFailed => "claude_failed",
+        RefusalCategory::OptionRefused => "option_refused",
+        RefusalCategory::NotFound => "not_found",
+        RefusalCategory::Invalid => "invalid",
+        RefusalCategory::Io => "io",
+    };
+    RefusalLabels { category }
 }

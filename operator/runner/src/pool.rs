@@ -20,11 +20,11 @@ use tokio::{
 
 use crate::{
     hub::Hub,
+    kernel,
     lifecycle::{For, close, start},
     limits::{MEASURED_GROWTH_BYTES, ROOM_RETRY, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
     sandbox::{EndReason, Sandbox},
     shared::{Shared, WarmTarget},
-    starts::in_turn,
 };
 
 /// What a session starts from.
@@ -169,7 +169,7 @@ fn put_to_sleep(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, reason: PausedReas
         let (shared, sandbox) = (Arc::clone(shared), Arc::clone(sandbox));
         shared.evicting.fetch_add(1, Ordering::SeqCst);
         tokio::spawn(async move {
-            close(&sandbox, reason).await;
+            close(&shared.metrics, &sandbox, reason).await;
             shared.evicting.fetch_sub(1, Ordering::SeqCst);
         });
     }
@@ -257,7 +257,7 @@ async fn fill(shared: Arc<Shared>, agent: AgentVersion) {
             }
         };
         let start = start(&shared, &agent, place, For::Pool);
-        let Some(started) = in_turn(&shared.starts, start).await else { break };
+        let Some(started) = shared.starts.in_turn(start).await else { break };
         match started {
             Ok(sandbox) => {
                 failures = 0;
@@ -315,10 +315,14 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
             () = sleep(SWEEP_INTERVAL) => {}
             () = shared.closing.cancelled() => return,
         }
+        shared.metrics.sweeps.inc();
         let used = used_bytes(&shared);
         let grown = used.saturating_sub(least) >= growth;
         least = if grown { used } else { least.min(used) };
         for sandbox in shared.sandboxes() {
+            if sandbox.state() == SandboxState::Running || sandbox.last_used().elapsed() < 2 * SWEEP_INTERVAL {
+                kernel::count(&shared, &sandbox).await;
+            }
             match sandbox.state() {
                 SandboxState::Waiting if sandbox.last_used().elapsed() >= shared.config.idle_timeout => {
                     put_to_sleep(&shared, &sandbox, PausedReason::Idle);

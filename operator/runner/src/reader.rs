@@ -28,6 +28,7 @@ impl HubReader {
     }
 
     async fn read_log(&mut self) -> Result<Batch, ReadError> {
+        self.hub.metrics.log_reads.inc();
         let page = self.store.read(self.hub.session, self.position, BATCH_BYTES).await?;
         // Entries that were committed since are in the log, or in the tail; a page never ends before its own start.
         self.position = page.through.max(self.position);

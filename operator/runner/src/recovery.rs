@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::{
     hub::{Hub, Place, Turn},
     lifecycle::{HOME, open_without_sandbox, remove_folder, spawn_supervisor},
-    limits::{BRIDGE_AWAY, RECOVERIES},
+    limits::{BRIDGE_AWAY, RECOVERIES, RECOVERY_PERIODS},
     sandbox::{EndReason, Sandbox, listen},
     shared::Shared,
 };
@@ -33,6 +33,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RunnerError> {
         kept.insert(row.id);
         kept.extend(row.sandbox.map(|sandbox| SessionId(sandbox.0)));
     }
+    shared.metrics.recoveries_waited.inc_by(rows.len().saturating_sub(RECOVERIES) as u64);
     let looks = stream::iter(rows.into_iter().map(|row| look_for(shared, row))).buffer_unordered(RECOVERIES);
     let lost_ones: Vec<_> = looks.try_filter_map(|lost| ready(Ok(lost))).try_collect().await?;
     // All side by side: where the database cannot be written, they wait for it together and not one after the other.
@@ -42,7 +43,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RunnerError> {
         let id = folder.file_name().to_str().and_then(|name| SessionId::from_str(name).ok());
         let Some(id) = id.filter(|id| !kept.contains(id)) else { continue };
         if let Ok(Some(process)) = shared.backend.adopt(&folder.path()).await {
-            end(&process).await;
+            end(shared, &process).await;
         }
         // A folder that no session has was a warm sandbox's. Sessions that sleep keep theirs.
         if shared.store.session_exists(id).await? {
@@ -68,8 +69,9 @@ async fn look_for(shared: &Arc<Shared>, row: Session) -> Result<Option<(Session,
 }
 
 /// Ends a sandbox that nobody takes over, and takes its home away.
-async fn end(process: &ProcessSandbox) {
+async fn end(shared: &Shared, process: &ProcessSandbox) {
     if let Err(error) = process.kill().await {
+        shared.metrics.kills_failed.inc();
         tracing::error!(sandbox = process.id(), %error, "a sandbox of the server before could not be killed");
     }
     remove_folder(process.directory().join(HOME)).await;
@@ -90,7 +92,7 @@ async fn adopt(shared: &Arc<Shared>, row: &Session) -> Option<ProcessSandbox> {
     if is_its && !crate::peer::was_dead(&folder) {
         return Some(process);
     }
-    end(&process).await;
+    end(shared, &process).await;
     None
 }
 
@@ -104,18 +106,19 @@ async fn take_over(
     let agent = shared.store.agent_version(&row.tenant, row.agent, row.agent_version).await?;
     let place = Arc::clone(&shared.places).try_acquire_owned();
     let (Some(agent), Ok(place), Some(id)) = (agent, place, row.sandbox) else {
-        end(&process).await;
+        end(shared, &process).await;
         return Ok(false);
     };
     let listener = match listen(&process.directory()) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::warn!(session = %row.id, %error, "a sandbox's socket cannot be made: the sandbox is given up");
-            end(&process).await;
+            end(shared, &process).await;
             return Ok(false);
         }
     };
-    let sandbox = Arc::new(Sandbox::new(SandboxId(id.0), agent, process, place, Some(Arc::clone(hub))));
+    let sandbox =
+        Arc::new(Sandbox::new(SandboxId(id.0), agent, process, place, Some(Arc::clone(hub)), &shared.metrics));
     let binding = crate::lifecycle::binding(&sandbox, row);
     if let Err(error) = shared.gateway.rebind(ash_gateway::SandboxId(id.0), binding) {
         tracing::warn!(sandbox = %id, %error, "the gateway refused a sandbox");
@@ -131,15 +134,26 @@ async fn take_over(
     tracing::info!(session = %row.id, sandbox = %id, "a sandbox of the server before is alive: waiting for its bridge");
     let hub = Arc::clone(hub);
     tokio::spawn(async move {
-        // One that is connected may still be sending what was not acknowledged.
-        if timeout(BRIDGE_AWAY, hub.wait_settled()).await.is_err() && *sandbox.connections.borrow() == 0 {
-            sandbox.end_with(EndReason::Lost);
+        // One that is connected may still be sending what was not acknowledged. To its host a bridge is an untrusted client: one
+        // that sends nothing, or does not come to an end, has lost its session.
+        let mut last = hub.last();
+        for _ in 0..RECOVERY_PERIODS {
+            if timeout(BRIDGE_AWAY, hub.wait_settled()).await.is_ok() {
+                return;
+            }
+            let now = hub.last();
+            if now == last {
+                break;
+            }
+            last = now;
         }
+        sandbox.end_with(EndReason::Lost);
     });
     Ok(true)
 }
 
 async fn lost(shared: &Arc<Shared>, row: &Session, hub: &Arc<Hub>) -> Result<(), RunnerError> {
+    shared.metrics.sandboxes_lost.inc();
     // One whose processes died with the server before left it behind.
     remove_folder(shared.folders.of_session(row.id).join(HOME)).await;
     let interrupted = shared.store.unfinished_turn(row.id).await?.map(|turn| turn.0);

@@ -14,7 +14,7 @@ use ash_core::{
     sandbox::SandboxState,
 };
 use ash_gateway::Attachment;
-use ash_sandbox::ProcessSandbox;
+use ash_sandbox::{BoundsMet, ProcessSandbox};
 use tokio::{
     net::UnixListener,
     sync::{OwnedSemaphorePermit, watch},
@@ -25,6 +25,7 @@ use uuid::Uuid;
 use crate::{
     bridge::Bridge,
     hub::Hub,
+    metrics::Metrics,
     occupancy::{Occupancy, Phase},
 };
 
@@ -45,6 +46,8 @@ pub(crate) struct Sandbox {
     pub(crate) gone: CancellationToken,
     /// Held by who gives the folder another name, or removes it.
     pub(crate) folder: tokio::sync::Mutex<()>,
+    /// Bounds that it met, as far as they were counted.
+    pub(crate) met: Mutex<BoundsMet>,
     inner: Mutex<Inner>,
 }
 
@@ -87,16 +90,18 @@ impl Sandbox {
         process: ProcessSandbox,
         place: OwnedSemaphorePermit,
         hub: Option<Arc<Hub>>,
+        metrics: &Arc<Metrics>,
     ) -> Self {
         Self {
             id,
             agent,
-            bridge: Bridge::new(),
+            bridge: Bridge::new(Arc::clone(metrics)),
             process,
             connections: watch::Sender::new(0),
             end: CancellationToken::new(),
             gone: CancellationToken::new(),
             folder: tokio::sync::Mutex::new(()),
+            met: Mutex::default(),
             inner: Mutex::new(Inner {
                 occupancy: Occupancy::new(hub),
                 last_used: Instant::now(),

@@ -13,8 +13,9 @@ use std::{
 use ash_core::{
     agent::AgentVersion,
     id::{AgentId, SandboxId, SessionId},
+    opening::Opening,
     ports::{Store, StoreError},
-    session::Session,
+    session::{Session, SessionState},
 };
 use ash_gateway::Gateway;
 use ash_sandbox::{Limits, ProcessBackend};
@@ -24,10 +25,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     commit::CommitQueue,
     hub::Hub,
-    limits::{LOG_BOUNDS, REMEMBERED_LOG_BYTES},
+    limits::{LOG_BOUNDS, REMEMBERED_LOG_BYTES, SLOW_STARTS_PER_CORE, STARTS_PER_CORE},
     metering::Metering,
     metrics::Metrics,
     sandbox::{Folders, Sandbox},
+    starts::Starts,
 };
 
 /// What the runner is built from.
@@ -68,7 +70,7 @@ pub(crate) struct Shared {
     /// The capacity: a permit is a sandbox's place.
     pub(crate) places: Arc<Semaphore>,
     /// Starts at the same time.
-    pub(crate) starts: Arc<Semaphore>,
+    pub(crate) starts: Starts,
     /// Messages that wait for a place.
     pub(crate) waiting: AtomicUsize,
     /// A sandbox became warm; for messages that wait.
@@ -127,7 +129,7 @@ impl Shared {
             queue: Arc::default(),
             metrics,
             places: Arc::new(Semaphore::new(config.max_sandboxes)),
-            starts: Arc::new(Semaphore::new(cores * crate::limits::STARTS_PER_CORE)),
+            starts: Starts::new(cores * STARTS_PER_CORE, cores * SLOW_STARTS_PER_CORE),
             waiting: AtomicUsize::new(0),
             warmed: Notify::new(),
             evicting: AtomicUsize::new(0),
@@ -165,13 +167,18 @@ impl Shared {
         }
         // What is not needed any more goes when the map is full, which then has room for as much again: constant work per session.
         if hubs.len() == hubs.capacity() {
-            hubs.retain(|_, known| known.is_needed());
+            hubs.retain(|_, known| {
+                let needed = known.is_needed();
+                let counted = known.metering.total_bytes() > 0;
+                self.metrics.log_counts_forgotten.inc_by(u64::from(!needed && counted));
+                needed
+            });
             let needed = hubs.len();
             hubs.reserve(needed + 1);
         }
         let metering = hubs.get(&row.id).map(|known| Arc::clone(&known.metering));
         let metering = metering.unwrap_or_else(|| Arc::new(Metering::new(LOG_BOUNDS)));
-        let hub = Arc::new(Hub::new(row.clone(), Arc::clone(&metering)));
+        let hub = Arc::new(Hub::new(row.clone(), Arc::clone(&metering), Arc::clone(&self.metrics)));
         hubs.insert(row.id, Known { hub: Arc::downgrade(&hub), metering });
         hub
     }
@@ -185,6 +192,13 @@ impl Shared {
     pub(crate) async fn refresh(&self, hub: &Hub) -> Result<bool, StoreError> {
         let row = self.store.session(&hub.session().tenant, hub.session).await?;
         Ok(row.is_some_and(|row| hub.refresh(row)))
+    }
+
+    /// What the store has of a session whose next epoch without a sandbox was opened after all by a try whose answer was lost.
+    pub(crate) async fn opened(&self, hub: &Hub, opening: &Opening, state: SessionState) -> Option<Session> {
+        let row = self.store.session(&hub.session().tenant, hub.session).await.ok().flatten()?;
+        let entry = opening.entry(row.epoch);
+        (row.last == entry.sequence && row.sandbox.is_none() && row.state == state).then_some(row)
     }
 
     /// Counts one more, or one less, message that would take a warm sandbox of this version.

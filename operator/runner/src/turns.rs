@@ -22,7 +22,6 @@ use crate::{
     pool::{self, Room},
     sandbox::{EndReason, Sandbox},
     shared::Shared,
-    starts::in_turn,
 };
 
 fn request(shared: &Shared, message: &NewMessage) -> Request {
@@ -169,7 +168,7 @@ pub(crate) async fn start_for(
         shared.resume_cold_hits.fetch_add(1, Ordering::Relaxed);
     }
     let start = start(shared, agent, place, For::Session(Arc::clone(hub)));
-    let sandbox = in_turn(&shared.starts, start).await.ok_or(StartError::Ended)??;
+    let sandbox = shared.starts.in_turn(start).await.ok_or(StartError::Ended)??;
     if !sandbox.claim(hub, true) {
         sandbox.end_with(EndReason::Lost);
         sandbox.gone.cancelled().await;

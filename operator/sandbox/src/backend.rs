@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::config::{DEFAULT_USER, Policy, ProcessConfig, SandboxUser};
 use crate::control_group::ControlGroup;
@@ -48,6 +49,11 @@ impl ProcessBackend {
     /// The protections that were found in force when the back end was made.
     pub fn protections(&self) -> &Protections {
         &self.protections
+    }
+
+    /// Control groups of failed starts that were still in use when their removal was given up.
+    pub fn groups_left(&self) -> u64 {
+        self.context.groups_left.load(Ordering::Relaxed)
     }
 
     /// Tries once more, with a new short-lived sandbox, which protections are in force.
@@ -137,5 +143,6 @@ fn look_at_machine(config: &ProcessConfig) -> Result<Context, SandboxError> {
         user,
         filter: Arc::new(filter::compile()?),
         parents: hierarchy::find(&config.group),
+        groups_left: Arc::default(),
     })
 }

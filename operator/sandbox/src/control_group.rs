@@ -147,6 +147,21 @@ impl ControlGroup {
         )
     }
 
+    /// In how many periods processes of the group had to wait for processor time.
+    pub(crate) fn throttled_periods(&self) -> Option<u64> {
+        field(&self.part(Controller::Cpu)?.directory.join("cpu.stat"), "nr_throttled")
+    }
+
+    /// How many processes and threads the kernel has refused to the group.
+    pub(crate) fn refused_processes(&self) -> Option<u64> {
+        field(&self.part(Controller::Processes)?.directory.join("pids.events"), "max")
+    }
+
+    /// The processes of the group.
+    pub(crate) fn members(&self) -> Vec<i32> {
+        self.parts.first().map(Part::processes).unwrap_or_default()
+    }
+
     /// Stops all processes, or has them go on; false where nothing can.
     pub(crate) fn freeze(&self, frozen: bool) -> Result<bool, SandboxError> {
         let (path, value) = if let Some(part) = self.parts.iter().find(|part| part.version == Version::Two) {

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -60,6 +61,8 @@ pub(crate) struct Context {
     pub(crate) filter: Arc<Vec<u8>>,
     /// Where control groups can be made; empty where they cannot.
     pub(crate) parents: Vec<Parent>,
+    /// Control groups of failed starts that could not be removed.
+    pub(crate) groups_left: Arc<AtomicU64>,
 }
 
 /// Starts a sandbox, whose record is in its directory by then. Blocks for some milliseconds; must be called within a
@@ -67,7 +70,8 @@ pub(crate) struct Context {
 pub(crate) fn launch(context: &Context, spec: &SandboxSpec) -> Result<Launched, SandboxError> {
     preparation::directories(&spec.directory, context.user)?;
     let group = ControlGroup::create(&context.parents, &spec.id, &spec.limits)?;
-    let mut starting = Starting { child: None, init: None, group, wanted: false };
+    let groups_left = Arc::clone(&context.groups_left);
+    let mut starting = Starting { child: None, init: None, group, groups_left, wanted: false };
     let record = run(context, spec, &mut starting)?;
     Ok(Launched { record, starting })
 }
@@ -92,6 +96,7 @@ struct Starting {
     child: Option<Child>,
     init: Option<Identity>,
     group: Option<ControlGroup>,
+    groups_left: Arc<AtomicU64>,
     wanted: bool,
 }
 
@@ -111,16 +116,21 @@ impl Drop for Starting {
             group.kill();
             // A group can be removed when the last process in it has died, which nobody needs to wait for.
             if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                runtime.spawn_blocking(move || remove_when_empty(&group));
+                let groups_left = Arc::clone(&self.groups_left);
+                runtime.spawn_blocking(move || remove_when_empty(&group, &groups_left));
             }
         }
     }
 }
 
 /// Removes the group of killed processes; one that stays, stays until `remove_others` or the next start of its id.
-fn remove_when_empty(group: &ControlGroup) {
+fn remove_when_empty(group: &ControlGroup, groups_left: &AtomicU64) {
     let deadline = Instant::now() + REMOVE_BOUND;
-    while !group.remove() && Instant::now() < deadline {
+    while !group.remove() {
+        if Instant::now() >= deadline {
+            groups_left.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         std::thread::sleep(REMOVE_INTERVAL);
     }
 }

@@ -26,6 +26,7 @@
 
 mod arguments;
 mod backend;
+mod bounds_met;
 pub mod config;
 mod control_group;
 mod disk;
@@ -44,6 +45,7 @@ mod spec;
 mod watched;
 
 pub use backend::ProcessBackend;
+pub use bounds_met::BoundsMet;
 pub use config::{Limits, Policy, ProcessConfig, SandboxUser};
 pub use disk::{DiskUse, measure_disk};
 pub use error::SandboxError;

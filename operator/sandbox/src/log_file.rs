@@ -26,15 +26,16 @@ pub(crate) fn tail(directory: &Path, lines: usize) -> io::Result<Vec<String>> {
 }
 
 /// Cuts the file back when it is over its bound. The program appends, so it goes on at the new end; a line that it
-/// writes at this very moment may be lost.
-pub(crate) fn trim(directory: &Path) -> io::Result<()> {
-    let Some(mut file) = open(directory)? else { return Ok(()) };
+/// writes at this very moment may be lost. True where it was over its bound.
+pub(crate) fn trim(directory: &Path) -> io::Result<bool> {
+    let Some(mut file) = open(directory)? else { return Ok(false) };
     if file.metadata()?.len() <= LARGEST_BYTES {
-        return Ok(());
+        return Ok(false);
     }
     let end = last_bytes(&mut file)?;
     file.set_len(0)?;
-    file.write_all(&end)
+    file.write_all(&end)?;
+    Ok(true)
 }
 
 fn open(directory: &Path) -> io::Result<Option<File>> {
@@ -73,7 +74,8 @@ mod tests {
         let mut text = "x".repeat(usize::try_from(LARGEST_BYTES).unwrap());
         text.push_str("\nthe end\n");
         std::fs::write(&path, text).unwrap();
-        trim(directory.path()).unwrap();
+        assert!(trim(directory.path()).unwrap());
+        assert!(!trim(directory.path()).unwrap(), "it is within its bound");
         assert_eq!(std::fs::metadata(&path).unwrap().len(), KEPT_BYTES);
         assert_eq!(tail(directory.path(), 1).unwrap(), ["the end"]);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::bounds_met::{self, BoundsMet};
 use crate::control_group::ControlGroup;
 use crate::error::{SandboxError, blocking};
 use crate::launch::STATUS;
@@ -198,12 +199,26 @@ impl ProcessSandbox {
         .await
     }
 
+    /// Which bounds it met that the kernel keeps, where each process may have so many files open. Also cuts its log back to its
+    /// bound. Can be asked until [`kill`](Self::kill), also when its processes have ended.
+    pub async fn bounds_met(&self, open_files: u32) -> Result<BoundsMet, SandboxError> {
+        let (record, directory) = (self.record.clone(), self.directory());
+        blocking(move || {
+            let log_cut = log_file::trim(&directory).unwrap_or_else(|error| {
+                tracing::warn!(sandbox = record.id, %error, "the log of a sandbox could not be cut back");
+                false
+            });
+            BoundsMet { log_cut, ..bounds_met::read(&record, open_files) }
+        })
+        .await
+    }
+
     /// The last `lines` lines that the program wrote to its standard output and error, of at most the last 64 KiB.
     pub async fn log_tail(&self, lines: usize) -> Result<Vec<String>, SandboxError> {
         let directory = self.directory();
         blocking(move || {
             log_file::trim(&directory)
-                .and_then(|()| log_file::tail(&directory, lines))
+                .and_then(|_| log_file::tail(&directory, lines))
                 .map_err(SandboxError::file("read", directory.join(log_file::NAME)))
         })
         .await?

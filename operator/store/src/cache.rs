@@ -178,6 +178,16 @@ impl Caches {
         self.keys.clear();
     }
 
+    /// Of all caches but that of sessions.
+    pub(crate) fn other_statistics(&self) -> CacheStatistics {
+        let others = [self.agents.statistics(), self.agent_versions.statistics(), self.keys.statistics()];
+        others.iter().fold(CacheStatistics::default(), |sum, one| CacheStatistics {
+            entries: sum.entries + one.entries,
+            hits: sum.hits + one.hits,
+            misses: sum.misses + one.misses,
+        })
+    }
+
     pub(crate) fn session_statistics(&self) -> CacheStatistics {
         self.sessions.statistics()
     }

@@ -1,6 +1,6 @@
 //! The store's counts as metrics: the store keeps them without knowing who asks.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use ash_store::SqliteStore;
 use prometheus_client::{
@@ -10,17 +10,21 @@ use prometheus_client::{
 };
 
 /// Reads the store's counts whenever `GET /metrics` does.
-pub(super) struct StoreMetrics(pub(super) Arc<SqliteStore>);
+pub(super) struct StoreMetrics {
+    pub(super) store: Arc<SqliteStore>,
+    /// The database's write-ahead log.
+    pub(super) write_ahead_log: PathBuf,
+}
 
 impl std::fmt::Debug for StoreMetrics {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_tuple("StoreMetrics").finish()
+        formatter.debug_struct("StoreMetrics").finish_non_exhaustive()
     }
 }
 
 impl Collector for StoreMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let statistics = self.0.statistics();
+        let statistics = self.store.statistics();
         let sessions = statistics.sessions;
         let mut gauge = |name, help, value: usize| {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
@@ -29,6 +33,15 @@ impl Collector for StoreMetrics {
         };
         gauge("ash_store_queued_writes", "Writes that wait for the writer.", statistics.queued_writes)?;
         gauge("ash_store_cached_sessions", "Sessions in the store's cache.", sessions.entries)?;
+        gauge(
+            "ash_store_cached_others",
+            "Agents, versions and keys in the store's caches.",
+            statistics.others.entries,
+        )?;
+        gauge("ash_store_busy_readers", "Connections to the database that read.", statistics.busy_readers)?;
+        let written = std::fs::metadata(&self.write_ahead_log).map_or(0, |file| file.len());
+        let written = usize::try_from(written).unwrap_or(usize::MAX);
+        gauge("ash_store_write_ahead_bytes", "Size of the write-ahead log's file.", written)?;
         let mut counter = |name, help, value: u64| {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value).encode(metric)
@@ -36,6 +49,16 @@ impl Collector for StoreMetrics {
         counter("ash_store_writes", "Writes that were committed.", statistics.writes)?;
         counter("ash_store_transactions", "Transactions that were committed.", statistics.transactions)?;
         counter("ash_store_failed_transactions", "Transactions that failed.", statistics.failed_transactions)?;
+        counter(
+            "ash_store_transactions_at_bound",
+            "Times that what was queued did not go into one transaction.",
+            statistics.transactions_at_bound,
+        )?;
+        counter(
+            "ash_store_other_misses",
+            "Agents, versions and keys read from the database.",
+            statistics.others.misses,
+        )?;
         counter("ash_store_session_hits", "Sessions found in the store's cache.", sessions.hits)?;
         counter("ash_store_session_misses", "Sessions read from the database.", sessions.misses)
     }

@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::{
     arguments::{Arguments, SandboxPolicy},
-    claude, key, sinks, store_metrics,
+    claude, key, sinks, store_metrics, system_metrics,
 };
 
 /// The database in the data directory.
@@ -80,7 +80,11 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let registry = Arc::new(Mutex::new(Registry::default()));
     let mut runner_metrics = Registry::default();
     gateway.register_metrics(&mut runner_metrics);
-    runner_metrics.register_collector(Box::new(store_metrics::StoreMetrics(Arc::clone(&store))));
+    runner_metrics.register_collector(Box::new(store_metrics::StoreMetrics {
+        store: Arc::clone(&store),
+        write_ahead_log: data.join(format!("{DATABASE}-wal")),
+    }));
+    runner_metrics.register_collector(Box::new(system_metrics::SystemMetrics(Arc::clone(&backend))));
     let as_port: Arc<dyn Store> = Arc::clone(&store) as _;
     let runner = LocalRunner::start(
         runner_config(arguments, &data, bridge, claude),

@@ -79,7 +79,7 @@ pub(crate) async fn open(
             return answer(StatusCode::FORBIDDEN, "this sandbox belongs to no session");
         }
     };
-    let shown = shown(&request);
+    let shown = shown(&request, &shared.metrics);
     let made = tokio::select! {
         biased;
         () = bound.cut.cancelled() => Err(Failure::Cut),
@@ -145,6 +145,8 @@ async fn prepare(
     if let Some(address) = own.first() {
         return Err(Failure::Refused(RefusalReason::OwnAddress(*address)));
     }
+    let untried = addresses.len().saturating_sub(shared.limits.addresses);
+    shared.metrics.addresses_untried.inc_by(untried as u64);
     let tried = &addresses[..addresses.len().min(shared.limits.addresses)];
     let stream = timeout(shared.limits.tunnel_connect, connect(tried, target.port))
         .await
@@ -268,10 +270,13 @@ impl Activity {
 }
 
 /// The target as it came, printable and short.
-fn shown(request: &Request<Incoming>) -> String {
+fn shown(request: &Request<Incoming>, metrics: &Metrics) -> String {
     let text = request.uri().authority().map_or("", |a| a.as_str());
     // What stands before an @ may be a password.
     let text = text.rsplit('@').next().unwrap_or("");
+    if text.len() > MAX_SHOWN {
+        metrics.targets_shortened.inc();
+    }
     text.chars().filter(char::is_ascii_graphic).take(MAX_SHOWN).collect()
 }
 

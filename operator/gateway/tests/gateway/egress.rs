@@ -12,7 +12,7 @@ use ash_gateway::{EgressConfig, EgressPolicy, Epoch, Limits, RefusalReason, Reso
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 /// Answers from a table; a name that is not in it never gets an answer.
 #[derive(Default)]
@@ -270,4 +270,29 @@ async fn connections_beyond_the_bound_wait() {
         drop(first);
     });
     assert_eq!(second.status, 200);
+}
+
+#[tokio::test]
+async fn a_head_and_a_target_that_are_too_long_are_counted() {
+    let (world, _) = world(&["127.0.0.0/8"], &[], limits());
+    let world = world.bound(EgressPolicy::Public);
+    assert_ne!(world.connect(&format!("{}:443", "a".repeat(300))).await.status, 200);
+    let mut stream = TcpStream::connect(world.attachment.local_address()).await.unwrap();
+    let head = format!("GET /v1/models HTTP/1.1\r\nhost: a\r\nx-long: {}\r\n\r\n", "x".repeat(200_000));
+    // It is answered before all of it was sent.
+    let _ = stream.write_all(head.as_bytes()).await;
+    let mut status = [0; 12];
+    soon(stream.read_exact(&mut status)).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 431");
+    drop(stream);
+    let mut registry = prometheus_client::registry::Registry::default();
+    world.gateway.register_metrics(&mut registry);
+    for metric in ["ash_gateway_targets_shortened_total 1", "ash_gateway_heads_too_long_total 1"] {
+        until(|| {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            text.contains(metric)
+        })
+        .await;
+    }
 }

@@ -43,7 +43,7 @@ fn event(n: u32) -> Frame {
 
 #[tokio::test(start_paused = true)]
 async fn a_bridge_that_never_answers_is_waited_for_up_to_the_bound() {
-    let (bridge, request) = (Bridge::new(), interrupt());
+    let (bridge, request) = (Bridge::new(Arc::default()), interrupt());
     let (greeted, _sandbox) = connect().await;
     let serving = bridge.serve(greeted, Sequence::START, false, |_| Ok(Duration::ZERO));
     let asking = bridge.call_within::<IgnoredAny>(&request, BOUND);
@@ -55,17 +55,19 @@ async fn a_bridge_that_never_answers_is_waited_for_up_to_the_bound() {
 
 #[tokio::test(start_paused = true)]
 async fn requests_that_no_bridge_takes_are_waited_for_up_to_the_bound() {
-    let (bridge, request) = (Bridge::new(), interrupt());
+    let metrics = Arc::<Metrics>::default();
+    let (bridge, request) = (Bridge::new(Arc::clone(&metrics)), interrupt());
     // More than there is room for.
     let asking = (0..2 * BRIDGE_QUEUE).map(|_| bridge.call_within::<IgnoredAny>(&request, BOUND));
     for answer in join_all(asking).await {
         assert!(matches!(answer, Err(RequestError::Silent(_))), "{answer:?}");
     }
+    assert_eq!(metrics.requests_waited.get(), BRIDGE_QUEUE as u64);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_not_read_from_while_its_owner_pauses_it() {
-    let bridge = Bridge::new();
+    let bridge = Bridge::new(Arc::default());
     let (greeted, mut sandbox) = connect().await;
     write(&mut sandbox, &event(2)).await;
     let deliveries = Cell::new(0);

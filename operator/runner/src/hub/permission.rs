@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use ash_core::Entry;
 use ash_protocol::message::{BridgeEvent, Resolution};
 
 use super::Hub;
-use crate::limits::{MAX_PERMISSION_ID_BYTES, MAX_PERMISSIONS};
+use crate::{
+    limits::{MAX_PERMISSION_ID_BYTES, MAX_PERMISSIONS},
+    metrics::Metrics,
+};
 
 /// What a permission request's answer meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +33,10 @@ pub(super) struct Permissions(BTreeMap<String, PermissionState>);
 
 impl Permissions {
     /// These are open, and no others.
-    pub(super) fn restore(&mut self, open: Vec<String>) {
+    pub(super) fn restore(&mut self, open: Vec<String>, metrics: &Metrics) {
         self.clear();
         for id in open {
-            self.note(id, PermissionState::Open);
+            self.note(id, PermissionState::Open, metrics);
         }
     }
 
@@ -43,14 +45,14 @@ impl Permissions {
     }
 
     /// Takes what the bridge says of a request.
-    pub(super) fn take(&mut self, entry: &Entry) {
-        match serde_json::from_slice::<BridgeEvent>(&entry.body) {
-            Ok(BridgeEvent::PermissionRequest { id, .. }) => self.note(id, PermissionState::Open),
-            Ok(BridgeEvent::PermissionResolved { id, resolution }) => {
+    pub(super) fn take(&mut self, event: BridgeEvent, metrics: &Metrics) {
+        match event {
+            BridgeEvent::PermissionRequest { id, .. } => self.note(id, PermissionState::Open, metrics),
+            BridgeEvent::PermissionResolved { id, resolution } => {
                 tracing::debug!(permission = %id, ?resolution, "a permission request was decided");
                 // One that expired or was interrupted is closed also where its request is not known any more.
                 if !matches!(resolution, Resolution::Allowed | Resolution::Denied) || self.0.contains_key(&id) {
-                    self.note(id, PermissionState::Closed);
+                    self.note(id, PermissionState::Closed, metrics);
                 }
             }
             _ => {}
@@ -58,10 +60,12 @@ impl Permissions {
     }
 
     /// A bridge keeps to these bounds; whoever impersonates one only loses answers to its own requests.
-    fn note(&mut self, id: String, state: PermissionState) {
+    fn note(&mut self, id: String, state: PermissionState, metrics: &Metrics) {
         let has_room = self.0.len() < MAX_PERMISSIONS || self.0.contains_key(&id);
         if id.len() <= MAX_PERMISSION_ID_BYTES && has_room {
             self.0.insert(id, state);
+        } else if state == PermissionState::Open {
+            metrics.permissions_unanswerable.inc();
         }
     }
 }

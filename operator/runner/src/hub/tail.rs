@@ -10,9 +10,12 @@ use ash_core::{
     ports::{Batch, LoggedEntry},
 };
 
+use ash_protocol::message::BridgeEvent;
+
 use super::{Hub, Inner, Place};
 use crate::limits::{
-    BATCH_BYTES, BATCH_ENTRIES, COMMIT_BYTES, COMMIT_SESSION_BYTES, COMMITTED_TAIL_BYTES, ENTRY_COST_BYTES,
+    BATCH_BYTES, BATCH_ENTRIES, COMMIT_BYTES, COMMIT_ENTRIES, COMMIT_SESSION_BYTES, COMMIT_TURN_CHANGES,
+    COMMITTED_TAIL_BYTES, ENTRY_COST_BYTES,
 };
 
 /// How soon the committer should come.
@@ -76,6 +79,13 @@ impl Hub {
         all_taken.map(|()| taken)
     }
 
+    /// Counts frames of the bridge that are no entries, and gives how long it is not read from after them.
+    pub(crate) fn pace(&self, frames: usize, bytes: usize) -> Duration {
+        let inner = self.lock();
+        let now = inner.metering.now();
+        inner.metering.pace(bytes + frames * ENTRY_COST_BYTES, now)
+    }
+
     /// Puts the hub into the committer's queue: true when it was not there.
     pub(crate) fn queue(&self) -> bool {
         !std::mem::replace(&mut self.lock().queued, true)
@@ -85,16 +95,19 @@ impl Hub {
     pub(crate) fn uncommitted(&self) -> (Sequence, Vec<Entry>) {
         let mut inner = self.lock();
         inner.queued = false;
-        let mut bytes = 0;
+        let (mut bytes, mut turn_changes) = (0, 0);
         let start = inner.tail.partition_point(|logged| logged.entry.sequence <= inner.committed);
         let entries = inner
             .tail
             .range(start..)
+            .take(COMMIT_ENTRIES)
             .map(|logged| &logged.entry)
             .take_while(|entry| {
+                // Each is a statement of the transaction; an honest bridge has two in a turn.
+                turn_changes += usize::from(entry.kind == EntryKind::User || entry.ends_turn());
                 let fits = bytes == 0 || bytes + entry.body.len() <= COMMIT_SESSION_BYTES;
                 bytes += entry.body.len().max(1);
-                fits
+                fits && turn_changes <= COMMIT_TURN_CHANGES
             })
             .cloned()
             .collect();
@@ -183,10 +196,12 @@ impl Inner {
     fn take(&mut self, entry: Entry, now: Duration, taken: &mut Taken) -> Result<(), NotTaken> {
         // What the log has no room for was not admitted either.
         let mut intake = self.intake.clone();
+        let cost = entry.body.len() + ENTRY_COST_BYTES;
         if intake.admit(&entry)? == Admission::Repeated {
+            taken.pause = self.metering.pace(cost, now);
             return Ok(());
         }
-        taken.pause = self.metering.take(entry.body.len() + ENTRY_COST_BYTES, now)?;
+        taken.pause = self.metering.take(cost, now)?;
         self.intake = intake;
         let urgency = match ChunkClass::of(entry.kind) {
             _ if entry.ends_turn() => Urgency::Now,
@@ -194,8 +209,11 @@ impl Inner {
             _ => Urgency::Later,
         };
         taken.urgency = taken.urgency.max(urgency);
-        if entry.kind == EntryKind::Bridge {
-            self.permissions.take(&entry);
+        if entry.kind == EntryKind::Bridge
+            && let Ok(event) = serde_json::from_slice::<BridgeEvent>(&entry.body)
+        {
+            self.metrics.bridge_event(&event);
+            self.permissions.take(event, &self.metrics);
         }
         if entry.ends_turn() {
             // A tail that comes again after a restart may hold the end of the turn before the one that runs.

@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 
 use super::{Hub, NotTaken, PermissionGate, Place, Reserve, Tail};
 use crate::{
-    limits::{LOG_BOUNDS, MAX_PERMISSION_ID_BYTES, MAX_PERMISSIONS},
+    limits::{COMMIT_TURN_CHANGES, LOG_BOUNDS, MAX_PERMISSION_ID_BYTES, MAX_PERMISSIONS},
     metering::Metering,
 };
 
@@ -46,7 +46,7 @@ fn session() -> Session {
 }
 
 fn hub() -> Hub {
-    Hub::new(session(), Arc::new(Metering::new(LOG_BOUNDS)))
+    Hub::new(session(), Arc::new(Metering::new(LOG_BOUNDS)), Arc::default())
 }
 
 fn entry(sequence: Sequence, kind: EntryKind, flags: EntryFlags) -> Entry {
@@ -255,7 +255,7 @@ fn numbered(hub: &Hub, n: u32, kind: EntryKind, body: &Bytes) -> Entry {
 #[test]
 fn a_bridge_that_does_not_wait_for_acknowledgements_is_refused_at_the_bound() {
     let generous = LogBounds { quota_bytes: u64::MAX, ..LOG_BOUNDS };
-    let hub = Hub::new(session(), Arc::new(Metering::new(generous)));
+    let hub = Hub::new(session(), Arc::new(Metering::new(generous)), Arc::default());
     open(&hub, None);
     let line = Bytes::from(vec![0; MAX_LINE_BYTES]);
     let (mut n, mut last) = (2, hub.last());
@@ -276,7 +276,7 @@ fn a_bridge_that_does_not_wait_for_acknowledgements_is_refused_at_the_bound() {
 #[test]
 fn empty_entries_are_bounded_too() {
     let generous = LogBounds { quota_bytes: u64::MAX, ..LOG_BOUNDS };
-    let hub = Hub::new(session(), Arc::new(Metering::new(generous)));
+    let hub = Hub::new(session(), Arc::new(Metering::new(generous)), Arc::default());
     open(&hub, None);
     let mut numbers = 2u32..4_000_000;
     let refused = loop {
@@ -293,7 +293,7 @@ fn empty_entries_are_bounded_too() {
 fn a_log_takes_up_to_its_quota_and_then_no_turn() {
     let bounds = LogBounds { burst_bytes: 1 << 20, bytes_per_second: 1 << 20, quota_bytes: 1000 };
     let metering = Arc::new(Metering::new(bounds));
-    let hub = Hub::new(session(), Arc::clone(&metering));
+    let hub = Hub::new(session(), Arc::clone(&metering), Arc::default());
     open(&hub, None);
     let before = hub.last();
     assert_eq!(hub.reserve_turn(TurnId::new()), Reserve::Reserved);
@@ -308,7 +308,7 @@ fn a_log_takes_up_to_its_quota_and_then_no_turn() {
     assert_eq!(hub.reserve_turn(TurnId::new()), Reserve::Full(full));
     assert_eq!(hub.reserve_turn(turn), Reserve::Joined(before), "a repeat still finds its turn");
     // Whoever has the session next meets the same meter.
-    assert_eq!(Hub::new(session(), metering).reserve_turn(TurnId::new()), Reserve::Full(full));
+    assert_eq!(Hub::new(session(), metering, Arc::default()).reserve_turn(TurnId::new()), Reserve::Full(full));
 }
 
 #[test]
@@ -323,6 +323,39 @@ fn a_burst_is_read_at_once_and_a_flood_is_not() {
     hub.committed(hub.last());
     let flood = hub.take(vec![numbered(&hub, 2003, EntryKind::Claude, &line)]).unwrap();
     assert!(flood.pause > Duration::ZERO);
+}
+
+#[test]
+fn what_comes_again_or_is_no_entry_is_slowed_down_too() {
+    let hub = hub();
+    open(&hub, None);
+    let body = Bytes::from(vec![b'x'; 64 << 10]);
+    let entry = numbered(&hub, 2, EntryKind::Partial, &body);
+    assert_eq!(hub.take(vec![entry.clone()]).unwrap().pause, Duration::ZERO);
+    let repeats = usize::try_from(LOG_BOUNDS.burst_bytes).unwrap() / body.len() + 1;
+    let pause = (0..repeats).map(|_| hub.take(vec![entry.clone()]).unwrap().pause).max().unwrap();
+    assert!(pause > Duration::ZERO);
+    assert!(hub.pace(1, 0) > Duration::ZERO);
+}
+
+#[test]
+fn a_flood_of_ends_of_turns_is_appended_in_pieces() {
+    let hub = hub();
+    open(&hub, None);
+    let count = u32::try_from(COMMIT_TURN_CHANGES).unwrap() * 2 + 5;
+    let ends = (2..count + 2).map(|n| Entry {
+        flags: EntryFlags::ENDS_TURN,
+        ..numbered(&hub, n, EntryKind::Bridge, &Bytes::from_static(b"{}"))
+    });
+    hub.take(ends.collect()).unwrap();
+    let mut pieces = Vec::new();
+    loop {
+        let (_, entries) = hub.uncommitted();
+        let Some(last) = entries.last() else { break };
+        pieces.push(entries.len());
+        hub.committed(last.sequence);
+    }
+    assert_eq!(pieces, [COMMIT_TURN_CHANGES, COMMIT_TURN_CHANGES, 5]);
 }
 
 fn bridge_event(event: &BridgeEvent) -> Bytes {

@@ -9,7 +9,7 @@ use ash_core::{
 };
 use tracing::Span;
 
-use super::Hub;
+use super::{Hub, Inner};
 use crate::limits::ENDED_TURNS;
 
 /// A turn in progress, or about to begin.
@@ -62,19 +62,22 @@ impl Turns {
         self.current = Some(turn);
     }
 
-    /// Ends the turn, where one is in progress. One of which there is an entry up to `last` is remembered.
-    pub(super) fn end(&mut self, last: Sequence, how: &'static str) {
+    /// Ends the turn, where one is in progress. One of which there is an entry up to `last` is remembered: true where an older
+    /// one is forgotten for it.
+    pub(super) fn end(&mut self, last: Sequence, how: &'static str) -> bool {
+        let mut forgot = false;
         if let Some(turn) = self.current.take()
             && last > turn.after
         {
             self.ended.push_back(turn);
             if self.ended.len() > ENDED_TURNS {
-                self.ended.pop_front();
+                forgot = self.ended.pop_front().is_some();
             }
         }
         if let Some(span) = self.span.take() {
             span.in_scope(|| tracing::debug!(how, "over"));
         }
+        forgot
     }
 
     /// The turn in progress is to begin after this entry.
@@ -131,7 +134,8 @@ impl Hub {
         if let Some(turn) = turn {
             inner.turns.begin(self.session, turn);
         }
-        inner.permissions.restore(permissions);
+        let Inner { permissions: known, metrics, .. } = &mut *inner;
+        known.restore(permissions, metrics);
     }
 
     /// The turn that was in progress when the session began to leave its sandbox.

@@ -100,7 +100,10 @@ async fn open_claimed(shared: &Shared, sandbox: &Sandbox, hub: &Hub) -> Result<S
             }
             // Ends: a hub is refreshed by a newer row only.
             Err(StoreError::Overtaken { .. }) if shared.refresh(hub).await? => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                shared.metrics.epochs_refused.inc_by(u64::from(matches!(error, StoreError::Conflict(_))));
+                return Err(error.into());
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use crate::{
     limits::SANDBOX_END,
+    metrics::Metrics,
     sandbox::{EndReason, Sandbox},
 };
 
@@ -14,7 +15,7 @@ use crate::{
 pub(crate) const HOME: &str = "home";
 
 /// Ends a sandbox gently: the bridge is asked to end it, and killed when it does not.
-pub(crate) async fn close(sandbox: &Arc<Sandbox>, reason: EndReason) {
+pub(crate) async fn close(metrics: &Metrics, sandbox: &Arc<Sandbox>, reason: EndReason) {
     let deadline_ms = u64::try_from(SANDBOX_END.as_millis()).unwrap_or(u64::MAX);
     sandbox.announce_end(reason.clone());
     let asked = async {
@@ -25,7 +26,9 @@ pub(crate) async fn close(sandbox: &Arc<Sandbox>, reason: EndReason) {
         asked.await;
         sandbox.gone.cancelled().await;
     };
-    let _ = timeout(SANDBOX_END, ended).await;
+    if timeout(SANDBOX_END, ended).await.is_err() {
+        metrics.sandboxes_killed.inc();
+    }
     sandbox.end_with(reason);
     sandbox.gone.cancelled().await;
 }

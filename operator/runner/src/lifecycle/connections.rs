@@ -16,7 +16,7 @@ use super::bind::send_bind;
 use crate::{
     bridge::{ConnectionError, Greeted, Incoming, greet},
     hub::{NotTaken, Place, Turn},
-    limits::{BRIDGE_AWAY, BRIDGE_START, COMMIT_RETRY},
+    limits::{BRIDGE_AWAY, BRIDGE_START, COMMIT_RETRY, CONNECTION_SPACING},
     peer,
     sandbox::{EndReason, Sandbox},
     shared::Shared,
@@ -53,7 +53,10 @@ pub(super) async fn serve_connections(shared: &Arc<Shared>, sandbox: &Arc<Sandbo
                 tracing::warn!(sandbox = %sandbox.id, %error, "a bridge was refused");
                 return;
             }
-            Ok(Err(_)) | Err(_) => continue,
+            Ok(Err(_)) | Err(_) => {
+                sleep(CONNECTION_SPACING).await;
+                continue;
+            }
         };
         let error = serve_connection(shared, sandbox, greeted).await;
         tracing::debug!(sandbox = %sandbox.id, %error, "a bridge's connection ended");
@@ -62,6 +65,7 @@ pub(super) async fn serve_connections(shared: &Arc<Shared>, sandbox: &Arc<Sandbo
             tracing::warn!(sandbox = %sandbox.id, %error, "a bridge was cut off");
             return;
         }
+        sleep(CONNECTION_SPACING).await;
     }
 }
 
@@ -74,6 +78,7 @@ async fn serve_connection(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, mut gree
     }
     let (acknowledged, overtaken) = catch_up(shared, sandbox, &greeted.hello.progress).await;
     sandbox.connections.send_modify(|count| *count += 1);
+    shared.metrics.bridge_connections.inc();
     let stalls = &shared.metrics.bridges_stalled;
     let mut stalled = false;
     let incoming = |incoming: Incoming| {
@@ -97,6 +102,9 @@ async fn serve_connection(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, mut gree
                 }
                 return Ok(taken.pause);
             }
+            Incoming::Beside { frames, bytes } => {
+                return Ok(sandbox.hub().map_or(Duration::ZERO, |hub| hub.pace(frames, bytes)));
+            }
             Incoming::Synced => {
                 if let Some(hub) = sandbox.hub()
                     && matches!(hub.place(), Place::Recovering(_))
@@ -110,6 +118,9 @@ async fn serve_connection(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, mut gree
                     tracing::warn!(sandbox = %sandbox.id, "a bridge stalls at the bound of unacknowledged bytes");
                 }
                 stalled = status.stalled;
+                for (bound, times) in status.bounds {
+                    shared.metrics.bound_met(bound, times);
+                }
             }
         }
         Ok(Duration::ZERO)

@@ -26,6 +26,7 @@ pub(super) async fn leave(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, hub: &Ar
     }
     shared.queue.push(hub, Urgency::Now);
     if timeout(FLUSH_WAIT, hub.wait_committed()).await != Ok(true) {
+        shared.metrics.tails_withdrawn.inc();
         tracing::error!(session = %hub.session, "a session's last entries could not be written; they are withdrawn");
     }
     let row = hub.session();
@@ -82,7 +83,23 @@ pub(crate) async fn open_without_sandbox(
                 sleep(COMMIT_RETRY).await;
             }
             Err(StoreError::Overtaken { .. }) if matches!(shared.refresh(hub).await, Ok(true)) => {}
+            // An append that was given up waiting for is committed after all: what it wrote counts as soon as it says so.
+            Err(StoreError::Overtaken { epoch, last, .. }) if epoch == hub.epoch() && last <= hub.last() => {
+                reason = unwritten(&StoreError::Unavailable("an append takes too long".to_owned()));
+                let _ = timeout(COMMIT_RETRY, hub.wait_committed()).await;
+            }
+            // The try before this one got there, and its answer did not.
+            Err(StoreError::Overtaken { epoch, .. }) if hub.epoch().next() == Some(epoch) => {
+                match shared.opened(hub, &opening, state).await {
+                    Some(row) => {
+                        hub.open_epoch(row.clone(), &opening, Place::None);
+                        return Some(row);
+                    }
+                    None => break,
+                }
+            }
             Err(error) => {
+                shared.metrics.epochs_refused.inc_by(u64::from(matches!(error, StoreError::Conflict(_))));
                 tracing::error!(session = %hub.session, %error, "an epoch could not be opened");
                 reason = unwritten(&error);
                 break;

@@ -129,7 +129,7 @@ async fn start_process(
             return Err(error.into());
         }
     };
-    let sandbox = Arc::new(Sandbox::new(id, agent.clone(), process, place, None));
+    let sandbox = Arc::new(Sandbox::new(id, agent.clone(), process, place, None, &shared.metrics));
     shared.add_sandbox(Arc::clone(&sandbox));
     spawn_supervisor(shared, &sandbox, listener);
     // A server that stops has counted its sandboxes already.

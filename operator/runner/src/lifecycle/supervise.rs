@@ -11,6 +11,7 @@ use super::{
     leave::leave,
 };
 use crate::{
+    kernel,
     sandbox::{EndReason, Sandbox},
     shared::Shared,
 };
@@ -25,7 +26,10 @@ pub(crate) fn spawn_supervisor(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, lis
 async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixListener) {
     let ended_by_itself = tokio::select! {
         () = serve_connections(&shared, &sandbox, &listener) => true,
-        _ = sandbox.process.exited() => true,
+        exit = sandbox.process.exited() => {
+            shared.metrics.exits_unknown.inc_by(u64::from(exit.status.is_none()));
+            true
+        }
         () = sandbox.end.cancelled() => false,
     };
     if ended_by_itself && sandbox.end_reason().is_none() {
@@ -37,7 +41,10 @@ async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixLis
         // Before the kill, which takes a moment: a message that comes meanwhile waits for the next sandbox.
         hub.begin_leaving(&sandbox);
     }
+    kernel::count(&shared, &sandbox).await;
+    kernel::forget(&shared, &sandbox);
     if let Err(error) = sandbox.process.kill().await {
+        shared.metrics.kills_failed.inc();
         tracing::error!(sandbox = %sandbox.id, %error, "a sandbox could not be killed");
     }
     shared.gateway.remove(ash_gateway::SandboxId(sandbox.id.0));

@@ -19,6 +19,7 @@ async fn a_fork_bomb_stays_within_its_bound_and_can_be_killed() {
     until_there(&place.top.path().join("forks/workspace/refused")).await;
     let used = bomb.usage().await.unwrap().processes;
     assert!(used <= u64::from(SMALL.processes), "{used}");
+    assert!(bomb.bounds_met(SMALL.open_files).await.unwrap().refused_processes > 0);
     // Its neighbour, under the same user of the host, starts and forks.
     let output = place.run("neighbour", "for n in 1 2 3; do (echo $n); done").await;
     assert_eq!(output, "1\n2\n3");
@@ -39,6 +40,7 @@ async fn a_memory_bomb_dies_within_its_bound() {
     if in_force(&place, "memory limit") {
         until("the kernel counts the kill", || async { bomb.usage().await.unwrap().memory_kills > 0 }).await;
         assert!(bomb.usage().await.unwrap().memory_bytes <= SMALL.memory_bytes);
+        assert!(bomb.bounds_met(SMALL.open_files).await.unwrap().memory_kills > 0);
     }
     assert!(bomb.is_alive(), "the shell around the bomb goes on");
     bomb.kill().await.unwrap();
@@ -90,6 +92,25 @@ async fn open_files_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_sandbox_without_room_or_files_is_seen() {
+    let place = Place::new().await;
+    let hoard = "my @f; while (open my $f, \"<\", \"/dev/null\") { push @f, $f } sleep 600";
+    let script =
+        format!("perl -e '{hoard}' & for n in 1 2 3 4 5; do cat /dev/zero > /tmp/$n 2>/dev/null; done; sleep 600");
+    let mut spec = place.spec("greedy", &script);
+    spec.limits = SMALL;
+    let greedy = place.backend.start(spec).await.unwrap();
+    until("/tmp is full", || async { greedy.bounds_met(SMALL.open_files).await.unwrap().temporary_full }).await;
+    if in_force(&place, "process limit") {
+        until("a process has all its files", || async {
+            greedy.bounds_met(SMALL.open_files).await.unwrap().processes_without_files == 1
+        })
+        .await;
+    }
+    greedy.kill().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_log_without_end_is_cut_back() {
     let place = Place::new().await;
     let sandbox = place.start("talker", "yes a line of the log").await;
@@ -97,7 +118,7 @@ async fn a_log_without_end_is_cut_back() {
     until("the log is large", || async { log.metadata().unwrap().len() > 1024 * 1024 }).await;
     sandbox.freeze().await.unwrap();
     until("the log is cut back", || async {
-        sandbox.usage().await.unwrap();
+        sandbox.bounds_met(SMALL.open_files).await.unwrap();
         log.metadata().unwrap().len() <= 1024 * 1024
     })
     .await;

@@ -42,6 +42,12 @@ pub struct Statistics {
     pub transactions: u64,
     /// Transactions that failed: full disk, damage, an unavailable file.
     pub failed_transactions: u64,
+    /// Times that what was queued did not go into one transaction.
+    pub transactions_at_bound: u64,
+    /// Connections that read now, at most [`crate::limits::MAX_READERS`].
+    pub busy_readers: usize,
+    /// The caches of agents, versions and keys together, at most [`crate::limits::MAX_CACHED_OTHERS`] each.
+    pub others: CacheStatistics,
     /// The cache of sessions, at most [`crate::limits::MAX_CACHED_SESSIONS`].
     pub sessions: CacheStatistics,
 }
@@ -49,7 +55,13 @@ pub struct Statistics {
 impl SqliteStore {
     /// What the store has done so far.
     pub fn statistics(&self) -> Statistics {
-        Statistics { sessions: self.caches.session_statistics(), ..self.writer.statistics() }
+        let readers = usize::try_from(self.readers.size()).unwrap_or(usize::MAX);
+        Statistics {
+            sessions: self.caches.session_statistics(),
+            others: self.caches.other_statistics(),
+            busy_readers: readers.saturating_sub(self.readers.num_idle()),
+            ..self.writer.statistics()
+        }
     }
 
     /// Carries out what is queued, moves the write-ahead log into the database and gives the data directory's lock back.

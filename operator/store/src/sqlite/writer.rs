@@ -69,6 +69,7 @@ struct Counters {
     writes: AtomicU64,
     transactions: AtomicU64,
     failed: AtomicU64,
+    at_bound: AtomicU64,
 }
 
 impl Writer {
@@ -127,6 +128,7 @@ impl Writer {
             writes: self.counters.writes.load(Ordering::Relaxed),
             transactions: self.counters.transactions.load(Ordering::Relaxed),
             failed_transactions: self.counters.failed.load(Ordering::Relaxed),
+            transactions_at_bound: self.counters.at_bound.load(Ordering::Relaxed),
             ..Statistics::default()
         }
     }
@@ -264,9 +266,15 @@ impl Worker {
                     if taken == 0 {
                         break;
                     }
+                    if taken == MAX_WRITES_PER_TRANSACTION {
+                        self.counters.at_bound.fetch_add(1, Ordering::Relaxed);
+                    }
                     let mut rest = std::mem::take(&mut waiting);
                     while !rest.is_empty() {
                         let later = rest.split_off(fitting(&rest));
+                        if !later.is_empty() {
+                            self.counters.at_bound.fetch_add(1, Ordering::Relaxed);
+                        }
                         self.carry_out(std::mem::replace(&mut rest, later)).await;
                     }
                 }
