@@ -15,7 +15,7 @@ use ash_core::{
     ports::{AgentStore, Append, DeployAgent, EventLog, NewSession, OpenEpoch, SessionStore},
     session::SessionState,
 };
-use ash_store::{Settings, SqliteStore, Synchronous};
+use ash_store::{Database as _, Settings, SqliteStore, Synchronous};
 use bytes::Bytes;
 
 const ROUNDS: usize = 300;

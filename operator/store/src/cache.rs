@@ -1,4 +1,5 @@
-//! What is looked up often, in memory: written through by the writer, so that it is never older than the database.
+//! What is looked up often, in memory: written through by the writer, so that it is never older than the database where nobody
+//! else writes. Where others do, what is here counts only after its version was compared with the database's.
 
 use std::{
     hash::Hash,
@@ -90,6 +91,14 @@ impl<K: Eq + Hash, V> Cache<K, V> {
             inner.changes += 1;
         }
         inner.insert(key, Arc::new(value));
+    }
+
+    /// Forgets what another process has changed; gives the ticket to read it anew.
+    pub(crate) fn forget(&self, key: &K) -> Ticket {
+        let mut inner = self.lock();
+        inner.map.remove(key);
+        inner.changes += 1;
+        Ticket(inner.changes)
     }
 
     /// Forgets everything.

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use ash_core::{
     Entry,
     chunk::{self, Chunk},
+    ports::StoreError,
 };
 use bytes::Bytes;
 use zstd::bulk::Compressor;
@@ -41,7 +42,7 @@ pub(crate) async fn encode(entries: Vec<Entry>) -> Result<(Vec<Entry>, Vec<Store
         (entries, chunks)
     })
     .await
-    .map_err(|error| Fault(ash_core::ports::StoreError::Unavailable(format!("encoding was cut off: {error}"))))
+    .map_err(|error| StoreError::Unavailable(format!("encoding was cut off: {error}")).into())
 }
 
 /// Encodes a batch as the chunks that are stored for it.

@@ -1,15 +1,30 @@
 //! Ash's store behind the ports of `ash-core`: agents, sessions, keys and the event log.
 //!
-//! [`SqliteStore`] keeps them in one file. One task writes, many writes in one transaction; a few connections read. What a
-//! method returned is durable, also when the power fails.
+//! [`SqliteStore`] keeps them in one file, for one server; [`PostgresStore`] in a database that servers share. What a method returned is durable, also when the power fails.
 
 #![allow(clippy::doc_markdown, reason = "SQLite is a name, not code")]
+#![allow(private_bounds, reason = "what the stores have in common is bounded by a trait that is nobody else's business")]
 
+mod agents;
+mod batch;
+mod bundles;
 mod cache;
 mod codec;
 mod fault;
+mod keys;
 pub mod limits;
+mod log;
+mod postgres;
+mod rows;
+mod sessions;
+mod sql;
 mod sqlite;
+mod store;
 
 pub use cache::CacheStatistics;
-pub use sqlite::{OpenError, Settings, SqliteStore, Statistics, Synchronous};
+pub use postgres::{InvalidAddress, PostgresError, PostgresStore};
+pub use sqlite::{OpenError, Settings, SqliteStore, Synchronous};
+pub use store::{Database, Statistics};
+
+/// The schema, for every database: one set of files.
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");

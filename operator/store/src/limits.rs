@@ -53,3 +53,55 @@ pub const MAX_KEPT_WAL_BYTES: u64 = 64 << 20;
 /// Bytes of a conversation's transcript that are read back: beyond that a session cannot be woken. Claude Code compacts its
 /// context long before; 60 turns were seen to take less than 1 MiB.
 pub const MAX_TRANSCRIPT_BYTES: usize = 256 << 20;
+
+/// Rows of a transcript that are read at once, from its end back to its beginning.
+pub const TRANSCRIPT_CHUNKS: i64 = 8;
+
+/// Connections of a server to Postgres. At the bound a call waits, [`CONNECTION_WAIT`] at the longest. A few are enough: most
+/// calls are one round trip, and many appends share one.
+pub const MAX_CONNECTIONS: usize = 12;
+
+/// How long a call waits for a connection to Postgres: for a free one, and for one to be made. After that the database is
+/// unavailable. While Postgres is away for less, calls are late and do not fail.
+pub const CONNECTION_WAIT: Duration = Duration::from_secs(5);
+
+/// The pause after the first failed connection to Postgres, doubled with each one up to [`MAX_RECONNECT_PAUSE`].
+pub const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+
+/// The longest pause between two tries to connect to Postgres.
+pub const MAX_RECONNECT_PAUSE: Duration = Duration::from_millis(500);
+
+/// A connection to Postgres that is older is replaced when it is next needed, so that a change of the server's address is
+/// noticed and no server process lives for ever.
+pub const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
+
+/// How long Postgres works on one statement (its `statement_timeout`) or waits for a lock in it; then it ends the statement and
+/// the database is unavailable.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a transaction may wait for its client before Postgres ends it: a server that is cut off holds no locks for longer.
+pub const IDLE_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a call waits for Postgres' answer, all statements of a transaction together. Then the connection counts as lost: the
+/// network may be cut without a word.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Tries of a transaction that meets others (SQLSTATE 40001 and 40P01). After that the database is unavailable. At least one of
+/// those that meet goes through each time.
+pub const COLLISION_TRIES: u32 = 40;
+
+/// The longest pause before a transaction that met another is tried again; the first is a sixteenth of it. Each is random.
+pub const MAX_COLLISION_PAUSE: Duration = Duration::from_millis(64);
+
+/// Tries of a call whose connection was lost, where a repeat does no harm. Connections that wait for use are lost together with
+/// the first, so that the second try makes a new one.
+pub const LOST_TRIES: u32 = 2;
+
+/// How long a server waits at its start for another one that brings the schema up to date.
+pub const MIGRATION_WAIT: Duration = Duration::from_secs(120);
+
+/// How long a statement of a migration may take.
+pub const MIGRATION_STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The age at which a bundle's bytes that no bundle names are removed: another server may be about to name younger ones.
+pub const MAX_UNFINISHED_UPLOAD_AGE: Duration = Duration::from_secs(24 * 3600);

@@ -7,7 +7,7 @@ mod contract;
 use std::sync::Arc;
 
 use ash_core::ports::Store;
-use ash_store::SqliteStore;
+use ash_store::{Database as _, SqliteStore};
 
 struct Sqlite {
     directory: tempfile::TempDir,

@@ -16,7 +16,7 @@ use ash_core::{
     ports::{EventLog, SessionStore, Store, StoreError},
     session::Session,
 };
-use ash_store::{OpenError, Settings, SqliteStore};
+use ash_store::{Database as _, OpenError, Settings, SqliteStore};
 use contract::fixtures::{append_one, entry, log_after, noise, now, opening_of, placed, session};
 
 /// Tells a test that it is the child, and where its data are.

@@ -6,7 +6,7 @@ use std::{os::unix::fs::PermissionsExt, path::Path};
 
 use ash_core::id::TenantId;
 use ash_core::ports::{AgentStore, StoreError};
-use ash_store::{OpenError, SqliteStore};
+use ash_store::{Database as _, OpenError, SqliteStore};
 use sqlx::{ConnectOptions, Executor, sqlite::SqliteConnectOptions};
 
 async fn refused(path: &Path) -> OpenError {

@@ -9,7 +9,7 @@ use ash_core::{
     ports::{EventLog as _, Store},
     session::Session,
 };
-use ash_store::{SqliteStore, limits::MAX_TRANSCRIPT_BYTES};
+use ash_store::{Database as _, SqliteStore, limits::MAX_TRANSCRIPT_BYTES};
 use contract::fixtures::{append_one, entry, placed, transcript_part};
 use uuid::Uuid;
 

@@ -3,26 +3,23 @@
 use std::collections::HashSet;
 
 use ash_core::{
-    Entry, EntryKind, Epoch, Sequence,
-    id::{SessionId, TurnId},
     ports::{Append, OpenEpoch, StoreError},
     session::Session,
 };
 use jiff::Timestamp;
-use serde::Deserialize;
 use sqlx::{SqliteConnection, sqlite::SqliteRow};
-use uuid::Uuid;
 
 use super::{
-    rows,
     script::{Parameter, Script},
-    sessions::{load, no_session},
     writer::{Aborted, Write},
 };
 use crate::{
+    batch::{Appended, Batch, TurnChange, next_epoch, overtaken, prepare},
     cache::Caches,
     codec::{self, StoredChunk},
     fault::Fault,
+    rows,
+    sessions::{load, no_session},
 };
 
 /// Opens the next epoch.
@@ -37,9 +34,7 @@ impl Write for Open {
         if session.epoch != open.expected || session.last != open.opening.last_committed {
             return Err(overtaken(session.id, session.epoch, session.last).into());
         }
-        let epoch = session.epoch.next().ok_or_else(|| {
-            StoreError::Conflict(format!("session {} has used up its epochs; start another one", session.id))
-        })?;
+        let epoch = next_epoch(session.id, session.epoch)?;
         let opening = open.opening.entry(epoch);
         session.epoch = epoch;
         session.last = opening.sequence;
@@ -87,45 +82,12 @@ async fn save(connection: &mut SqliteConnection, session: &Session) -> Result<()
     Ok(())
 }
 
-fn overtaken(session: SessionId, epoch: Epoch, last: Sequence) -> StoreError {
-    StoreError::Overtaken { session, epoch, last }
-}
-
 /// Appends to many logs.
 pub(super) struct Batches(Vec<Result<Batch, StoreError>>);
 
-/// One append, encoded before it is queued, so that the writer only writes.
-struct Batch {
-    session: SessionId,
-    after: Sequence,
-    epoch: Epoch,
-    last: Sequence,
-    chunks: Vec<StoredChunk>,
-    turns: Vec<TurnChange>,
-}
-
-/// What an entry says about turns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TurnChange {
-    Begins(TurnId, Sequence),
-    Ends(Sequence),
-}
-
-/// What became of one append.
-pub(super) enum Appended {
-    /// Its entries are there now, and when the session was active where they say so.
-    Now { session: SessionId, last: Sequence, active_at: Option<Timestamp> },
-    /// They were there.
-    Before,
-}
-
 impl Batches {
     pub(super) async fn prepare(appends: Vec<Append>) -> Self {
-        let mut batches = Vec::with_capacity(appends.len());
-        for append in appends {
-            batches.push(Batch::prepare(append).await.map_err(StoreError::from));
-        }
-        Self(batches)
+        Self(prepare(appends).await)
     }
 }
 
@@ -149,11 +111,7 @@ impl Write for Batches {
     }
 
     fn committed(&self, outcomes: &Self::Output, caches: &Caches) {
-        for appended in outcomes.iter().flatten() {
-            if let Appended::Now { session, last, active_at } = appended {
-                caches.session_appended(*session, *last, *active_at);
-            }
-        }
+        outcomes.iter().flatten().for_each(|appended| appended.tell(caches));
     }
 }
 
@@ -181,7 +139,7 @@ impl Batches {
         for (position, batch) in self.0.iter().enumerate() {
             outcomes.push(match batch {
                 Ok(batch) if taken.contains(&position) => Ok(batch.appended(now)),
-                Ok(batch) => batch.was_there(connection).await.map_err(|fault| fault.0),
+                Ok(batch) => was_there(batch, connection).await.map_err(StoreError::from),
                 Err(error) => Err(error.clone()),
             });
         }
@@ -190,18 +148,6 @@ impl Batches {
 }
 
 impl Batch {
-    async fn prepare(append: Append) -> Result<Self, Fault> {
-        let Append { session, after, entries } = append;
-        let last = check(after, &entries)?;
-        let turns = entries.iter().flat_map(turn_changes).collect();
-        let (_, chunks) = codec::encode(entries).await?;
-        Ok(Self { session, after, epoch: last.epoch(), last, chunks, turns })
-    }
-
-    fn appended(&self, now: Timestamp) -> Appended {
-        Appended::Now { session: self.session, last: self.last, active_at: (!self.turns.is_empty()).then_some(now) }
-    }
-
     /// The compare-and-set comes first: it takes the log's end for this append, and gives its
     /// position among the appends, or changes nothing.
     /// What follows is for the session whose end is this append's: of one that was not taken that is so where the append is
@@ -229,52 +175,15 @@ impl Batch {
             change.write(script, session, &taken);
         }
     }
-
-    /// Numbers of an epoch have no gaps and one writer, so what is not beyond the log's end is in it.
-    async fn was_there(&self, connection: &mut SqliteConnection) -> Result<Appended, Fault> {
-        let row = sqlx::query("SELECT epoch, last_sequence FROM sessions WHERE id = $1")
-            .bind(self.session.to_string())
-            .fetch_optional(connection)
-            .await?
-            .ok_or_else(|| no_session(self.session))?;
-        let (epoch, last) = (Epoch(rows::number(&row, "epoch")?), rows::sequence(&row, "last_sequence")?);
-        if epoch == self.epoch && self.last <= last {
-            return Ok(Appended::Before);
-        }
-        Err(overtaken(self.session, epoch, last).into())
-    }
 }
 
-/// Whether the entries are what an append must be; gives the last one's sequence.
-fn check(after: Sequence, entries: &[Entry]) -> Result<Sequence, StoreError> {
-    let mut previous = after;
-    for entry in entries {
-        if entry.kind == EntryKind::Opening {
-            return Err(StoreError::Conflict("an opening cannot be appended: it opens an epoch".to_owned()));
-        }
-        if previous.next() != Some(entry.sequence) {
-            return Err(StoreError::Conflict(format!("entry {} does not follow {previous}", entry.sequence)));
-        }
-        previous = entry.sequence;
-    }
-    if entries.is_empty() {
-        return Err(StoreError::Conflict("an append must have entries".to_owned()));
-    }
-    Ok(previous)
-}
-
-fn turn_changes(entry: &Entry) -> impl Iterator<Item = TurnChange> {
-    /// What is read of a user message's line.
-    #[derive(Deserialize)]
-    struct UserLine {
-        uuid: Option<Uuid>,
-    }
-    let begins = (entry.kind == EntryKind::User)
-        .then(|| serde_json::from_slice::<UserLine>(&entry.body).ok()?.uuid)
-        .flatten()
-        .map(|uuid| TurnChange::Begins(TurnId(uuid), entry.sequence));
-    let ends = entry.ends_turn().then_some(TurnChange::Ends(entry.sequence));
-    begins.into_iter().chain(ends)
+async fn was_there(batch: &Batch, connection: &mut SqliteConnection) -> Result<Appended, Fault> {
+    let row = sqlx::query("SELECT epoch, last_sequence FROM sessions WHERE id = $1")
+        .bind(batch.session.to_string())
+        .fetch_optional(connection)
+        .await?
+        .ok_or_else(|| no_session(batch.session))?;
+    batch.was_there(&row)
 }
 
 impl TurnChange {

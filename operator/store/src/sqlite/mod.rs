@@ -1,73 +1,113 @@
 //! The store in one SQLite file.
 
-mod agents;
-mod bundles;
-mod keys;
-mod log;
+mod create;
 mod log_write;
 mod open;
-mod rows;
 mod script;
-mod sessions;
 mod writer;
 
-use std::sync::{Arc, atomic::AtomicBool};
-
-use sqlx::SqlitePool;
+use ash_core::{
+    ports::{Append, NewSession, OpenEpoch, StoreError},
+    session::Session,
+};
+use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
 pub use self::open::{OpenError, Settings, Synchronous};
-use self::writer::Writer;
-use crate::cache::{CacheStatistics, Caches};
+use self::writer::{Alike, Writer};
+use crate::{
+    fault::Fault,
+    sql::{Columns, Sql, Statement},
+    store::{Engine, SqlStore, Statistics, Write},
+};
 
-/// Agents, sessions, keys and the event log in one SQLite file, which this process alone writes.
+/// The store in one SQLite file, which this process alone writes: one task writes, many writes in one transaction; a few
+/// connections read.
 ///
-/// A call whose future is dropped may still have been carried out. Dropping the store lets queued writes end, as long as the
-/// runtime lives; [`SqliteStore::close`] waits for them.
-pub struct SqliteStore {
+/// Dropping the store lets queued writes end, as long as the runtime lives; [`crate::Database::close`] waits for them, moves the
+/// write-ahead log into the database and gives the data directory's lock back.
+pub type SqliteStore = SqlStore<Sqlite>;
+
+/// SQLite, as the engine of a store.
+pub struct Sqlite {
     writer: Writer,
     readers: SqlitePool,
-    caches: Arc<Caches>,
-    /// Set once a key was seen: keys are never taken away.
-    has_keys: AtomicBool,
 }
 
-/// What the store does, for metrics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Writes that wait for the writer, at most [`crate::limits::MAX_QUEUED_WRITES`].
-    pub queued_writes: usize,
-    /// Writes carried out.
-    pub writes: u64,
-    /// Transactions committed for them.
-    pub transactions: u64,
-    /// Transactions that failed: full disk, damage, an unavailable file.
-    pub failed_transactions: u64,
-    /// Times that what was queued did not go into one transaction.
-    pub transactions_at_bound: u64,
-    /// Connections that read now, at most [`crate::limits::MAX_READERS`].
-    pub busy_readers: usize,
-    /// The caches of agents, versions and keys together, at most [`crate::limits::MAX_CACHED_OTHERS`] each.
-    pub others: CacheStatistics,
-    /// The cache of sessions, at most [`crate::limits::MAX_CACHED_SESSIONS`].
-    pub sessions: CacheStatistics,
-}
+impl Engine for Sqlite {
+    const IS_SHARED: bool = false;
 
-impl SqliteStore {
-    /// What the store has done so far.
-    pub fn statistics(&self) -> Statistics {
-        let readers = usize::try_from(self.readers.size()).unwrap_or(usize::MAX);
-        Statistics {
-            sessions: self.caches.session_statistics(),
-            others: self.caches.other_statistics(),
-            busy_readers: readers.saturating_sub(self.readers.num_idle()),
-            ..self.writer.statistics()
+    fn reader(&self) -> impl Sql {
+        Readers(&self.readers)
+    }
+
+    async fn write<W: Write>(&self, write: W) -> Result<W::Output, StoreError> {
+        self.writer.write(Alike(write)).await
+    }
+
+    async fn create_session(&self, new: NewSession) -> Result<(Session, bool), StoreError> {
+        self.writer.write(create::Create(new)).await
+    }
+
+    async fn open_epoch(&self, open: OpenEpoch) -> Result<Session, StoreError> {
+        self.writer.write(log_write::Open(open)).await
+    }
+
+    async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {
+        let count = appends.len();
+        match self.writer.write(log_write::Batches::prepare(appends).await).await {
+            Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map(|_| ())).collect(),
+            Err(error) => vec![Err(error); count],
         }
     }
 
-    /// Carries out what is queued, moves the write-ahead log into the database and gives the data directory's lock back.
-    /// Later calls fail with [`ash_core::ports::StoreError::Unavailable`].
-    pub async fn close(&self) {
+    fn statistics(&self) -> Statistics {
+        let readers = usize::try_from(self.readers.size()).unwrap_or(usize::MAX);
+        Statistics { busy_readers: readers.saturating_sub(self.readers.num_idle()), ..self.writer.statistics() }
+    }
+
+    async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+    }
+}
+
+/// Connections that only read.
+struct Readers<'p>(&'p SqlitePool);
+
+impl Sql for Readers<'_> {
+    type Row = SqliteRow;
+
+    async fn execute(&mut self, statement: Statement) -> Result<u64, Fault> {
+        Ok(statement.query()?.execute(self.0).await?.rows_affected())
+    }
+
+    async fn rows(&mut self, statement: Statement) -> Result<Vec<SqliteRow>, Fault> {
+        Ok(statement.query()?.fetch_all(self.0).await?)
+    }
+}
+
+impl Sql for SqliteConnection {
+    type Row = SqliteRow;
+
+    async fn execute(&mut self, statement: Statement) -> Result<u64, Fault> {
+        Ok(statement.query()?.execute(self).await?.rows_affected())
+    }
+
+    async fn rows(&mut self, statement: Statement) -> Result<Vec<SqliteRow>, Fault> {
+        Ok(statement.query()?.fetch_all(self).await?)
+    }
+}
+
+impl Columns for SqliteRow {
+    fn text(&self, column: &str) -> Result<Option<String>, Fault> {
+        Ok(self.try_get(column)?)
+    }
+
+    fn integer(&self, column: &str) -> Result<Option<i64>, Fault> {
+        Ok(self.try_get(column)?)
+    }
+
+    fn bytes(&self, column: &str) -> Result<Vec<u8>, Fault> {
+        Ok(self.try_get(column)?)
     }
 }

@@ -5,27 +5,27 @@ use std::{
     io::{self, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
 };
 
 use ash_core::ports::StoreError;
 use sqlx::{
     ConnectOptions, Connection, SqliteConnection,
-    migrate::{MigrateError, Migrator},
+    migrate::MigrateError,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use uuid::Uuid;
 
 use super::{
-    SqliteStore, bundles,
+    Sqlite, SqliteStore,
     writer::{self, Writer},
 };
 use crate::{
+    MIGRATIONS, bundles,
     cache::Caches,
     fault::{Fault, primary_code},
     limits::{BUSY_TIMEOUT, MAX_KEPT_WAL_BYTES, MAX_READERS, READ_TIMEOUT},
 };
-
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// The lock's file beside the database.
 const LOCK_FILE: &str = "ash.lock";
@@ -134,7 +134,8 @@ impl SqliteStore {
         let max_pages = max_pages(settings.max_bytes);
         let mut connection = writer::connect(&options, max_pages).await.map_err(explain)?;
         migrate(path, &mut connection).await?;
-        bundles::remove_unfinished(&mut connection).await.map_err(explain)?;
+        // Nobody else has the file: whatever has no name by now gets none.
+        bundles::remove_unfinished(&mut connection, Uuid::max()).await.map_err(|fault| unavailable(path, fault.error))?;
 
         let readers = SqlitePoolOptions::new()
             .max_connections(MAX_READERS)
@@ -148,12 +149,12 @@ impl SqliteStore {
             .map_err(explain)?;
         let caches = Arc::new(Caches::new());
         let writer = Writer::start(connection, options, max_pages, lock, Arc::clone(&caches));
-        Ok(Self { writer, readers, caches, has_keys: AtomicBool::new(false) })
+        Ok(Self::new(Sqlite { writer, readers }, caches))
     }
 
     /// Changes [`Settings::max_bytes`] of an open store.
     pub async fn set_max_bytes(&self, max_bytes: Option<u64>) -> Result<(), StoreError> {
-        self.writer.set_max_pages(max_pages(max_bytes)).await
+        self.engine.writer.set_max_pages(max_pages(max_bytes)).await
     }
 }
 
@@ -228,7 +229,7 @@ fn explain(path: &Path, error: sqlx::Error) -> OpenError {
     if primary_code(&error).is_some_and(|code| NOT_WRITABLE.contains(&code)) {
         return OpenError::NotWritable { path, reason: error.to_string() };
     }
-    match Fault::from(error).0 {
+    match Fault::from(error).error {
         StoreError::Full => OpenError::Full { path },
         StoreError::Damaged(reason) => OpenError::Damaged { path, reason },
         other => OpenError::Unavailable { path, reason: other.to_string() },

@@ -18,11 +18,12 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Statistics, open};
+use super::open;
 use crate::{
     cache::Caches,
     fault::{Fault, is_refusal},
     limits::{MAX_BYTES_PER_TRANSACTION, MAX_QUEUED_WRITES, MAX_WRITES_PER_TRANSACTION},
+    store::{self, Statistics},
 };
 
 /// Something to be written.
@@ -53,6 +54,25 @@ pub(super) trait Write: Send + Sync + 'static {
 
     /// What else follows from it once it is committed: the caches.
     fn committed(&self, _output: &Self::Output, _caches: &Caches) {}
+}
+
+/// What every database writes alike.
+pub(super) struct Alike<W>(pub(super) W);
+
+impl<W: store::Write> Write for Alike<W> {
+    type Output = W::Output;
+
+    fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    async fn run(&self, connection: &mut SqliteConnection) -> Result<W::Output, Fault> {
+        self.0.run(connection).await
+    }
+
+    fn committed(&self, output: &W::Output, caches: &Caches) {
+        self.0.committed(output, caches);
+    }
 }
 
 /// Where writes are queued.
@@ -124,7 +144,7 @@ impl Writer {
 
     pub(super) fn statistics(&self) -> Statistics {
         Statistics {
-            queued_writes: self.queue.max_capacity() - self.queue.capacity(),
+            waiting: self.queue.max_capacity() - self.queue.capacity(),
             writes: self.counters.writes.load(Ordering::Relaxed),
             transactions: self.counters.transactions.load(Ordering::Relaxed),
             failed_transactions: self.counters.failed.load(Ordering::Relaxed),
@@ -186,8 +206,8 @@ impl<W: Write> Job for Queued<W> {
                 self.output = Some(Ok(output));
                 Ok(Ran::Done)
             }
-            Err(fault) if is_refusal(&fault.0) => {
-                self.output = Some(Err(fault.0));
+            Err(fault) if is_refusal(&fault.error) => {
+                self.output = Some(Err(fault.error));
                 Ok(Ran::Refused)
             }
             Err(fault) => Err(fault),
@@ -229,11 +249,11 @@ pub(super) struct Aborted {
 }
 
 impl Aborted {
-    pub(super) fn before_commit(Fault(error): Fault) -> Self {
-        Self { error, in_doubt: false }
+    pub(super) fn before_commit(fault: Fault) -> Self {
+        Self { error: fault.error, in_doubt: false }
     }
 
-    pub(super) fn at_commit(Fault(error): Fault) -> Self {
+    pub(super) fn at_commit(Fault { error, .. }: Fault) -> Self {
         // SQLite reports a full disk before it writes the commit's mark.
         Self { in_doubt: error != StoreError::Full, error }
     }

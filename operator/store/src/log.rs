@@ -1,4 +1,4 @@
-//! Reads the event log.
+//! The event log: reads it, and hands what is written to the database.
 
 use ash_core::{
     Entry, Epoch, Sequence,
@@ -10,31 +10,28 @@ use ash_core::{
 };
 use ash_protocol::message::TranscriptPart;
 use async_trait::async_trait;
-use futures::TryStreamExt;
-use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
-use super::{SqliteStore, log_write, rows, sessions::no_session};
 use crate::{
     codec,
     fault::Fault,
-    limits::{MAX_BATCHES_PER_PAGE, MAX_TRANSCRIPT_BYTES},
+    limits::{MAX_BATCHES_PER_PAGE, MAX_TRANSCRIPT_BYTES, TRANSCRIPT_CHUNKS},
+    rows,
+    sessions::no_session,
+    sql::{Columns, Sql, Statement},
+    store::{Engine, SqlStore},
 };
 
 #[async_trait]
-impl EventLog for SqliteStore {
+impl<E: Engine> EventLog for SqlStore<E> {
     async fn open_epoch(&self, open: OpenEpoch) -> Result<Session, StoreError> {
-        self.writer.write(log_write::Open(open)).await
+        self.engine.open_epoch(open).await
     }
 
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {
-        let count = appends.len();
-        if count == 0 {
+        if appends.is_empty() {
             return Vec::new();
         }
-        match self.writer.write(log_write::Batches::prepare(appends).await).await {
-            Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map(|_| ())).collect(),
-            Err(error) => vec![Err(error); count],
-        }
+        self.engine.append(appends).await
     }
 
     async fn read(&self, session: SessionId, after: Sequence, max_bytes: usize) -> Result<Page, StoreError> {
@@ -54,45 +51,52 @@ impl EventLog for SqliteStore {
     }
 }
 
-impl SqliteStore {
+impl<E: Engine> SqlStore<E> {
     async fn page(&self, session: SessionId, after: Sequence, max_bytes: usize) -> Result<Page, Fault> {
-        // One transaction: what "there is nothing more" says must belong to the entries that were read.
-        let mut transaction = self.readers.begin().await?;
-        let row = sqlx::query("SELECT last_sequence FROM sessions WHERE id = $1")
-            .bind(session.to_string())
-            .fetch_optional(&mut *transaction)
-            .await?
-            .ok_or_else(|| no_session(session))?;
+        let mut reader = self.engine.reader();
+        // The end of the log comes first, and nothing beyond it is read: what is committed up to there is whole, so that what "there
+        // is nothing more" says belongs to the entries, without a transaction.
+        let statement = Statement::new("SELECT last_sequence FROM sessions WHERE id = $1").text(session);
+        let row = reader.row(statement).await?.ok_or_else(|| no_session(session))?;
         let last = rows::sequence(&row, "last_sequence")?;
-        let extent = extent(&mut transaction, session, after, max_bytes).await?;
-        let through = extent.through.unwrap_or(last).max(after);
+        if last <= after {
+            return Ok(Page { entries: Vec::new(), through: after, end: true });
+        }
+        let extent = extent(&mut reader, session, after, last, max_bytes).await?;
+        let through = extent.through.unwrap_or(last);
         let mut entries = Vec::new();
         if extent.batches > 0 {
-            entries = self::entries(&mut transaction, session, after, through).await?;
+            entries = self::entries(&mut reader, session, after, through).await?;
         }
-        transaction.rollback().await?;
         Ok(Page { entries, through, end: extent.through.is_none() })
     }
 
     /// Reads from the end back to the part that began the current conversation anew: what came before it does not count.
     async fn read_transcript(&self, session: SessionId) -> Result<Option<Transcript>, Fault> {
-        let mut rows = sqlx::query(
-            "SELECT last_sequence, codec, size, data FROM log_chunks WHERE session = $1 AND class = $2 ORDER BY batch_last DESC",
-        )
-        .bind(session.to_string())
-        .bind(ChunkClass::Transcript as i64)
-        .fetch(&self.readers);
-        let (mut entries, mut bytes, mut begun) = (Vec::new(), 0, false);
-        while !begun && let Some(row) = rows.try_next().await? {
-            for entry in decode(&row)?.into_iter().rev() {
-                bytes += entry.body.len();
+        let mut reader = self.engine.reader();
+        let (mut entries, mut bytes, mut begun, mut before) = (Vec::new(), 0, false, i64::MAX);
+        while !begun {
+            let statement = Statement::new(
+                "SELECT batch_last, last_sequence, codec, size, data FROM log_chunks \
+                 WHERE session = $1 AND class = $2 AND batch_last < $3 ORDER BY batch_last DESC LIMIT $4",
+            )
+            .text(session)
+            .integer(ChunkClass::Transcript as i64)
+            .integer(before)
+            .integer(TRANSCRIPT_CHUNKS);
+            let found = reader.rows(statement).await?;
+            let Some(earliest) = found.last() else { break };
+            before = rows::number(earliest, "batch_last")?;
+            for row in &found {
+                let mut chunk = decode(row)?;
+                begun = keep_current(&mut chunk);
+                bytes += chunk.iter().map(|entry| entry.body.len()).sum::<usize>();
                 if bytes > MAX_TRANSCRIPT_BYTES {
                     let what =
                         format!("the conversation of session {session} is longer than {MAX_TRANSCRIPT_BYTES} bytes");
                     return Err(Fault::damaged(what));
                 }
-                begun = TranscriptPart::split(&entry.body).is_some_and(|(head, _)| head.offset == 0);
-                entries.push(entry);
+                entries.extend(chunk.into_iter().rev());
                 if begun {
                     break;
                 }
@@ -102,28 +106,32 @@ impl SqliteStore {
     }
 
     async fn read_turn(&self, session: SessionId, turn: TurnId) -> Result<Option<TurnRecord>, Fault> {
-        let row = sqlx::query("SELECT first_sequence, last_sequence FROM turns WHERE session = $1 AND turn = $2")
-            .bind(session.to_string())
-            .bind(turn.to_string())
-            .fetch_optional(&self.readers)
-            .await?;
-        let Some(row) = row else { return Ok(None) };
-        let ended = row.try_get::<Option<i64>, _>("last_sequence")?.is_some();
+        let statement =
+            Statement::new("SELECT first_sequence, last_sequence FROM turns WHERE session = $1 AND turn = $2")
+                .text(session)
+                .text(turn);
+        let Some(row) = self.engine.reader().row(statement).await? else { return Ok(None) };
         Ok(Some(TurnRecord {
             first: rows::sequence(&row, "first_sequence")?,
-            last: ended.then(|| rows::sequence(&row, "last_sequence")).transpose()?,
+            last: rows::optional_number(&row, "last_sequence")?.map(Sequence),
         }))
     }
 
     async fn read_unfinished_turn(&self, session: SessionId) -> Result<Option<TurnId>, Fault> {
-        let row = sqlx::query(
+        let statement = Statement::new(
             "SELECT turn FROM turns WHERE session = $1 AND last_sequence IS NULL ORDER BY first_sequence DESC LIMIT 1",
-        )
-        .bind(session.to_string())
-        .fetch_optional(&self.readers)
-        .await?;
+        );
+        let row = self.engine.reader().row(statement.text(session)).await?;
         row.map(|row| rows::parsed(&row, "turn")).transpose()
     }
+}
+
+/// Leaves out what came before the current conversation began anew; whether it began in here.
+fn keep_current(entries: &mut Vec<Entry>) -> bool {
+    let begins = |entry: &Entry| TranscriptPart::split(&entry.body).is_some_and(|(head, _)| head.offset == 0);
+    let Some(beginning) = entries.iter().rposition(begins) else { return false };
+    entries.drain(..beginning);
+    true
 }
 
 /// How far a page goes.
@@ -136,21 +144,23 @@ struct Extent {
 
 /// Measures a page before its bytes are read, so that memory is bounded by the page and not by the log.
 async fn extent(
-    connection: &mut SqliteConnection,
+    sql: &mut impl Sql,
     session: SessionId,
     after: Sequence,
+    last: Sequence,
     max_bytes: usize,
 ) -> Result<Extent, Fault> {
-    let found = sqlx::query(
-        "SELECT batch_last, SUM(size) AS size FROM log_chunks WHERE session = $1 AND batch_last > $2 AND class <> $3 \
-         GROUP BY batch_last ORDER BY batch_last LIMIT $4",
+    let statement = Statement::new(
+        "SELECT batch_last, CAST(SUM(size) AS BIGINT) AS size FROM log_chunks \
+         WHERE session = $1 AND batch_last > $2 AND batch_last <= $3 AND class <> $4 \
+         GROUP BY batch_last ORDER BY batch_last LIMIT $5",
     )
-    .bind(session.to_string())
-    .bind(rows::column(after))
-    .bind(ChunkClass::Transcript as i64)
-    .bind(i64::from(MAX_BATCHES_PER_PAGE) + 1)
-    .fetch_all(connection)
-    .await?;
+    .text(session)
+    .integer(rows::column(after))
+    .integer(rows::column(last))
+    .integer(ChunkClass::Transcript as i64)
+    .integer(i64::from(MAX_BATCHES_PER_PAGE) + 1);
+    let found = sql.rows(statement).await?;
     let mut bytes = 0usize;
     let mut extent = Extent { batches: 0, through: None };
     let mut reached = after;
@@ -169,23 +179,21 @@ async fn extent(
 
 /// The entries after one position through another, in order, without the internal ones.
 async fn entries(
-    connection: &mut SqliteConnection,
+    sql: &mut impl Sql,
     session: SessionId,
     after: Sequence,
     through: Sequence,
 ) -> Result<Vec<Entry>, Fault> {
-    let found = sqlx::query(
+    let statement = Statement::new(
         "SELECT last_sequence, codec, size, data FROM log_chunks \
          WHERE session = $1 AND batch_last > $2 AND batch_last <= $3 AND class <> $4 ORDER BY batch_last, class",
     )
-    .bind(session.to_string())
-    .bind(rows::column(after))
-    .bind(rows::column(through))
-    .bind(ChunkClass::Transcript as i64)
-    .fetch_all(connection)
-    .await?;
+    .text(session)
+    .integer(rows::column(after))
+    .integer(rows::column(through))
+    .integer(ChunkClass::Transcript as i64);
     let mut entries = Vec::new();
-    for row in &found {
+    for row in &sql.rows(statement).await? {
         entries.extend(decode(row)?.into_iter().filter(|entry| entry.sequence > after));
     }
     // Batches are in order; within one, partials stand apart. The sort is stable and fast on what is in order already.
@@ -193,8 +201,8 @@ async fn entries(
     Ok(entries)
 }
 
-fn decode(row: &SqliteRow) -> Result<Vec<Entry>, Fault> {
+fn decode(row: &impl Columns) -> Result<Vec<Entry>, Fault> {
     let epoch: Epoch = rows::sequence(row, "last_sequence")?.epoch();
-    let body = codec::unpack(rows::number(row, "codec")?, rows::number(row, "size")?, row.try_get("data")?)?;
+    let body = codec::unpack(rows::number(row, "codec")?, rows::number(row, "size")?, row.bytes("data")?)?;
     Ok(chunk::decode(epoch, body)?)
 }

@@ -6,13 +6,12 @@ use ash_core::{
     Epoch, Sequence,
     agent::{Agent, AgentVersion},
     id::TenantId,
+    ports::StoreError,
     session::{PausedReason, Session, SessionState},
 };
 use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
-use sqlx::{Row, sqlite::SqliteRow};
-
-use crate::fault::Fault;
+use crate::{fault::Fault, sql::Columns};
 
 /// The columns of [`session`], for a `SELECT`.
 macro_rules! session_columns {
@@ -22,7 +21,7 @@ macro_rules! session_columns {
          sessions.created_at, sessions.last_active_at, sessions.options, sessions.metadata"
     };
 }
-pub(super) use session_columns;
+pub(crate) use session_columns;
 
 /// The columns of [`agent`], for a `SELECT`.
 macro_rules! agent_columns {
@@ -31,21 +30,21 @@ macro_rules! agent_columns {
          agent_versions.agent, agent_versions.number, agent_versions.digest, agent_versions.settings"
     };
 }
-pub(super) use agent_columns;
+pub(crate) use agent_columns;
 
-pub(super) fn session(row: &SqliteRow) -> Result<Session, Fault> {
-    let state: String = row.try_get("state")?;
-    let reason: Option<String> = row.try_get("paused_reason")?;
+pub(crate) fn session(row: &impl Columns) -> Result<Session, Fault> {
+    let state = text(row, "state")?;
+    let reason = row.text("paused_reason")?;
     let reason = reason.as_deref().map(paused_reason).transpose()?;
     Ok(Session {
         id: parsed(row, "id")?,
-        tenant: TenantId(row.try_get("tenant")?),
+        tenant: TenantId(text(row, "tenant")?),
         agent: parsed(row, "agent")?,
         agent_name: parsed(row, "agent_name")?,
         agent_version: number(row, "agent_version")?,
         state: SessionState::from_parts(&state, reason)
             .ok_or_else(|| Fault::damaged(format!("a session has the unknown state {state:?}")))?,
-        error: row.try_get("error")?,
+        error: row.text("error")?,
         sandbox: parsed_option(row, "sandbox")?,
         options: json(row, "options")?,
         metadata: json(row, "metadata")?,
@@ -56,84 +55,97 @@ pub(super) fn session(row: &SqliteRow) -> Result<Session, Fault> {
     })
 }
 
-pub(super) fn agent(row: &SqliteRow) -> Result<Agent, Fault> {
+pub(crate) fn agent(row: &impl Columns) -> Result<Agent, Fault> {
     Ok(Agent {
         id: parsed(row, "id")?,
-        tenant: TenantId(row.try_get("tenant")?),
+        tenant: TenantId(text(row, "tenant")?),
         name: parsed(row, "name")?,
-        slug: row.try_get("slug")?,
-        description: row.try_get("description")?,
+        slug: row.text("slug")?,
+        description: row.text("description")?,
         version: agent_version(row)?,
         created_at: time(row, "created_at")?,
         updated_at: time(row, "updated_at")?,
     })
 }
 
-pub(super) fn agent_version(row: &SqliteRow) -> Result<AgentVersion, Fault> {
+pub(crate) fn agent_version(row: &impl Columns) -> Result<AgentVersion, Fault> {
     Ok(AgentVersion {
         agent: parsed(row, "agent")?,
-        tenant: TenantId(row.try_get("tenant")?),
+        tenant: TenantId(text(row, "tenant")?),
         number: number(row, "number")?,
-        digest: row.try_get("digest")?,
+        digest: text(row, "digest")?,
         settings: json(row, "settings")?,
     })
 }
 
 /// A text column as an id or a name.
-pub(super) fn parsed<T: FromStr<Err: Display>>(row: &SqliteRow, column: &str) -> Result<T, Fault> {
-    parsed_option(row, column)?.ok_or_else(|| Fault::damaged(format!("{column} is missing")))
+pub(crate) fn parsed<T: FromStr<Err: Display>>(row: &impl Columns, column: &str) -> Result<T, Fault> {
+    present(parsed_option(row, column)?, column)
 }
 
-pub(super) fn parsed_option<T: FromStr<Err: Display>>(row: &SqliteRow, column: &str) -> Result<Option<T>, Fault> {
-    let text: Option<String> = row.try_get(column)?;
-    text.map(|text| text.parse().map_err(|error| Fault::damaged(format!("{column}: {error}")))).transpose()
+/// A text column that is never `NULL`.
+pub(crate) fn text(row: &impl Columns, column: &str) -> Result<String, Fault> {
+    present(row.text(column)?, column)
+}
+
+fn present<T>(value: Option<T>, column: &str) -> Result<T, Fault> {
+    value.ok_or_else(|| Fault::damaged(format!("{column} is missing")))
+}
+
+pub(crate) fn parsed_option<T: FromStr<Err: Display>>(row: &impl Columns, column: &str) -> Result<Option<T>, Fault> {
+    row.text(column)?.map(|text| text.parse().map_err(|error| Fault::damaged(format!("{column}: {error}")))).transpose()
 }
 
 /// An integer column as a smaller or unsigned type.
-pub(super) fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &str) -> Result<T, Fault> {
-    let value: i64 = row.try_get(column)?;
-    T::try_from(value).map_err(|_| Fault::damaged(format!("{column} is {value}")))
+pub(crate) fn number<T: TryFrom<i64>>(row: &impl Columns, column: &str) -> Result<T, Fault> {
+    present(optional_number(row, column)?, column)
 }
 
-pub(super) fn sequence(row: &SqliteRow, column: &str) -> Result<Sequence, Fault> {
+/// As [`number`], of a column that may be `NULL`.
+pub(crate) fn optional_number<T: TryFrom<i64>>(row: &impl Columns, column: &str) -> Result<Option<T>, Fault> {
+    let Some(value) = row.integer(column)? else { return Ok(None) };
+    T::try_from(value).map(Some).map_err(|_| Fault::damaged(format!("{column} is {value}")))
+}
+
+pub(crate) fn sequence(row: &impl Columns, column: &str) -> Result<Sequence, Fault> {
     number(row, column).map(Sequence)
 }
 
-pub(super) fn time(row: &SqliteRow, column: &str) -> Result<Timestamp, Fault> {
-    let milliseconds: i64 = row.try_get(column)?;
+pub(crate) fn time(row: &impl Columns, column: &str) -> Result<Timestamp, Fault> {
+    let milliseconds = number(row, column)?;
     Timestamp::from_millisecond(milliseconds).map_err(|error| Fault::damaged(format!("{column}: {error}")))
 }
 
-fn json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, Fault> {
-    let text: String = row.try_get(column)?;
+fn json<T: DeserializeOwned>(row: &impl Columns, column: &str) -> Result<T, Fault> {
+    let text = text(row, column)?;
     // The error names the place and not the content, which may be secret.
     serde_json::from_str(&text)
         .map_err(|error| Fault::damaged(format!("{column}: line {}, column {}", error.line(), error.column())))
 }
 
 /// A value of ours as JSON text.
-pub(super) fn to_json(value: &impl Serialize) -> Result<String, Fault> {
+pub(crate) fn to_json(value: &impl Serialize) -> Result<String, Fault> {
     serde_json::to_string(value)
-        .map_err(|error| Fault(ash_core::ports::StoreError::Conflict(format!("it cannot be stored as JSON: {error}"))))
+        .map_err(|error| StoreError::Conflict(format!("it cannot be stored as JSON: {error}")).into())
 }
 
 /// Now, as exactly as the store keeps times.
-pub(super) fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
 }
 
 /// A sequence as a column. Sequences end at 2^53.
-pub(super) fn column(sequence: Sequence) -> i64 {
+pub(crate) fn column(sequence: Sequence) -> i64 {
     i64::try_from(sequence.0).unwrap_or(i64::MAX)
 }
 
 /// A length as a column.
-pub(super) fn length(bytes: usize) -> i64 {
+pub(crate) fn length(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-pub(super) fn paused_reason_name(reason: PausedReason) -> &'static str {
+pub(crate) fn paused_reason_name(reason: PausedReason) -> &'static str {
     match reason {
         PausedReason::Person => "person",
         PausedReason::Idle => "idle",

@@ -7,14 +7,20 @@ use ash_core::{
     ports::{Key, KeyStore, NewKey, StoreError},
 };
 use async_trait::async_trait;
-use sqlx::{Row, SqliteConnection};
+use bytes::Bytes;
 
-use super::{SqliteStore, rows, writer::Write};
-use crate::{cache::Caches, fault::Fault};
+use crate::{
+    cache::Caches,
+    fault::Fault,
+    rows,
+    sql::{Sql, Statement},
+    store::{Engine, SqlStore, Write},
+};
 
 #[async_trait]
-impl KeyStore for SqliteStore {
+impl<E: Engine> KeyStore for SqlStore<E> {
     async fn key(&self, hash: &[u8; 32]) -> Result<Option<Key>, StoreError> {
+        // A key never changes and is never taken away, so that what is cached is right for any number of writers.
         let ticket = match self.caches.keys.get(hash) {
             Ok(key) => return Ok(Some(Key::clone(&key))),
             Err(ticket) => ticket,
@@ -28,8 +34,7 @@ impl KeyStore for SqliteStore {
         if self.has_keys.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        let any =
-            sqlx::query("SELECT id FROM api_keys LIMIT 1").fetch_optional(&self.readers).await.map_err(Fault::from)?;
+        let any = self.engine.reader().row(Statement::new("SELECT id FROM api_keys LIMIT 1")).await?;
         if any.is_some() {
             self.has_keys.store(true, Ordering::Relaxed);
         }
@@ -37,25 +42,21 @@ impl KeyStore for SqliteStore {
     }
 
     async fn add_key(&self, key: NewKey) -> Result<Key, StoreError> {
-        self.writer.write(AddKey(key)).await
+        self.engine.write(AddKey(key)).await
     }
 }
 
-impl SqliteStore {
+impl<E: Engine> SqlStore<E> {
     async fn read_key(&self, hash: &[u8; 32]) -> Result<Option<Key>, Fault> {
-        let row = sqlx::query("SELECT id, tenant, name, created_at FROM api_keys WHERE hash = $1")
-            .bind(hash.as_slice())
-            .fetch_optional(&self.readers)
-            .await?;
-        row.map(|row| {
-            Ok(Key {
-                id: rows::parsed(&row, "id")?,
-                tenant: TenantId(row.try_get("tenant")?),
-                name: row.try_get("name")?,
-                created_at: rows::time(&row, "created_at")?,
-            })
-        })
-        .transpose()
+        let statement = Statement::new("SELECT id, tenant, name, created_at FROM api_keys WHERE hash = $1")
+            .bytes(Bytes::copy_from_slice(hash));
+        let Some(row) = self.engine.reader().row(statement).await? else { return Ok(None) };
+        Ok(Some(Key {
+            id: rows::parsed(&row, "id")?,
+            tenant: TenantId(rows::text(&row, "tenant")?),
+            name: rows::text(&row, "name")?,
+            created_at: rows::time(&row, "created_at")?,
+        }))
     }
 }
 
@@ -64,21 +65,19 @@ struct AddKey(NewKey);
 impl Write for AddKey {
     type Output = Key;
 
-    async fn run(&self, connection: &mut SqliteConnection) -> Result<Key, Fault> {
+    async fn run<S: Sql>(&self, sql: &mut S) -> Result<Key, Fault> {
         let Self(new) = self;
         let key = Key { id: KeyId::new(), tenant: new.tenant.clone(), name: new.name.clone(), created_at: rows::now() };
-        let added = sqlx::query(
+        let statement = Statement::new(
             "INSERT INTO api_keys (id, tenant, name, hash, created_at) VALUES ($1, $2, $3, $4, $5) \
              ON CONFLICT (hash) DO NOTHING",
         )
-        .bind(key.id.to_string())
-        .bind(&key.tenant.0)
-        .bind(&key.name)
-        .bind(new.hash.as_slice())
-        .bind(key.created_at.as_millisecond())
-        .execute(connection)
-        .await?;
-        if added.rows_affected() == 0 {
+        .text(key.id)
+        .text(&key.tenant.0)
+        .text(&key.name)
+        .bytes(Bytes::copy_from_slice(&new.hash))
+        .integer(key.created_at.as_millisecond());
+        if sql.execute(statement).await? == 0 {
             return Err(StoreError::Conflict("this key was added before; make another one".to_owned()).into());
         }
         Ok(key)

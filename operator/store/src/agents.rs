@@ -7,22 +7,22 @@ use ash_core::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use sqlx::{Row, SqliteConnection, SqliteExecutor};
 
-use super::{
-    SqliteStore,
+use crate::{
     bundles::{self, Upload},
+    cache::Caches,
+    fault::Fault,
     rows::{self, agent_columns},
-    writer::Write,
+    sql::{Sql, Statement},
+    store::{Engine, SqlStore, Write},
 };
-use crate::{cache::Caches, fault::Fault};
 
 #[async_trait]
-impl AgentStore for SqliteStore {
+impl<E: Engine> AgentStore for SqlStore<E> {
     async fn deploy_agent(&self, mut deploy: DeployAgent) -> Result<Agent, StoreError> {
         let bundle = std::mem::take(&mut deploy.bundle);
         let upload = self.upload(&deploy.tenant, &deploy.digest, &bundle).await?;
-        let deployed = self.writer.write(Deploy { deploy, upload: upload.clone() }).await;
+        let deployed = self.engine.write(Deploy { deploy, upload: upload.clone() }).await;
         if let (Err(_), Some(upload)) = (&deployed, upload) {
             self.discard_unnamed(upload).await;
         }
@@ -32,27 +32,29 @@ impl AgentStore for SqliteStore {
     async fn agent(&self, tenant: &TenantId, name_or_slug: &str) -> Result<Option<Agent>, StoreError> {
         let key = (tenant.clone(), name_or_slug.to_owned());
         let ticket = match self.caches.agents.get(&key) {
-            Ok(agent) => return Ok(Some(Agent::clone(&agent))),
+            Ok(agent) if self.is_current(&agent, name_or_slug).await? => return Ok(Some(Agent::clone(&agent))),
+            Ok(_) => self.caches.agents.forget(&key),
             Err(ticket) => ticket,
         };
-        let Some(agent) = find(&self.readers, tenant, name_or_slug).await? else { return Ok(None) };
+        let Some(agent) = find(&mut self.engine.reader(), tenant, name_or_slug).await? else { return Ok(None) };
         self.caches.agents.fill(ticket, key, agent.clone().into());
         Ok(Some(agent))
     }
 
     async fn agents(&self, tenant: &TenantId) -> Result<Vec<Agent>, StoreError> {
-        let found = sqlx::query(concat!(
+        let statement = Statement::new(concat!(
             "SELECT ",
             agent_columns!(),
             " FROM agents JOIN agent_versions ON agent_versions.tenant = agents.tenant \
              AND agent_versions.agent = agents.id AND agent_versions.number = agents.current_version \
-             WHERE agents.tenant = $1 AND agents.deleted_at IS NULL ORDER BY agents.name"
+             WHERE agents.tenant = $1 AND agents.deleted_at IS NULL"
         ))
-        .bind(&tenant.0)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(Fault::from)?;
-        Ok(found.iter().map(rows::agent).collect::<Result<_, _>>()?)
+        .text(&tenant.0);
+        let found = self.engine.reader().rows(statement).await?;
+        let mut agents = found.iter().map(rows::agent).collect::<Result<Vec<_>, _>>()?;
+        // Not in the database: each has an order of its own for text.
+        agents.sort_by(|one, other| one.name.as_str().cmp(other.name.as_str()));
+        Ok(agents)
     }
 
     async fn agent_version(
@@ -62,28 +64,26 @@ impl AgentStore for SqliteStore {
         number: u32,
     ) -> Result<Option<AgentVersion>, StoreError> {
         let key = (tenant.clone(), agent, number);
+        // A version never changes, so that what is cached is right for any number of writers.
         let ticket = match self.caches.agent_versions.get(&key) {
             Ok(version) => return Ok(Some(AgentVersion::clone(&version))),
             Err(ticket) => ticket,
         };
-        let row = sqlx::query(
+        let statement = Statement::new(
             "SELECT tenant, agent, number, digest, settings FROM agent_versions \
              WHERE tenant = $1 AND agent = $2 AND number = $3",
         )
-        .bind(&tenant.0)
-        .bind(agent.to_string())
-        .bind(i64::from(number))
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(Fault::from)?;
-        let Some(row) = row else { return Ok(None) };
+        .text(&tenant.0)
+        .text(agent)
+        .integer(number.into());
+        let Some(row) = self.engine.reader().row(statement).await? else { return Ok(None) };
         let version = rows::agent_version(&row)?;
         self.caches.agent_versions.fill(ticket, key, version.clone().into());
         Ok(Some(version))
     }
 
     async fn delete_agent(&self, tenant: &TenantId, name_or_slug: &str) -> Result<bool, StoreError> {
-        self.writer.write(Delete { tenant: tenant.clone(), name_or_slug: name_or_slug.to_owned() }).await
+        self.engine.write(Delete { tenant: tenant.clone(), name_or_slug: name_or_slug.to_owned() }).await
     }
 
     async fn bundle(&self, tenant: &TenantId, digest: &str) -> Result<Option<Bytes>, StoreError> {
@@ -91,17 +91,21 @@ impl AgentStore for SqliteStore {
     }
 }
 
-impl SqliteStore {
-    /// Removes the bytes of a deployment that failed, unless it is in doubt and they have their name after all.
-    async fn discard_unnamed(&self, upload: Upload) {
-        let named = sqlx::query("SELECT size FROM bundles WHERE tenant = $1 AND upload = $2")
-            .bind(&upload.tenant.0)
-            .bind(upload.id.to_string())
-            .fetch_optional(&self.readers)
-            .await;
-        if matches!(named, Ok(None)) {
-            self.discard(upload).await;
+impl<E: Engine> SqlStore<E> {
+    /// Whether a cached agent is what the database has under this name. Every change of an agent makes a version.
+    async fn is_current(&self, agent: &Agent, name: &str) -> Result<bool, Fault> {
+        if !E::IS_SHARED {
+            return Ok(true);
         }
+        let statement = Statement::new(
+            "SELECT agents.id, agents.current_version FROM agent_names JOIN agents ON agents.tenant = agent_names.tenant \
+             AND agents.id = agent_names.agent WHERE agent_names.tenant = $1 AND agent_names.name = $2",
+        )
+        .text(&agent.tenant.0)
+        .text(name);
+        let Some(row) = self.engine.reader().row(statement).await? else { return Ok(false) };
+        let found: (AgentId, u32) = (rows::parsed(&row, "id")?, rows::number(&row, "current_version")?);
+        Ok(found == (agent.id, agent.version.number))
     }
 }
 
@@ -115,33 +119,32 @@ struct Deploy {
 impl Write for Deploy {
     type Output = Agent;
 
-    async fn run(&self, connection: &mut SqliteConnection) -> Result<Agent, Fault> {
+    async fn run<S: Sql>(&self, sql: &mut S) -> Result<Agent, Fault> {
         let deploy = &self.deploy;
         if let Some(upload) = &self.upload {
-            bundles::name(connection, upload, &deploy.digest).await?;
+            bundles::name(sql, upload, &deploy.digest).await?;
         }
-        let known = find(&mut *connection, &deploy.tenant, deploy.name.as_str()).await?;
+        let known = find(sql, &deploy.tenant, deploy.name.as_str()).await?;
         let agent = match known {
             Some(known) if known.name == deploy.name => self.next_version(known),
             Some(other) => return Err(taken(deploy.name.as_str(), &other).into()),
             None => self.first_version(),
         };
-        save(connection, &agent).await?;
+        save(sql, &agent).await?;
         for name in std::iter::once(agent.name.as_str()).chain(agent.slug.as_deref()) {
-            take_name(connection, &agent, name).await?;
+            take_name(sql, &agent, name).await?;
         }
-        sqlx::query(
+        let statement = Statement::new(
             "INSERT INTO agent_versions (tenant, agent, number, digest, settings, created_at) \
              VALUES ($1, $2, $3, $4, $5, $6)",
         )
-        .bind(&agent.tenant.0)
-        .bind(agent.id.to_string())
-        .bind(i64::from(agent.version.number))
-        .bind(&agent.version.digest)
-        .bind(rows::to_json(&agent.version.settings)?)
-        .bind(agent.updated_at.as_millisecond())
-        .execute(connection)
-        .await?;
+        .text(&agent.tenant.0)
+        .text(agent.id)
+        .integer(agent.version.number.into())
+        .text(&agent.version.digest)
+        .text(rows::to_json(&agent.version.settings)?)
+        .integer(agent.updated_at.as_millisecond());
+        sql.execute(statement).await?;
         Ok(agent)
     }
 
@@ -187,8 +190,8 @@ impl Deploy {
     }
 }
 
-async fn find(database: impl SqliteExecutor<'_>, tenant: &TenantId, name: &str) -> Result<Option<Agent>, Fault> {
-    let row = sqlx::query(concat!(
+async fn find(sql: &mut impl Sql, tenant: &TenantId, name: &str) -> Result<Option<Agent>, Fault> {
+    let statement = Statement::new(concat!(
         "SELECT ",
         agent_columns!(),
         " FROM agent_names JOIN agents ON agents.tenant = agent_names.tenant AND agents.id = agent_names.agent \
@@ -196,57 +199,49 @@ async fn find(database: impl SqliteExecutor<'_>, tenant: &TenantId, name: &str) 
          AND agent_versions.number = agents.current_version \
          WHERE agent_names.tenant = $1 AND agent_names.name = $2"
     ))
-    .bind(&tenant.0)
-    .bind(name)
-    .fetch_optional(database)
-    .await?;
-    row.as_ref().map(rows::agent).transpose()
+    .text(&tenant.0)
+    .text(name);
+    sql.row(statement).await?.as_ref().map(rows::agent).transpose()
 }
 
 /// Writes the agent's row and frees the names that it no longer has.
-async fn save(connection: &mut SqliteConnection, agent: &Agent) -> Result<(), Fault> {
-    sqlx::query(
+async fn save(sql: &mut impl Sql, agent: &Agent) -> Result<(), Fault> {
+    let statement = Statement::new(
         "INSERT INTO agents (tenant, id, name, slug, description, current_version, created_at, updated_at) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
          ON CONFLICT (tenant, id) DO UPDATE SET slug = excluded.slug, description = excluded.description, \
          current_version = excluded.current_version, updated_at = excluded.updated_at",
     )
-    .bind(&agent.tenant.0)
-    .bind(agent.id.to_string())
-    .bind(agent.name.as_str())
-    .bind(agent.slug.as_deref())
-    .bind(agent.description.as_deref())
-    .bind(i64::from(agent.version.number))
-    .bind(agent.created_at.as_millisecond())
-    .bind(agent.updated_at.as_millisecond())
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query("DELETE FROM agent_names WHERE tenant = $1 AND agent = $2")
-        .bind(&agent.tenant.0)
-        .bind(agent.id.to_string())
-        .execute(connection)
-        .await?;
+    .text(&agent.tenant.0)
+    .text(agent.id)
+    .text(agent.name.as_str())
+    .optional_text(agent.slug.as_deref())
+    .optional_text(agent.description.as_deref())
+    .integer(agent.version.number.into())
+    .integer(agent.created_at.as_millisecond())
+    .integer(agent.updated_at.as_millisecond());
+    sql.execute(statement).await?;
+    free_names(sql, agent).await
+}
+
+async fn free_names(sql: &mut impl Sql, agent: &Agent) -> Result<(), Fault> {
+    let statement = Statement::new("DELETE FROM agent_names WHERE tenant = $1 AND agent = $2");
+    sql.execute(statement.text(&agent.tenant.0).text(agent.id)).await?;
     Ok(())
 }
 
-async fn take_name(connection: &mut SqliteConnection, agent: &Agent, name: &str) -> Result<(), Fault> {
-    sqlx::query(
+async fn take_name(sql: &mut impl Sql, agent: &Agent, name: &str) -> Result<(), Fault> {
+    let statement = Statement::new(
         "INSERT INTO agent_names (tenant, name, agent) VALUES ($1, $2, $3) ON CONFLICT (tenant, name) DO NOTHING",
-    )
-    .bind(&agent.tenant.0)
-    .bind(name)
-    .bind(agent.id.to_string())
-    .execute(&mut *connection)
-    .await?;
-    let row = sqlx::query("SELECT agent FROM agent_names WHERE tenant = $1 AND name = $2")
-        .bind(&agent.tenant.0)
-        .bind(name)
-        .fetch_one(&mut *connection)
-        .await?;
-    if row.try_get::<String, _>("agent")? == agent.id.to_string() {
+    );
+    sql.execute(statement.text(&agent.tenant.0).text(name).text(agent.id)).await?;
+    let statement = Statement::new("SELECT agent FROM agent_names WHERE tenant = $1 AND name = $2");
+    let owner = sql.row(statement.text(&agent.tenant.0).text(name)).await?;
+    let owner = owner.map(|row| rows::parsed::<AgentId>(&row, "agent")).transpose()?;
+    if owner == Some(agent.id) {
         return Ok(());
     }
-    match find(&mut *connection, &agent.tenant, name).await? {
+    match find(sql, &agent.tenant, name).await? {
         Some(other) => Err(taken(name, &other).into()),
         None => Err(Fault::damaged(format!("the name {name:?} belongs to an agent that is not there"))),
     }
@@ -267,20 +262,15 @@ struct Delete {
 impl Write for Delete {
     type Output = bool;
 
-    async fn run(&self, connection: &mut SqliteConnection) -> Result<bool, Fault> {
-        let Some(agent) = find(&mut *connection, &self.tenant, &self.name_or_slug).await? else { return Ok(false) };
-        let now = rows::now().as_millisecond();
-        sqlx::query("UPDATE agents SET deleted_at = $3, updated_at = $3 WHERE tenant = $1 AND id = $2")
-            .bind(&self.tenant.0)
-            .bind(agent.id.to_string())
-            .bind(now)
-            .execute(&mut *connection)
-            .await?;
-        sqlx::query("DELETE FROM agent_names WHERE tenant = $1 AND agent = $2")
-            .bind(&self.tenant.0)
-            .bind(agent.id.to_string())
-            .execute(connection)
-            .await?;
+    async fn run<S: Sql>(&self, sql: &mut S) -> Result<bool, Fault> {
+        let Some(agent) = find(sql, &self.tenant, &self.name_or_slug).await? else { return Ok(false) };
+        let statement =
+            Statement::new("UPDATE agents SET deleted_at = $3, updated_at = $3 WHERE tenant = $1 AND id = $2")
+                .text(&self.tenant.0)
+                .text(agent.id)
+                .integer(rows::now().as_millisecond());
+        sql.execute(statement).await?;
+        free_names(sql, &agent).await?;
         Ok(true)
     }
 

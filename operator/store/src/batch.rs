@@ -1,0 +1,129 @@
+//! Appends, prepared before they are written: checked and encoded, with what they say about turns.
+
+use ash_core::{
+    Entry, EntryKind, Epoch, Sequence,
+    id::{SessionId, TurnId},
+    ports::{Append, StoreError},
+};
+use jiff::Timestamp;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::{
+    cache::Caches,
+    codec::{self, StoredChunk},
+    fault::Fault,
+    rows,
+    sql::Columns,
+};
+
+/// One append.
+pub(crate) struct Batch {
+    pub(crate) session: SessionId,
+    pub(crate) after: Sequence,
+    pub(crate) epoch: Epoch,
+    pub(crate) last: Sequence,
+    pub(crate) chunks: Vec<StoredChunk>,
+    pub(crate) turns: Vec<TurnChange>,
+}
+
+/// What an entry says about turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TurnChange {
+    Begins(TurnId, Sequence),
+    Ends(Sequence),
+}
+
+/// What became of one append.
+pub(crate) enum Appended {
+    /// Its entries are there now, and when the session was active where they say so.
+    Now { session: SessionId, last: Sequence, active_at: Option<Timestamp> },
+    /// They were there.
+    Before,
+}
+
+impl Appended {
+    /// Tells the caches.
+    pub(crate) fn tell(&self, caches: &Caches) {
+        if let Self::Now { session, last, active_at } = self {
+            caches.session_appended(*session, *last, *active_at);
+        }
+    }
+}
+
+impl Batch {
+    async fn prepare(append: Append) -> Result<Self, Fault> {
+        let Append { session, after, entries } = append;
+        let last = check(after, &entries)?;
+        let turns = entries.iter().flat_map(turn_changes).collect();
+        let (_, chunks) = codec::encode(entries).await?;
+        Ok(Self { session, after, epoch: last.epoch(), last, chunks, turns })
+    }
+
+    /// What to say when it is written.
+    pub(crate) fn appended(&self, now: Timestamp) -> Appended {
+        Appended::Now { session: self.session, last: self.last, active_at: (!self.turns.is_empty()).then_some(now) }
+    }
+
+    /// What became of one that was not written, from the session's row: numbers of an epoch have no gaps and one writer, so what
+    /// is not beyond the log's end is in it.
+    pub(crate) fn was_there(&self, row: &impl Columns) -> Result<Appended, Fault> {
+        let (epoch, last) = (Epoch(rows::number(row, "epoch")?), rows::sequence(row, "last_sequence")?);
+        if epoch == self.epoch && self.last <= last {
+            return Ok(Appended::Before);
+        }
+        Err(overtaken(self.session, epoch, last).into())
+    }
+}
+
+/// Checks and encodes appends, each by itself.
+pub(crate) async fn prepare(appends: Vec<Append>) -> Vec<Result<Batch, StoreError>> {
+    let mut batches = Vec::with_capacity(appends.len());
+    for append in appends {
+        batches.push(Batch::prepare(append).await.map_err(StoreError::from));
+    }
+    batches
+}
+
+/// The epoch after a session's current one.
+pub(crate) fn next_epoch(session: SessionId, epoch: Epoch) -> Result<Epoch, StoreError> {
+    let used_up = || StoreError::Conflict(format!("session {session} has used up its epochs; start another one"));
+    epoch.next().ok_or_else(used_up)
+}
+
+pub(crate) fn overtaken(session: SessionId, epoch: Epoch, last: Sequence) -> StoreError {
+    StoreError::Overtaken { session, epoch, last }
+}
+
+/// Whether the entries are what an append must be; gives the last one's sequence.
+fn check(after: Sequence, entries: &[Entry]) -> Result<Sequence, StoreError> {
+    let mut previous = after;
+    for entry in entries {
+        if entry.kind == EntryKind::Opening {
+            return Err(StoreError::Conflict("an opening cannot be appended: it opens an epoch".to_owned()));
+        }
+        if previous.next() != Some(entry.sequence) {
+            return Err(StoreError::Conflict(format!("entry {} does not follow {previous}", entry.sequence)));
+        }
+        previous = entry.sequence;
+    }
+    if entries.is_empty() {
+        return Err(StoreError::Conflict("an append must have entries".to_owned()));
+    }
+    Ok(previous)
+}
+
+fn turn_changes(entry: &Entry) -> impl Iterator<Item = TurnChange> {
+    /// What is read of a user message's line.
+    #[derive(Deserialize)]
+    struct UserLine {
+        uuid: Option<Uuid>,
+    }
+    let begins = (entry.kind == EntryKind::User)
+        .then(|| serde_json::from_slice::<UserLine>(&entry.body).ok()?.uuid)
+        .flatten()
+        .map(|uuid| TurnChange::Begins(TurnId(uuid), entry.sequence));
+    let ends = entry.ends_turn().then_some(TurnChange::Ends(entry.sequence));
+    begins.into_iter().chain(ends)
+}
+

@@ -1,0 +1,240 @@
+//! Appends: those of many sessions are one statement.
+//!
+//! The statement takes the end of each log by compare-and-set on its session's row, and writes chunks and turns of those that it
+//! took. Each table is changed once in it, because CockroachDB allows no more.
+
+use std::collections::{HashMap, HashSet};
+
+use ash_core::{
+    Sequence,
+    id::{SessionId, TurnId},
+    ports::{Append, StoreError},
+};
+use jiff::Timestamp;
+use sqlx::postgres::PgRow;
+
+use super::{Postgres, pool::Lease, retry::Call};
+use crate::{
+    batch::{Appended, Batch, TurnChange, prepare},
+    fault::Fault,
+    limits::{MAX_BYTES_PER_TRANSACTION, MAX_WRITES_PER_TRANSACTION},
+    rows,
+    sessions::no_session,
+};
+
+macro_rules! take_and_store {
+    () => {
+        "WITH given AS ( \
+            SELECT * FROM UNNEST($1::TEXT[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[]) \
+                AS given (session, epoch, follows, last, active_at) \
+        ), taken AS ( \
+            UPDATE sessions SET last_sequence = given.last, \
+                last_active_at = COALESCE(given.active_at, sessions.last_active_at) \
+            FROM given WHERE sessions.id = given.session AND sessions.epoch = given.epoch \
+                AND sessions.last_sequence = given.follows \
+            RETURNING sessions.id, sessions.tenant, sessions.last_sequence \
+        ), stored AS ( \
+            INSERT INTO log_chunks (session, batch_last, class, tenant, first_sequence, last_sequence, codec, size, data) \
+            SELECT taken.id, taken.last_sequence, chunk.class, taken.tenant, chunk.first_sequence, chunk.last_sequence, \
+                chunk.codec, chunk.size, chunk.data \
+            FROM UNNEST($6::TEXT[], $7::BIGINT[], $8::BIGINT[], $9::BIGINT[], $10::BIGINT[], $11::BIGINT[], $12::BYTEA[]) \
+                AS chunk (session, class, first_sequence, last_sequence, codec, size, data) \
+            JOIN taken ON taken.id = chunk.session \
+        )"
+    };
+}
+
+/// Most appends change no turn.
+const APPEND: &str = concat!(take_and_store!(), " SELECT id FROM taken");
+
+/// Ends the turns that were open before, and adds those that begin. A bridge is not trusted: a turn that it begins twice stays as
+/// it was first.
+const APPEND_WITH_TURNS: &str = concat!(
+    take_and_store!(),
+    ", changed AS ( \
+        INSERT INTO turns (session, turn, tenant, first_sequence, last_sequence) \
+        SELECT unfinished.session, unfinished.turn, unfinished.tenant, unfinished.first_sequence, ending.last \
+        FROM UNNEST($13::TEXT[], $14::BIGINT[]) AS ending (session, last) \
+        JOIN taken ON taken.id = ending.session \
+        JOIN turns AS unfinished ON unfinished.session = ending.session AND unfinished.last_sequence IS NULL \
+        UNION ALL \
+        SELECT taken.id, begun.turn, taken.tenant, begun.first, begun.last \
+        FROM UNNEST($15::TEXT[], $16::TEXT[], $17::BIGINT[], $18::BIGINT[]) AS begun (session, turn, first, last) \
+        JOIN taken ON taken.id = begun.session \
+        WHERE NOT EXISTS (SELECT 1 FROM turns AS known WHERE known.session = begun.session AND known.turn = begun.turn) \
+        ON CONFLICT (session, turn) DO UPDATE SET last_sequence = excluded.last_sequence \
+    ) SELECT id FROM taken"
+);
+
+impl Postgres {
+    pub(super) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {
+        let batches = prepare(appends).await;
+        let mut outcomes: Vec<Result<(), StoreError>> =
+            batches.iter().map(|batch| batch.as_ref().map(|_| ()).map_err(Clone::clone)).collect();
+        let prepared: Vec<(usize, &Batch)> =
+            batches.iter().enumerate().filter_map(|(position, batch)| Some((position, batch.as_ref().ok()?))).collect();
+        for together in statements(prepared) {
+            let call = Batches::new(together.iter().map(|(_, batch)| *batch).collect());
+            match self.written(&call, together.len()).await {
+                Ok(appended) => {
+                    for ((position, _), appended) in together.iter().zip(appended) {
+                        outcomes[*position] = appended.map(|appended| appended.tell(&self.caches));
+                    }
+                }
+                Err(error) => {
+                    for (position, _) in together {
+                        outcomes[position] = Err(error.clone());
+                    }
+                }
+            }
+        }
+        outcomes
+    }
+}
+
+/// Which appends share a statement: as many as its bounds allow, and of each session one, because the next follows it.
+fn statements(batches: Vec<(usize, &Batch)>) -> Vec<Vec<(usize, &Batch)>> {
+    let mut statements: Vec<Vec<(usize, &Batch)>> = Vec::new();
+    let (mut bytes, mut sessions) = (0, HashSet::new());
+    for (position, batch) in batches {
+        let size: usize = batch.chunks.iter().map(|chunk| chunk.data.len()).sum();
+        match statements.last_mut() {
+            Some(current)
+                if bytes + size <= MAX_BYTES_PER_TRANSACTION
+                    && current.len() < MAX_WRITES_PER_TRANSACTION
+                    && !sessions.contains(&batch.session) =>
+            {
+                current.push((position, batch));
+            }
+            _ => {
+                statements.push(vec![(position, batch)]);
+                (bytes, sessions) = (0, HashSet::new());
+            }
+        }
+        bytes += size;
+        sessions.insert(batch.session);
+    }
+    statements
+}
+
+/// Appends of one statement.
+struct Batches<'b> {
+    batches: Vec<&'b Batch>,
+    now: Timestamp,
+}
+
+impl<'b> Batches<'b> {
+    fn new(batches: Vec<&'b Batch>) -> Self {
+        Self { batches, now: rows::now() }
+    }
+
+    /// Writes those whose sessions are as they expect; gives these sessions.
+    async fn write(&self, lease: &mut Lease<'_>) -> Result<HashSet<SessionId>, Fault> {
+        let batches = &self.batches;
+        let texts: Vec<String> = batches.iter().map(|batch| batch.session.to_string()).collect();
+        let each = |number: fn(&Batch) -> i64| batches.iter().map(|batch| number(batch)).collect::<Vec<i64>>();
+        let active_at = |batch: &&Batch| (!batch.turns.is_empty()).then(|| self.now.as_millisecond());
+        let chunks: Vec<_> =
+            batches.iter().zip(&texts).flat_map(|(batch, id)| batch.chunks.iter().map(move |chunk| (id, chunk))).collect();
+        let turns: Vec<_> = batches.iter().zip(&texts).map(|(batch, id)| (id, Turns::of(&batch.turns))).collect();
+        let has_turns = turns.iter().any(|(_, turns)| turns.end.is_some() || !turns.begun.is_empty());
+
+        let mut query = sqlx::query(if has_turns { APPEND_WITH_TURNS } else { APPEND })
+            .bind(&texts)
+            .bind(each(|batch| batch.epoch.0.into()))
+            .bind(each(|batch| rows::column(batch.after)))
+            .bind(each(|batch| rows::column(batch.last)))
+            .bind(batches.iter().map(active_at).collect::<Vec<Option<i64>>>())
+            .bind(chunks.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+            .bind(chunks.iter().map(|(_, stored)| stored.chunk.class as i64).collect::<Vec<_>>())
+            .bind(chunks.iter().map(|(_, stored)| rows::column(stored.chunk.first)).collect::<Vec<_>>())
+            .bind(chunks.iter().map(|(_, stored)| rows::column(stored.chunk.last)).collect::<Vec<_>>())
+            .bind(chunks.iter().map(|(_, stored)| i64::from(stored.codec)).collect::<Vec<_>>())
+            .bind(chunks.iter().map(|(_, stored)| rows::length(stored.size)).collect::<Vec<_>>())
+            .bind(chunks.iter().map(|(_, stored)| stored.data.as_ref()).collect::<Vec<_>>());
+        if has_turns {
+            let ending = || turns.iter().filter_map(|(id, turns)| Some((*id, turns.end?)));
+            let begun = || turns.iter().flat_map(|(id, turns)| turns.begun.iter().map(move |turn| (*id, turn)));
+            query = query
+                .bind(ending().map(|(id, _)| id).collect::<Vec<_>>())
+                .bind(ending().map(|(_, last)| rows::column(last)).collect::<Vec<_>>())
+                .bind(begun().map(|(id, _)| id).collect::<Vec<_>>())
+                .bind(begun().map(|(_, begun)| begun.turn.to_string()).collect::<Vec<_>>())
+                .bind(begun().map(|(_, begun)| rows::column(begun.first)).collect::<Vec<_>>())
+                .bind(begun().map(|(_, begun)| begun.last.map(rows::column)).collect::<Vec<_>>());
+        }
+        let taken = query.fetch_all(lease.round_trip()).await?;
+        taken.iter().map(|row| rows::parsed(row, "id")).collect()
+    }
+}
+
+impl Call for Batches<'_> {
+    type Output = Vec<Result<Appended, StoreError>>;
+
+    // A repeat finds that the log has its entries.
+    const MAY_REPEAT: bool = true;
+
+    async fn run(&self, lease: &mut Lease<'_>, _in_doubt: bool) -> Result<Self::Output, Fault> {
+        let taken = self.write(lease).await?;
+        let others: Vec<String> = self
+            .batches
+            .iter()
+            .filter(|batch| !taken.contains(&batch.session))
+            .map(|batch| batch.session.to_string())
+            .collect();
+        let others = if others.is_empty() { HashMap::new() } else { ends(lease, others).await? };
+        let outcome = |batch: &&Batch| match others.get(&batch.session) {
+            _ if taken.contains(&batch.session) => Ok(batch.appended(self.now)),
+            Some(row) => batch.was_there(row).map_err(StoreError::from),
+            None => Err(no_session(batch.session)),
+        };
+        Ok(self.batches.iter().map(outcome).collect())
+    }
+}
+
+/// How far the logs of these sessions are.
+async fn ends(lease: &mut Lease<'_>, sessions: Vec<String>) -> Result<HashMap<SessionId, PgRow>, Fault> {
+    let found = sqlx::query("SELECT id, epoch, last_sequence FROM sessions WHERE id = ANY($1)")
+        .bind(sessions)
+        .fetch_all(lease.round_trip())
+        .await?;
+    found.into_iter().map(|row| Ok((rows::parsed(&row, "id")?, row))).collect()
+}
+
+/// What an append does to a session's turns, all together.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Turns {
+    /// Where the turns end that were open before.
+    end: Option<Sequence>,
+    /// Turns that begin, each where it does so first, and where they end.
+    begun: Vec<Begun>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Begun {
+    turn: TurnId,
+    first: Sequence,
+    last: Option<Sequence>,
+}
+
+impl Turns {
+    fn of(changes: &[TurnChange]) -> Self {
+        let mut turns = Self::default();
+        for change in changes {
+            match *change {
+                TurnChange::Begins(turn, first) => {
+                    if turns.begun.iter().all(|begun| begun.turn != turn) {
+                        turns.begun.push(Begun { turn, first, last: None });
+                    }
+                }
+                TurnChange::Ends(last) => {
+                    turns.end.get_or_insert(last);
+                    for begun in &mut turns.begun {
+                        begun.last.get_or_insert(last);
+                    }
+                }
+            }
+        }
+        turns
+    }
+}
