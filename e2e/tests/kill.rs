@@ -5,9 +5,11 @@
 
 use std::str::FromStr;
 
-use ash_client::{Event, Frame, Message, Session, StreamOptions};
+use ash_client::{Event, Message, Session};
 use ash_core::sse::Position;
-use ash_e2e::harness::{TestApp, Turn, eventually, pid_of, signal};
+use ash_e2e::harness::{
+    TestApp, Turn, compare_with_log, eventually, pid_of, position, signal, without_withdrawn,
+};
 
 /// Rounds of one run; `ASH_KILL_ROUNDS` asks for more.
 const ROUNDS: usize = 50;
@@ -43,10 +45,7 @@ async fn whatever_is_killed_no_event_is_lost_or_doubled() {
         let before = app.client.session(&session.id).await.expect("the session");
         assert_eq!(before.id, session.id);
         let turn = disturbed_turn(&mut app, &session, victim, after).await;
-        check_order(&turn.frames);
-        let seen = without_withdrawn(&turn.frames);
-        let logged = replay(&app, &session, &seen).await;
-        compare(&describe(&seen), &describe(&logged), round);
+        compare_with_log(&app, &session, &turn.frames, &format!("round {round}")).await;
         check_against_model(&app, &turn, victim, round);
         // The session goes on, with its conversation.
         let next = app.say(&session, "[[text: still here]]").await;
@@ -108,74 +107,6 @@ async fn kill(app: &mut TestApp, session: &Session, victim: Victim) {
     }
     if server_too {
         app.start_again().await;
-    }
-}
-
-fn position(frame: &Frame) -> Option<Position> {
-    frame.id.as_deref().map(|id| Position::from_str(id).expect("an id is a position"))
-}
-
-/// Ids grow, and none comes twice.
-fn check_order(frames: &[Frame]) {
-    let positions: Vec<Position> = frames.iter().filter_map(position).collect();
-    for pair in positions.windows(2) {
-        assert!(pair[0] < pair[1], "{} is followed by {}", pair[0], pair[1]);
-    }
-}
-
-/// The frames that count for a client that follows the `withdrawn` frames.
-fn without_withdrawn(frames: &[Frame]) -> Vec<Frame> {
-    let mut counting: Vec<Frame> = Vec::new();
-    for frame in frames {
-        if let Ok(Event::Withdrawn { after }) = frame.read() {
-            let after = Position::from_str(&after).expect("a position");
-            counting.retain(|earlier| position(earlier).is_none_or(|position| position <= after));
-        } else if frame.event != "session_start" {
-            counting.push(frame.clone());
-        }
-    }
-    counting
-}
-
-/// The same stretch of the session, read from the log.
-async fn replay(app: &TestApp, session: &Session, seen: &[Frame]) -> Vec<Frame> {
-    let first = seen.iter().find_map(position).expect("a frame with an id");
-    let last = seen.iter().rev().find_map(position).expect("a frame with an id");
-    let before = Position::after(ash_core::Sequence(first.sequence.0 - 1)).to_string();
-    let options = StreamOptions { include_partial_messages: true, follow: true };
-    let mut stream = app.client.stream(&session.id, Some(&before), options).await.expect("the stream");
-    let mut frames = Vec::new();
-    while let Some(frame) = stream.next().await {
-        let frame = frame.expect("the log can be read");
-        let end = position(&frame) >= Some(last);
-        if frame.event != "session_start" {
-            frames.push(frame);
-        }
-        if end {
-            break;
-        }
-    }
-    frames
-}
-
-fn describe(frames: &[Frame]) -> Vec<String> {
-    frames
-        .iter()
-        .map(|frame| {
-            let id = frame.id.as_deref().unwrap_or("-");
-            format!("{id} {} {}", frame.event, frame.data.chars().take(80).collect::<String>())
-        })
-        .collect()
-}
-
-/// Panics with the first difference and what stands around it.
-fn compare(seen: &[String], logged: &[String], round: usize) {
-    let same = seen.iter().zip(logged).take_while(|(seen, logged)| seen == logged).count();
-    if same < seen.len().max(logged.len()) {
-        let around =
-            |frames: &[String]| frames.iter().skip(same.saturating_sub(2)).take(6).cloned().collect::<Vec<_>>();
-        let (seen, logged) = (around(seen), around(logged));
-        panic!("round {round}: the client's frames are not the log's, at {same}:\nseen {seen:#?}\nlog {logged:#?}");
     }
 }
 

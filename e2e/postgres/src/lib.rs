@@ -27,7 +27,7 @@ const NOBODY: u32 = 65_534;
 
 /// Runs the server until its input ends or says how the server is to end. At the end of the input the folder goes too.
 const KEEPER: &str = r#"
-"$1/postgres" -D "$2/data" -k "$2" -c listen_addresses= -c fsync=off -c max_connections="$3" >>"$2/log" 2>&1 &
+"$1/postgres" -D "$2/data" -k "$2" -p 5432 -c listen_addresses= -c fsync=off -c max_connections="$3" >>"$2/log" 2>&1 &
 server=$!
 how=
 read -r how
@@ -70,6 +70,11 @@ impl Postgres {
     /// The address of one of its databases.
     pub fn url(&self, database: &str) -> String {
         format!("postgres:///{database}?host={}&user=ash", self.folder.path().display())
+    }
+
+    /// The socket that it listens on.
+    pub fn socket(&self) -> PathBuf {
+        self.path(".s.PGSQL.5432")
     }
 
     /// Stops the server as an administrator would: open transactions are rolled back.

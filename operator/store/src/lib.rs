@@ -10,6 +10,7 @@ mod batch;
 mod bundles;
 mod cache;
 mod codec;
+mod directory;
 mod fault;
 mod keys;
 pub mod limits;
@@ -22,8 +23,9 @@ mod sqlite;
 mod store;
 
 pub use cache::CacheStatistics;
+pub use directory::{DirectoryLock, OpenError};
 pub use postgres::{InvalidAddress, PostgresError, PostgresStore};
-pub use sqlite::{OpenError, Settings, SqliteStore, Synchronous};
+pub use sqlite::{Settings, SqliteStore, Synchronous};
 pub use store::{Database, Statistics};
 
 /// The schema, for every database: one set of files.

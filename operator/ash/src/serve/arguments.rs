@@ -23,7 +23,8 @@ pub(crate) const CONFIG: &str = "config";
 
 /// Variables under the names that other programs use, by the argument that they set; the later one wins. An `ASH_...` variable
 /// stands over them.
-pub(crate) const OTHER_VARIABLES: [(&str, &str); 7] = [
+pub(crate) const OTHER_VARIABLES: [(&str, &str); 8] = [
+    ("database_url", "DATABASE_URL"),
     ("anthropic_base_url", "ANTHROPIC_BASE_URL"),
     ("anthropic_api_key", "ANTHROPIC_API_KEY"),
     ("anthropic_auth_token", "ANTHROPIC_AUTH_TOKEN"),
@@ -69,6 +70,11 @@ pub(crate) struct Arguments {
     /// Where everything is kept that has to last
     #[arg(long, env = "ASH_DATA_DIR", default_value = "./data", value_name = "DIRECTORY")]
     pub(crate) data_dir: PathBuf,
+    /// Postgres database instead of SQLite in the data directory, such as postgres://user:password@host:5432/name (also
+    /// DATABASE_URL; better given as a variable: a list of processes shows flags)
+    #[arg(long, env = "ASH_DATABASE_URL", hide_env_values = true, hide_default_value = true,
+        value_parser = values::secret, value_name = "URL")]
+    pub(crate) database_url: Option<SecretString>,
     /// API key that clients need; without one, a generated one is in initial-api-key of the data directory
     #[arg(long, env = "ASH_API_KEY", hide_env_values = true, value_parser = values::secret, value_name = "KEY")]
     pub(crate) api_key: Option<SecretString>,

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use ash_store::SqliteStore;
+use ash_store::Database;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -11,8 +11,8 @@ use prometheus_client::{
 
 /// Reads the store's counts whenever `GET /metrics` does.
 pub(super) struct StoreMetrics {
-    pub(super) store: Arc<SqliteStore>,
-    /// The database's write-ahead log.
+    pub(super) store: Arc<dyn Database>,
+    /// SQLite's write-ahead log; not there with Postgres.
     pub(super) write_ahead_log: PathBuf,
 }
 
@@ -31,7 +31,8 @@ impl Collector for StoreMetrics {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             gauge.encode(metric)
         };
-        gauge("ash_store_queued_writes", "Writes that wait for the writer.", statistics.queued_writes)?;
+        gauge("ash_store_waiting", "Writes that wait for SQLite's writer, or calls for a connection to Postgres.", statistics.waiting)?;
+        gauge("ash_store_connections", "Connections to Postgres.", statistics.connections)?;
         gauge("ash_store_cached_sessions", "Sessions in the store's cache.", sessions.entries)?;
         gauge(
             "ash_store_cached_others",
@@ -59,6 +60,8 @@ impl Collector for StoreMetrics {
             "Agents, versions and keys read from the database.",
             statistics.others.misses,
         )?;
+        counter("ash_store_retries", "Transactions that Postgres was given again.", statistics.retries)?;
+        counter("ash_store_round_trips", "Times that Postgres was asked.", statistics.round_trips)?;
         counter("ash_store_session_hits", "Sessions found in the store's cache.", sessions.hits)?;
         counter("ash_store_session_misses", "Sessions read from the database.", sessions.misses)
     }

@@ -11,14 +11,15 @@ use anyhow::Context;
 use ash_api::{ApiConfig, ApiState, ServeLimits};
 use ash_core::{
     id::TenantId,
-    ports::{AgentStore, Runner, Store},
+    ports::{Runner, Store},
 };
 use ash_gateway::{
     Credential, EgressConfig, Gateway, GatewayConfig, Limits as GatewayLimits, OperatorAllow, UpstreamConfig,
 };
 use ash_runner::{LocalRunner, RunnerConfig};
 use ash_sandbox::{Limits, Policy, ProcessBackend, ProcessConfig};
-use ash_store::{Settings, SqliteStore};
+use ash_store::{Database, DirectoryLock, PostgresStore, SqliteStore};
+use secrecy::SecretString;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -46,7 +47,9 @@ pub(super) struct Server {
     pub(super) state: ApiState,
     pub(super) limits: ServeLimits,
     pub(super) runner: Arc<LocalRunner>,
-    pub(super) store: Arc<SqliteStore>,
+    pub(super) store: Arc<dyn Database>,
+    /// Of the data directory, where the store does not hold it.
+    pub(super) _lock: Option<DirectoryLock>,
 }
 
 /// Makes every part of a standalone server, in the order in which they depend on each other. What a person got wrong is found
@@ -61,7 +64,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     claude::check(&claude, arguments.any_claude_version).await?;
 
     let data = data_directory(&arguments.data_dir)?;
-    let store = Arc::new(SqliteStore::open_with(&data.join(DATABASE), Settings::default()).await?);
+    let (store, lock) = open_store(&data, arguments.database_url.as_ref()).await?;
     let backend = Arc::new(ProcessBackend::new(sandboxes(arguments, &data)).await?);
     for protection in backend.protections().iter() {
         if protection.in_force {
@@ -85,7 +88,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
         write_ahead_log: data.join(format!("{DATABASE}-wal")),
     }));
     runner_metrics.register_collector(Box::new(system_metrics::SystemMetrics(Arc::clone(&backend))));
-    let as_port: Arc<dyn Store> = Arc::clone(&store) as _;
+    let as_port: Arc<dyn Store> = store.clone();
     let runner = LocalRunner::start(
         runner_config(arguments, &data, bridge, claude),
         backend,
@@ -97,11 +100,11 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let runner = Arc::new(runner);
     *registry.lock().unwrap_or_else(PoisonError::into_inner) = runner_metrics;
 
-    for agent in store.agents(&TenantId::default_tenant()).await? {
+    for agent in as_port.agents(&TenantId::default_tenant()).await? {
         runner.prepare(agent.version);
     }
     if arguments.api_key.is_none()
-        && let Some(path) = ash_api::ensure_initial_key(&*store, &data).await?
+        && let Some(path) = ash_api::ensure_initial_key(&*as_port, &data).await?
     {
         tracing::info!(path = %path.display(), "the first API key was written to this file");
     }
@@ -109,7 +112,19 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     // Streams end with their turns; a moment more lets them say so.
     let limits = ServeLimits { shutdown_grace: arguments.shutdown_timeout + super::DRAIN, ..ServeLimits::default() };
     let state = ApiState::new(as_port, Arc::clone(&runner) as _, registry, config);
-    Ok(Server { listener, router: ash_api::router(state.clone()), state, limits, runner, store })
+    Ok(Server { listener, router: ash_api::router(state.clone()), state, limits, runner, store, _lock: lock })
+}
+
+/// SQLite in the data directory, or Postgres. The directory is this server's in both cases: sandboxes are in it.
+async fn open_store(
+    data: &Path,
+    database_url: Option<&SecretString>,
+) -> anyhow::Result<(Arc<dyn Database>, Option<DirectoryLock>)> {
+    let Some(url) = database_url else {
+        return Ok((Arc::new(SqliteStore::open(&data.join(DATABASE)).await?), None));
+    };
+    let lock = DirectoryLock::take(data)?;
+    Ok((Arc::new(PostgresStore::open(url).await?), Some(lock)))
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

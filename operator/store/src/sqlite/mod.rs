@@ -12,7 +12,7 @@ use ash_core::{
 };
 use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
-pub use self::open::{OpenError, Settings, Synchronous};
+pub use self::open::{Settings, Synchronous};
 use self::writer::{Alike, Writer};
 use crate::{
     fault::Fault,

@@ -1,12 +1,6 @@
-//! Opens the file: lock, settings, migrations, and errors that say what to do.
+//! Opens the file: lock, settings, migrations.
 
-use std::{
-    fs::{File, OpenOptions, TryLockError},
-    io::{self, Read, Seek, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use ash_core::ports::StoreError;
 use sqlx::{
@@ -24,13 +18,10 @@ use crate::{
     MIGRATIONS, bundles,
     cache::Caches,
     fault::{Fault, primary_code},
+    directory::{DirectoryLock, OpenError, open_private},
     limits::{BUSY_TIMEOUT, MAX_KEPT_WAL_BYTES, MAX_READERS, READ_TIMEOUT},
 };
 
-/// The lock's file beside the database.
-const LOCK_FILE: &str = "ash.lock";
-/// Owner only: options of sessions may hold the tenant's own secrets.
-const FILE_MODE: u32 = 0o600;
 /// SQLite's PERM, READONLY and CANTOPEN (<https://www.sqlite.org/rescode.html>).
 const NOT_WRITABLE: [i32; 3] = [3, 8, 14];
 /// SQLite's default, which nothing here changes.
@@ -54,66 +45,6 @@ pub struct Settings {
     /// The database's size in bytes at the most, rounded up to pages of 4 KiB, without its write-ahead log; beyond it writes
     /// fail with [`StoreError::Full`]. `None`: as large as the disk.
     pub max_bytes: Option<u64>,
-}
-
-/// Why the store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The directory or a file in it cannot be written.
-    #[error("{} cannot be written: {reason}; let this user write it, or name another directory with --data-dir", .path.display())]
-    NotWritable {
-        /// What.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// Another server has it.
-    #[error(
-        "{} is in use by another server{}; stop that one, or name another directory with --data-dir",
-        .path.display(),
-        .process.map(|id| format!(" (process {id})")).unwrap_or_default()
-    )]
-    Locked {
-        /// The data directory.
-        path: PathBuf,
-        /// The other server's process id, where it could be read.
-        process: Option<u32>,
-    },
-    /// A newer release has changed the schema.
-    #[error(
-        "{} was written by a newer release (schema {found}, this one knows {known}); update this one, or restore the backup \
-         from before the update", .path.display()
-    )]
-    SchemaNewer {
-        /// The database.
-        path: PathBuf,
-        /// Its schema.
-        found: i64,
-        /// The newest schema that this release knows.
-        known: i64,
-    },
-    /// The file is no database or a broken one.
-    #[error("{} is damaged: {reason}; restore it from a backup, or move it away to begin anew", .path.display())]
-    Damaged {
-        /// The database.
-        path: PathBuf,
-        /// What is broken.
-        reason: String,
-    },
-    /// The disk is full.
-    #[error("the disk of {} is full; free some space and start again", .path.display())]
-    Full {
-        /// The database.
-        path: PathBuf,
-    },
-    /// Anything else, such as another process that holds the file for a moment.
-    #[error("{} cannot be opened: {reason}; see that no other program has it open and try again", .path.display())]
-    Unavailable {
-        /// The database.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
 }
 
 impl SqliteStore {
@@ -158,38 +89,12 @@ impl SqliteStore {
     }
 }
 
-/// Makes directory and files and takes the lock.
-fn prepare(path: &Path) -> Result<File, OpenError> {
+/// Makes directory and file and takes the lock.
+fn prepare(path: &Path) -> Result<DirectoryLock, OpenError> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let explain = |path: &Path, error: &io::Error| match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OpenError::Full { path: path.to_owned() },
-        _ => OpenError::NotWritable { path: path.to_owned(), reason: error.to_string() },
-    };
-    std::fs::create_dir_all(directory).map_err(|error| explain(directory, &error))?;
-    let lock_path = directory.join(LOCK_FILE);
-    let open = |path: &Path| {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
-        options.open(path).map_err(|error| explain(path, &error))
-    };
-    let mut lock = open(&lock_path)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            // Only to help: without it the message is still true.
-            let process = lock.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            return Err(OpenError::Locked { path: directory.to_owned(), process });
-        }
-        Err(TryLockError::Error(error)) => return Err(explain(&lock_path, &error)),
-    }
-    // Who has it, for the one who finds it locked. A full disk must not keep a server from starting to read.
-    let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
-    if let Err(error) = written {
-        tracing::warn!(%error, path = %lock_path.display(), "the lock does not name this process");
-    }
+    let lock = DirectoryLock::take(directory)?;
     // SQLite gives its write-ahead log the mode that the database has.
-    open(path)?;
+    open_private(path)?;
     Ok(lock)
 }
 

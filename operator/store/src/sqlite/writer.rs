@@ -3,7 +3,6 @@
 //! One disk flush serves everything that came while the previous one ran. Callers hear of their write after the commit.
 
 use std::{
-    fs::File,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -21,6 +20,7 @@ use tokio::{
 use super::open;
 use crate::{
     cache::Caches,
+    directory::DirectoryLock,
     fault::{Fault, is_refusal},
     limits::{MAX_BYTES_PER_TRANSACTION, MAX_QUEUED_WRITES, MAX_WRITES_PER_TRANSACTION},
     store::{self, Statistics},
@@ -98,7 +98,7 @@ impl Writer {
         connection: SqliteConnection,
         options: SqliteConnectOptions,
         max_pages: u32,
-        lock: File,
+        lock: DirectoryLock,
         caches: Arc<Caches>,
     ) -> Self {
         let (queue, jobs) = mpsc::channel(MAX_QUEUED_WRITES);
@@ -266,7 +266,7 @@ struct Worker {
     /// Set on every new connection: it is not kept in the file.
     max_pages: Arc<AtomicU32>,
     /// Of the data directory: held until nothing is written any more.
-    _lock: File,
+    _lock: DirectoryLock,
     caches: Arc<Caches>,
     counters: Arc<Counters>,
 }

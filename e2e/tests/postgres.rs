@@ -1,0 +1,114 @@
+//! The same server on Postgres: conversations go on when the server is killed, and when Postgres is away for a moment.
+
+use ash_client::{Message, Session};
+use ash_e2e::harness::{TestApp, Turn, compare_with_log, pid_of};
+use ash_test_postgres::Postgres;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
+
+/// Deltas of a turn.
+const DELTAS: usize = 500;
+
+async fn on(server: &Postgres) -> TestApp {
+    // A variable, as a person should give it: what is in it may be secret.
+    TestApp::builder().variable("ASH_DATABASE_URL", &server.url("postgres")).start().await
+}
+
+fn said() -> String {
+    (0..DELTAS).map(|number| format!("{number} ")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_goes_on_after_the_servers_death() {
+    let server = Postgres::start();
+    let mut app = on(&server).await;
+    let session = app.session().await;
+    let turn = app.say(&session, r#"[[tool: Bash {"command":"echo kept > note; cat note"}]] [[result]]"#).await;
+    assert!(turn.result().is_some_and(|text| text.contains("kept")), "{:?} {:?}", turn.result(), turn.error());
+    let claude = pid_of(&app.session_folder(&session.id), "claude");
+    app.kill();
+    app.start_again().await;
+    let turn = app.say(&session, r#"[[tool: Bash {"command":"cat note"}]] [[result]]"#).await;
+    assert!(turn.result().is_some_and(|text| text.contains("kept")), "{:?} {:?}", turn.result(), turn.error());
+    assert_eq!(pid_of(&app.session_folder(&session.id), "claude"), claude, "the same process goes on");
+    assert_eq!(app.say(&session, "[[count]]").await.result().as_deref(), Some("3"));
+    // A graceful stop ends the sandbox; the conversation is put back from the log.
+    app.stop();
+    app.start_again().await;
+    assert_eq!(app.say(&session, "[[count]]").await.result().as_deref(), Some("4"));
+    assert!(!app.data().join("ash.db").exists(), "nothing is in SQLite");
+    assert!(app.data().join("ash.lock").exists(), "the data directory is this server's all the same");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_is_away_in_the_middle_of_turns_and_nothing_is_lost() {
+    let mut server = Postgres::start();
+    let mut app = on(&server).await;
+    let session = app.session().await;
+    assert_eq!(app.say(&session, "[[text: begin]]").await.error(), None);
+    for round in 0..6 {
+        // Stopped and crashed by turns; in every third round the server dies meanwhile.
+        let turn = disturbed_turn(&mut app, &mut server, &session, round).await;
+        assert_eq!(turn.error(), None, "round {round}");
+        assert_eq!(turn.result().as_deref().map(str::trim), Some(said().trim()), "round {round}");
+        compare_with_log(&app, &session, &turn.frames, &format!("round {round}")).await;
+        let next = app.say(&session, "[[text: still here]]").await;
+        assert_eq!(next.result().as_deref(), Some("still here"), "round {round}: {:?}", next.error());
+    }
+}
+
+/// A turn in whose middle Postgres goes away and comes back.
+async fn disturbed_turn(app: &mut TestApp, server: &mut Postgres, session: &Session, round: usize) -> Turn {
+    let text = format!("[[pace: 1ms]] [[burst: {DELTAS}]]");
+    let message = Message { include_partial_messages: true, ..Message::text(text) };
+    let mut stream = app.client.send_message(&session.id, &message).await.expect("the message is taken");
+    let mut turn = Turn::default();
+    while let Some(frame) = stream.next().await {
+        turn.frames.push(frame.expect("the stream goes on"));
+        match turn.frames.len() {
+            60 if round % 2 == 0 => server.stop(),
+            60 => server.crash(),
+            160 if round % 3 == 2 => {
+                app.kill();
+                server.start_again();
+                app.start_again().await;
+            }
+            // The stream goes on without the database.
+            160 => server.start_again(),
+            _ => {}
+        }
+    }
+    turn
+}
+
+/// Counts every row of every table that a turn writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_of_deltas_writes_few_rows() {
+    const TABLES: [&str; 4] = ["sessions", "session_metadata", "log_chunks", "turns"];
+    let server = Postgres::start();
+    let app = on(&server).await;
+    let session = app.session().await;
+    assert_eq!(app.say(&session, "[[text: begin]]").await.error(), None);
+    let mut connection = PgConnection::connect(&server.url("postgres")).await.expect("a connection");
+    let count = "CREATE TABLE written (changed TEXT); CREATE FUNCTION count_written() RETURNS TRIGGER AS \
+                 'BEGIN INSERT INTO written VALUES (TG_TABLE_NAME || '' '' || TG_OP); RETURN NULL; END' LANGUAGE plpgsql";
+    connection.execute(AssertSqlSafe(count)).await.expect("a function that counts");
+    for table in TABLES {
+        let trigger = format!(
+            "CREATE TRIGGER count_written AFTER INSERT OR UPDATE OR DELETE ON {table} \
+             FOR EACH ROW EXECUTE FUNCTION count_written()"
+        );
+        connection.execute(AssertSqlSafe(trigger)).await.expect("a trigger");
+    }
+    let turns = 5;
+    for _ in 0..turns {
+        assert_eq!(app.say(&session, &format!("[[burst: {DELTAS}]]")).await.error(), None);
+    }
+    let rows = connection
+        .fetch_all("SELECT changed, COUNT(*) AS rows FROM written GROUP BY changed ORDER BY changed")
+        .await
+        .expect("the counts");
+    let counts: Vec<(String, i64)> = rows.iter().map(|row| (row.get("changed"), row.get("rows"))).collect();
+    let all: i64 = counts.iter().map(|(_, rows)| rows).sum();
+    eprintln!("rows of {turns} turns of {DELTAS} deltas: {all}: {counts:?}");
+    assert!(all < turns * 25, "no row is written per delta: {counts:?}");
+}
