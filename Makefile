@@ -27,7 +27,7 @@ bench: tools ## Measure what Ash adds, each figure beside its limit
 	target/release/ash-bench --markdown docs/benchmarks.md
 
 .PHONY: tools
-tools: ## Install what Ash needs beside Rust: bubblewrap and the pinned Claude Code
+tools: ## Install what Ash needs beside Rust: bubblewrap, Postgres for the tests, and the pinned Claude Code
 	@scripts/install-tools.sh
 
 .PHONY: test-tools

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what Ash needs beside Rust: bubblewrap and a C compiler from the distribution, and the pinned Claude Code.
+# Installs what Ash needs beside Rust: bubblewrap, a C compiler and (for the tests) Postgres from the distribution, and the
+# pinned Claude Code.
 # Does nothing when all is there; says what to do where it cannot.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -10,6 +11,8 @@ missing=()
 command -v bwrap >/dev/null || missing+=(bubblewrap)
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v npm >/dev/null || [ -x "$HOME/.cache/ash/claude-code-$(cat "$top/bridge-image/claude-code.version")/package/claude" ] || missing+=(npm)
+# Debian keeps its programs off the PATH. A DATABASE_URL names a server that the tests use instead.
+[ -n "${DATABASE_URL:-}" ] || command -v postgres >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || missing+=(postgresql)
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ]; then sudo=(); elif sudo -n true 2>/dev/null; then sudo=(sudo -n); else
     echo "Missing: ${missing[*]}. Install them first: sudo apt-get install -y ${missing[*]}" >&2

@@ -4,7 +4,6 @@
 //! Postgres refuses root; a test that runs as root gives it another user. Nothing of the product depends on this crate.
 
 use std::{
-    ffi::OsString,
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -168,7 +167,7 @@ impl Drop for Postgres {
 /// The folder with the programs: on the `PATH`, else the newest where Debian puts them.
 fn programs() -> Option<PathBuf> {
     let is_whole = |folder: &PathBuf| folder.join("postgres").is_file() && folder.join("initdb").is_file();
-    let path = std::env::var_os("PATH").unwrap_or_else(OsString::new);
+    let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).find(is_whole);
     on_path.or_else(|| {
         let mut versions: Vec<(u32, PathBuf)> = fs::read_dir(Path::new(DEBIAN))

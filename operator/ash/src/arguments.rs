@@ -146,8 +146,17 @@ mod tests {
 
     #[test]
     fn no_secret_is_printed() {
-        let cli =
-            parse(&["--api-key", "sesame", "serve", "--anthropic-api-key", "sesame", "--upstream-header", "a: sesame"]);
+        let cli = parse(&[
+            "--api-key",
+            "sesame",
+            "serve",
+            "--anthropic-api-key",
+            "sesame",
+            "--upstream-header",
+            "a: sesame",
+            "--database-url",
+            "postgres://me:sesame@host/ash",
+        ]);
         assert!(!format!("{cli:?}").contains("sesame"));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Complete messages are written with whatever else comes within [`COMMIT_SPACING`], because most of a transaction's cost does
 //! not depend on its size. The end of a turn waits for nothing.
-//! Partials wait for more, for [`COMMIT_DELAY`] at the most. A transaction that takes longer delays the next, so that batches
+//! Partials wait for more, for [`COMMIT_DELAY`] at the most. A store that many servers share asks for more than both. A transaction that takes longer delays the next, so that batches
 //! grow under load by themselves.
 
 use std::{
@@ -56,10 +56,11 @@ impl CommitQueue {
 
 /// Commits for as long as the process lives. Dropping the future stops it between two transactions.
 pub(crate) async fn run(queue: Arc<CommitQueue>, store: Arc<dyn Store>, metrics: Arc<Metrics>) {
+    let (delay, spacing) = (COMMIT_DELAY.max(store.append_spacing()), COMMIT_SPACING.max(store.append_spacing()));
     loop {
         queue.some.notified().await;
-        let _ = timeout(COMMIT_DELAY, queue.urgent.notified()).await;
-        let _ = timeout(COMMIT_SPACING, queue.immediate.notified()).await;
+        let _ = timeout(delay, queue.urgent.notified()).await;
+        let _ = timeout(spacing, queue.immediate.notified()).await;
         let hubs = queue.take();
         commit(&queue, &*store, &metrics, hubs).await;
     }

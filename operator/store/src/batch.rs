@@ -126,4 +126,3 @@ fn turn_changes(entry: &Entry) -> impl Iterator<Item = TurnChange> {
     let ends = entry.ends_turn().then_some(TurnChange::Ends(entry.sequence));
     begins.into_iter().chain(ends)
 }
-

@@ -103,7 +103,9 @@ fn of_postgres(error: &PgDatabaseError) -> Fault {
         "40003" | "57P01" | "57P02" | "57P03" | "25006" => unavailable(Trouble::Lost),
         "53100" => StoreError::Full.into(),
         // Text with a character that the database has no place for: U+0000.
-        "22021" | "22P05" => StoreError::Conflict("a text has a character that cannot be stored (U+0000)".to_owned()).into(),
+        "22021" | "22P05" => {
+            StoreError::Conflict("a text has a character that cannot be stored (U+0000)".to_owned()).into()
+        }
         code if code.starts_with("08") => unavailable(Trouble::Lost),
         code if code.starts_with("23") => StoreError::Conflict(format!("refused by the database: {message}")).into(),
         "XX001" | "XX002" => Fault::damaged(message),

@@ -3,7 +3,10 @@
 //! [`SqliteStore`] keeps them in one file, for one server; [`PostgresStore`] in a database that servers share. What a method returned is durable, also when the power fails.
 
 #![allow(clippy::doc_markdown, reason = "SQLite is a name, not code")]
-#![allow(private_bounds, reason = "what the stores have in common is bounded by a trait that is nobody else's business")]
+#![allow(
+    private_bounds,
+    reason = "what the stores have in common is bounded by a trait that is nobody else's business"
+)]
 
 mod agents;
 mod batch;

@@ -105,3 +105,7 @@ pub const MIGRATION_STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The age at which a bundle's bytes that no bundle names are removed: another server may be about to name younger ones.
 pub const MAX_UNFINISHED_UPLOAD_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// How long appends to Postgres wait for more, unless a turn's end or 256 KiB are among them: each costs a transaction of a
+/// database that many servers share, and two to five rows.
+pub const APPEND_SPACING: Duration = Duration::from_millis(250);

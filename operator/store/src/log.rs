@@ -1,5 +1,7 @@
 //! The event log: reads it, and hands what is written to the database.
 
+use std::time::Duration;
+
 use ash_core::{
     Entry, Epoch, Sequence,
     chunk::{self, ChunkClass},
@@ -14,7 +16,7 @@ use async_trait::async_trait;
 use crate::{
     codec,
     fault::Fault,
-    limits::{MAX_BATCHES_PER_PAGE, MAX_TRANSCRIPT_BYTES, TRANSCRIPT_CHUNKS},
+    limits::{APPEND_SPACING, MAX_BATCHES_PER_PAGE, MAX_TRANSCRIPT_BYTES, TRANSCRIPT_CHUNKS},
     rows,
     sessions::no_session,
     sql::{Columns, Sql, Statement},
@@ -32,6 +34,10 @@ impl<E: Engine> EventLog for SqlStore<E> {
             return Vec::new();
         }
         self.engine.append(appends).await
+    }
+
+    fn append_spacing(&self) -> Duration {
+        if E::IS_SHARED { APPEND_SPACING } else { Duration::ZERO }
     }
 
     async fn read(&self, session: SessionId, after: Sequence, max_bytes: usize) -> Result<Page, StoreError> {

@@ -2,6 +2,7 @@
 
 use std::{fmt::Display, str::FromStr};
 
+use crate::{fault::Fault, sql::Columns};
 use ash_core::{
     Epoch, Sequence,
     agent::{Agent, AgentVersion},
@@ -11,7 +12,6 @@ use ash_core::{
 };
 use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
-use crate::{fault::Fault, sql::Columns};
 
 /// The columns of [`session`], for a `SELECT`.
 macro_rules! session_columns {

@@ -100,8 +100,7 @@ impl<E: Engine> SqlStore<E> {
             session_columns!(),
             next + 1
         );
-        let with_values =
-            |text: String| values.iter().fold(Statement::new(text), |statement, value| statement.text(value));
+        let with_values = |text: String| values.iter().fold(Statement::new(text), Statement::text);
         let limit = filter.limit.clamp(1, MAX_SESSIONS_PER_PAGE);
         let statement = with_values(page).integer(limit.into()).integer(filter.offset.into());
         let found = reader.rows(statement).await?;
@@ -165,6 +164,34 @@ pub(crate) async fn made_before(sql: &mut impl Sql, tenant: &TenantId, key: &str
         " FROM sessions WHERE tenant = $1 AND idempotency_key = $2"
     ));
     sql.row(statement.text(&tenant.0).text(key)).await?.as_ref().map(rows::session).transpose()
+}
+
+/// Whether the agent of a new session is there, and not deleted.
+pub(crate) async fn has_agent(sql: &mut impl Sql, new: &NewSession) -> Result<bool, Fault> {
+    let statement = Statement::new("SELECT id FROM agents WHERE tenant = $1 AND id = $2 AND deleted_at IS NULL");
+    Ok(sql.row(statement.text(&new.tenant.0).text(new.agent)).await?.is_some())
+}
+
+/// Adds the columns of a session's row as it begins, `$1` to `$13` in the order of the table but for what is empty then.
+pub(crate) fn first_values(
+    statement: Statement,
+    session: &Session,
+    idempotency_key: Option<&str>,
+) -> Result<Statement, Fault> {
+    Ok(statement
+        .text(session.id)
+        .text(&session.tenant.0)
+        .text(session.agent)
+        .text(session.agent_name.as_str())
+        .integer(session.agent_version.into())
+        .text(session.state.name())
+        .integer(session.epoch.0.into())
+        .integer(rows::column(session.last))
+        .integer(session.created_at.as_millisecond())
+        .integer(session.last_active_at.as_millisecond())
+        .optional_text(idempotency_key)
+        .text(rows::to_json(&session.options)?)
+        .text(rows::to_json(&session.metadata)?))
 }
 
 pub(crate) fn no_session(id: SessionId) -> StoreError {

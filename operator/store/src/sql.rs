@@ -6,7 +6,9 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use sqlx::{Arguments, AssertSqlSafe, Database, Encode, IntoArguments, Type, database::HasStatementCache, query::Query};
+use sqlx::{
+    Arguments, AssertSqlSafe, Database, Encode, IntoArguments, Type, database::HasStatementCache, query::Query,
+};
 
 use crate::fault::Fault;
 

@@ -15,9 +15,7 @@ use ash_core::{
 };
 use ash_store::{Database as _, PostgresError, PostgresStore};
 use ash_test_postgres::Postgres;
-use contract::fixtures::{
-    agent, append_one, deployment, entry, log_after, new_session, now, opening_of, placed,
-};
+use contract::fixtures::{agent, append_one, deployment, entry, log_after, new_session, now, opening_of, placed};
 use postgres_proxy::Proxy;
 use tokio::sync::mpsc;
 
@@ -49,7 +47,10 @@ async fn while_postgres_is_away_calls_are_unavailable_and_later_they_work() {
     assert!(matches!(read, Err(StoreError::Unavailable(_))), "{read:?}");
     let refused = refused.map(drop).unwrap_err();
     assert!(matches!(&refused, PostgresError::Unavailable { .. }), "{refused}");
-    assert!(refused.to_string().contains("ash at 127.0.0.1:1") && !format!("{refused:?}").contains("hunter2"), "{refused}");
+    assert!(
+        refused.to_string().contains("ash at 127.0.0.1:1") && !format!("{refused:?}").contains("hunter2"),
+        "{refused}"
+    );
     assert!(store.statistics().failed_transactions > 0);
     server.start_again();
     append_one(&store, &session, entries.clone()).await.unwrap();
@@ -65,7 +66,11 @@ async fn no_call_notices_that_postgres_was_started_again() {
     let tenant = TenantId::default_tenant();
     let mut session = placed(&store).await;
     for (round, crash) in [false, true, false, true, true].into_iter().enumerate() {
-        if crash { server.crash() } else { server.stop() }
+        if crash {
+            server.crash()
+        } else {
+            server.stop()
+        }
         server.start_again();
         match round {
             0 => append_one(&store, &session, vec![line(&session, 2)]).await.unwrap(),

@@ -73,7 +73,8 @@ async fn servers_that_fight_for_sessions_lose_and_double_nothing() {
     for _ in 0..SESSIONS {
         sessions.push(session(&*stores[0]).await);
     }
-    let tasks: Vec<_> = stores.iter().map(|store| tokio::spawn(fight(store.clone(), sessions.clone(), ROUNDS))).collect();
+    let tasks: Vec<_> =
+        stores.iter().map(|store| tokio::spawn(fight(store.clone(), sessions.clone(), ROUNDS))).collect();
     let mut acknowledged = Vec::new();
     for task in tasks {
         acknowledged.extend(task.await.unwrap());
@@ -125,7 +126,9 @@ async fn servers_that_start_at_once_make_the_schema_once() {
     let tasks: Vec<_> = (0..8)
         .map(|_| {
             let url = url.clone();
-            tokio::spawn(async move { PostgresStore::open(&url.into()).await.map(drop).map_err(|error| error.to_string()) })
+            tokio::spawn(
+                async move { PostgresStore::open(&url.into()).await.map(drop).map_err(|error| error.to_string()) },
+            )
         })
         .collect();
     for task in tasks {

@@ -31,7 +31,11 @@ impl Collector for StoreMetrics {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             gauge.encode(metric)
         };
-        gauge("ash_store_waiting", "Writes that wait for SQLite's writer, or calls for a connection to Postgres.", statistics.waiting)?;
+        gauge(
+            "ash_store_waiting",
+            "Writes that wait for SQLite's writer, or calls for a connection to Postgres.",
+            statistics.waiting,
+        )?;
         gauge("ash_store_connections", "Connections to Postgres.", statistics.connections)?;
         gauge("ash_store_cached_sessions", "Sessions in the store's cache.", sessions.entries)?;
         gauge(

@@ -19,8 +19,8 @@ use ash_gateway::{
 use ash_runner::{LocalRunner, RunnerConfig};
 use ash_sandbox::{Limits, Policy, ProcessBackend, ProcessConfig};
 use ash_store::{Database, DirectoryLock, PostgresStore, SqliteStore};
-use secrecy::SecretString;
 use prometheus_client::registry::Registry;
+use secrecy::SecretString;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::{

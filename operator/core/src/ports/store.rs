@@ -1,6 +1,6 @@
 //! The store: agents, sessions, keys and the event log. One contract, proven by one test suite for every database.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use ash_protocol::{Entry, Epoch, Sequence, options::SessionOptions};
 use async_trait::async_trait;
@@ -176,6 +176,12 @@ pub trait EventLog: Send + Sync {
     /// Appends to the logs of many sessions in one transaction. Each append succeeds or fails by itself where it was overtaken;
     /// when the transaction fails, all fail. An append that is already there (its outcome was unknown) succeeds.
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>>;
+
+    /// How long appends wait for more, where nobody waits for them: what a database that many servers share is spared, at the
+    /// price of what is lost when bridge and host die together. Zero: the caller's own measure is right.
+    fn append_spacing(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Entries after a position, in order: at least one batch where there is one, about `max_bytes` at the most beyond that.
     /// Internal entries (transcripts) are left out.

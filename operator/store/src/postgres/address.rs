@@ -60,7 +60,8 @@ pub(super) fn read(address: &SecretString) -> Result<PgConnectOptions, InvalidAd
         return Err(InvalidAddress::Parameter);
     }
     let options = PgConnectOptions::from_str(address.expose_secret()).map_err(|_| InvalidAddress::Part)?;
-    let options = if options.get_application_name().is_none() { options.application_name(APPLICATION) } else { options };
+    let options =
+        if options.get_application_name().is_none() { options.application_name(APPLICATION) } else { options };
     Ok(options.disable_statement_logging())
 }
 

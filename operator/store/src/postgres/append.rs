@@ -134,8 +134,11 @@ impl<'b> Batches<'b> {
         let texts: Vec<String> = batches.iter().map(|batch| batch.session.to_string()).collect();
         let each = |number: fn(&Batch) -> i64| batches.iter().map(|batch| number(batch)).collect::<Vec<i64>>();
         let active_at = |batch: &&Batch| (!batch.turns.is_empty()).then(|| self.now.as_millisecond());
-        let chunks: Vec<_> =
-            batches.iter().zip(&texts).flat_map(|(batch, id)| batch.chunks.iter().map(move |chunk| (id, chunk))).collect();
+        let chunks: Vec<_> = batches
+            .iter()
+            .zip(&texts)
+            .flat_map(|(batch, id)| batch.chunks.iter().map(move |chunk| (id, chunk)))
+            .collect();
         let turns: Vec<_> = batches.iter().zip(&texts).map(|(batch, id)| (id, Turns::of(&batch.turns))).collect();
         let has_turns = turns.iter().any(|(_, turns)| turns.end.is_some() || !turns.begun.is_empty());
 
@@ -236,5 +239,97 @@ impl Turns {
             }
         }
         turns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use ash_core::{Entry, EntryFlags, EntryKind, Epoch, Sequence, id::SessionId, id::TurnId, ports::Append};
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::{Begun, Turns, statements};
+    use crate::{
+        batch::{TurnChange, prepare},
+        limits::MAX_BYTES_PER_TRANSACTION,
+    };
+
+    fn turn(n: u8) -> TurnId {
+        TurnId(Uuid::from_u128(n.into()))
+    }
+
+    /// One after the other, as SQLite does it: turns with where they begin and end.
+    fn in_order(mut known: Vec<Begun>, changes: &[TurnChange]) -> Vec<Begun> {
+        for change in changes {
+            match *change {
+                TurnChange::Begins(turn, first) if known.iter().all(|begun| begun.turn != turn) => {
+                    known.push(Begun { turn, first, last: None });
+                }
+                TurnChange::Begins(..) => {}
+                TurnChange::Ends(last) => {
+                    for begun in &mut known {
+                        begun.last.get_or_insert(last);
+                    }
+                }
+            }
+        }
+        known
+    }
+
+    /// All at once, as the statement does it.
+    fn together(mut known: Vec<Begun>, turns: Turns) -> Vec<Begun> {
+        let new: Vec<Begun> =
+            turns.begun.into_iter().filter(|begun| known.iter().all(|known| known.turn != begun.turn)).collect();
+        if let Some(last) = turns.end {
+            for begun in &mut known {
+                begun.last.get_or_insert(last);
+            }
+        }
+        known.into_iter().chain(new).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn changes_of_turns_are_the_same_together(
+            known in prop::collection::btree_map(0u8..4, prop::option::of(Just(5u64)), 0..4),
+            changes in prop::collection::vec(prop::option::of(0u8..6), 0..20),
+        ) {
+            let known = || -> Vec<Begun> {
+                let begun = |(n, last): (&u8, &Option<u64>)| Begun {
+                    turn: turn(*n), first: Sequence(1), last: last.map(Sequence)
+                };
+                known.iter().map(begun).collect()
+            };
+            let changes: Vec<TurnChange> = (10u64..).zip(changes).map(|(n, change)| match change {
+                Some(begun) => TurnChange::Begins(turn(begun), Sequence(n)),
+                None => TurnChange::Ends(Sequence(n)),
+            }).collect();
+            prop_assert_eq!(together(known(), Turns::of(&changes)), in_order(known(), &changes));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_statement_has_each_session_once_and_is_bounded() {
+        let (one, other) = (SessionId::new(), SessionId::new());
+        let append = |session, n: u32, bytes: usize| Append {
+            session,
+            after: Epoch(1).sequence(n - 1),
+            entries: vec![Entry {
+                sequence: Epoch(1).sequence(n),
+                kind: EntryKind::Claude,
+                flags: EntryFlags::default(),
+                // Does not compress.
+                body: (0..bytes).map(|_| fastrand::u8(..)).collect::<Vec<_>>().into(),
+            }],
+        };
+        let large = MAX_BYTES_PER_TRANSACTION;
+        let appends = vec![append(one, 2, 10), append(other, 2, 10), append(one, 3, 10), append(other, 3, large)];
+        let batches = prepare(appends).await;
+        let all = batches.iter().map(|batch| batch.as_ref().unwrap()).enumerate().collect();
+        let sizes: Vec<Vec<usize>> =
+            statements(all).iter().map(|together| together.iter().map(|(position, _)| *position).collect()).collect();
+        assert_eq!(sizes, [vec![0, 1], vec![2], vec![3]]);
     }
 }

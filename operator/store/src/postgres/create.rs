@@ -1,13 +1,11 @@
 //! Creates sessions: one statement.
 
 use ash_core::{ports::NewSession, session::Session};
-use sqlx::postgres::PgRow;
 
 use super::{pool::Lease, retry::Call};
 use crate::{
     fault::{Fault, Trouble},
-    rows,
-    sessions::{first, is_there, made_before, no_agent, read},
+    sessions::{first, first_values, has_agent, is_there, made_before, no_agent, read},
     sql::{Sql, Statement},
 };
 
@@ -22,7 +20,7 @@ const CREATE: &str = "WITH made AS ( \
 ), noted AS ( \
     INSERT INTO session_metadata (tenant, session, name, value) \
     SELECT made.tenant, made.id, pair.name, pair.value \
-    FROM made, UNNEST($14::TEXT[], $15::TEXT[]) AS pair (name, value) \
+    FROM made, JSONB_EACH_TEXT($13::JSONB) AS pair (name, value) \
 ) SELECT id FROM made";
 
 /// A session to be made.
@@ -36,30 +34,6 @@ impl Create {
         let session = first(&new);
         Self { new, session }
     }
-
-    async fn insert(&self, lease: &mut Lease<'_>) -> Result<Option<PgRow>, Fault> {
-        let Self { new, session } = self;
-        let (names, values): (Vec<&String>, Vec<&String>) = session.metadata.iter().unzip();
-        let inserted = sqlx::query(CREATE)
-            .bind(session.id.to_string())
-            .bind(&session.tenant.0)
-            .bind(session.agent.to_string())
-            .bind(session.agent_name.as_str())
-            .bind(i64::from(session.agent_version))
-            .bind(session.state.name())
-            .bind(i64::from(session.epoch.0))
-            .bind(rows::column(session.last))
-            .bind(session.created_at.as_millisecond())
-            .bind(session.last_active_at.as_millisecond())
-            .bind(&new.idempotency_key)
-            .bind(rows::to_json(&session.options)?)
-            .bind(rows::to_json(&session.metadata)?)
-            .bind(names)
-            .bind(values)
-            .fetch_optional(lease.round_trip())
-            .await?;
-        Ok(inserted)
-    }
 }
 
 impl Call for Create {
@@ -70,7 +44,8 @@ impl Call for Create {
 
     async fn run(&self, lease: &mut Lease<'_>, in_doubt: bool) -> Result<(Session, bool), Fault> {
         let Self { new, session } = self;
-        if self.insert(lease).await?.is_some() {
+        let statement = first_values(Statement::new(CREATE), session, new.idempotency_key.as_deref())?;
+        if lease.row(statement).await?.is_some() {
             return Ok((session.clone(), true));
         }
         if let Some(key) = &new.idempotency_key
@@ -79,8 +54,7 @@ impl Call for Create {
             let is_ours = in_doubt && made.id == new.id;
             return Ok((made, is_ours));
         }
-        let statement = Statement::new("SELECT id FROM agents WHERE tenant = $1 AND id = $2 AND deleted_at IS NULL");
-        if lease.row(statement.text(&new.tenant.0).text(new.agent)).await?.is_none() {
+        if !has_agent(lease, new).await? {
             return Err(no_agent(new).into());
         }
         match read(lease, new.id).await? {

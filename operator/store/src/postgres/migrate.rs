@@ -60,7 +60,11 @@ async fn is_up_to_date(connection: &mut PgConnection) -> bool {
         sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations WHERE success").fetch_one(connection).await;
     let found = found.ok().flatten();
     if let Some(found) = found.filter(|found| *found > newest) {
-        tracing::warn!(found, known = newest, "the database has a newer schema: a newer release runs, or has run, beside this one");
+        tracing::warn!(
+            found,
+            known = newest,
+            "the database has a newer schema: a newer release runs, or has run, beside this one"
+        );
     }
     found == Some(newest)
 }

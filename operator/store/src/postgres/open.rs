@@ -22,7 +22,9 @@ pub enum PostgresError {
     #[error("the database's address cannot be used: {0}")]
     Address(#[from] InvalidAddress),
     /// The server is not there, or refuses.
-    #[error("the database {place} cannot be used: {reason}; see that it runs, and that address, user and rights are right")]
+    #[error(
+        "the database {place} cannot be used: {reason}; see that it runs, and that address, user and rights are right"
+    )]
     Unavailable {
         /// Name, host and port.
         place: String,

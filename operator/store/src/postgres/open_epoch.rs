@@ -36,7 +36,7 @@ const OPEN: &str = concat!(
 
 /// An epoch to be opened.
 pub(super) struct Open {
-    open: OpenEpoch,
+    wanted: OpenEpoch,
     epoch: Epoch,
     entry: Entry,
     chunk: StoredChunk,
@@ -50,11 +50,11 @@ impl Open {
         // One entry is one chunk.
         let chunk = encode_now(std::slice::from_ref(&entry)).pop();
         let chunk = chunk.ok_or_else(|| StoreError::Conflict("an opening without its event".to_owned()))?;
-        Ok(Self { open, epoch, entry, chunk, now: rows::now() })
+        Ok(Self { wanted: open, epoch, entry, chunk, now: rows::now() })
     }
 
     fn statement(&self) -> Statement {
-        let (open, chunk) = (&self.open, &self.chunk);
+        let (open, chunk) = (&self.wanted, &self.chunk);
         Statement::new(OPEN)
             .text(open.session)
             .integer(self.epoch.0.into())
@@ -76,7 +76,7 @@ impl Open {
     /// Whether the session is as an earlier try of this call has made it. Sandboxes have ids of their own; of two openings
     /// without one that are alike to the millisecond, either is as good as the other.
     fn has_made(&self, session: &Session) -> bool {
-        let open = &self.open;
+        let open = &self.wanted;
         (session.epoch, session.last, session.last_active_at) == (self.epoch, self.entry.sequence, self.now)
             && (session.state, session.sandbox, &session.error) == (open.state, open.sandbox, &open.error)
     }
@@ -92,12 +92,12 @@ impl Call for Open {
         if let Some(row) = lease.row(self.statement()).await? {
             return rows::session(&row);
         }
-        let session = load(lease, self.open.session).await?;
+        let session = load(lease, self.wanted.session).await?;
         if in_doubt && self.has_made(&session) {
             return Ok(session);
         }
         let is_as_expected =
-            (session.epoch, session.last) == (self.open.expected, self.open.opening.last_committed);
+            (session.epoch, session.last) == (self.wanted.expected, self.wanted.opening.last_committed);
         let error = overtaken(session.id, session.epoch, session.last);
         Err(Fault { error, trouble: if is_as_expected { Trouble::Collision } else { Trouble::Other } })
     }

@@ -7,8 +7,8 @@ use super::writer::Write;
 use crate::{
     cache::Caches,
     fault::Fault,
-    rows,
-    sessions::{first, is_there, made_before, no_agent},
+    sessions::{first, first_values, has_agent, is_there, made_before, no_agent},
+    sql::{Sql, Statement},
 };
 
 /// A session to be made.
@@ -28,24 +28,16 @@ impl Write for Create {
         {
             return Ok((made, false));
         }
-        let agent = sqlx::query("SELECT id FROM agents WHERE tenant = $1 AND id = $2 AND deleted_at IS NULL")
-            .bind(&new.tenant.0)
-            .bind(new.agent.to_string())
-            .fetch_optional(&mut *connection)
-            .await?;
-        if agent.is_none() {
+        if !has_agent(connection, new).await? {
             return Err(no_agent(new).into());
         }
         let session = first(new);
         insert(connection, &session, new.idempotency_key.as_deref()).await?;
         for (name, value) in &session.metadata {
-            sqlx::query("INSERT INTO session_metadata (tenant, session, name, value) VALUES ($1, $2, $3, $4)")
-                .bind(&session.tenant.0)
-                .bind(session.id.to_string())
-                .bind(name)
-                .bind(value)
-                .execute(&mut *connection)
-                .await?;
+            let statement =
+                Statement::new("INSERT INTO session_metadata (tenant, session, name, value) VALUES ($1, $2, $3, $4)");
+            let statement = statement.text(&session.tenant.0).text(session.id).text(name).text(value);
+            connection.execute(statement).await?;
         }
         Ok((session, true))
     }
@@ -62,27 +54,12 @@ async fn insert(
     session: &Session,
     idempotency_key: Option<&str>,
 ) -> Result<(), Fault> {
-    let inserted = sqlx::query(
+    let statement = Statement::new(
         "INSERT INTO sessions (id, tenant, agent, agent_name, agent_version, state, epoch, last_sequence, created_at, \
          last_active_at, idempotency_key, options, metadata) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (id) DO NOTHING",
-    )
-    .bind(session.id.to_string())
-    .bind(&session.tenant.0)
-    .bind(session.agent.to_string())
-    .bind(session.agent_name.as_str())
-    .bind(i64::from(session.agent_version))
-    .bind(session.state.name())
-    .bind(i64::from(session.epoch.0))
-    .bind(rows::column(session.last))
-    .bind(session.created_at.as_millisecond())
-    .bind(session.last_active_at.as_millisecond())
-    .bind(idempotency_key)
-    .bind(rows::to_json(&session.options)?)
-    .bind(rows::to_json(&session.metadata)?)
-    .execute(connection)
-    .await?;
-    if inserted.rows_affected() == 0 {
+    );
+    if connection.execute(first_values(statement, session, idempotency_key)?).await? == 0 {
         return Err(is_there(session.id).into());
     }
     Ok(())

@@ -17,8 +17,8 @@ use super::{
 use crate::{
     MIGRATIONS, bundles,
     cache::Caches,
-    fault::{Fault, primary_code},
     directory::{DirectoryLock, OpenError, open_private},
+    fault::{Fault, primary_code},
     limits::{BUSY_TIMEOUT, MAX_KEPT_WAL_BYTES, MAX_READERS, READ_TIMEOUT},
 };
 
@@ -66,7 +66,9 @@ impl SqliteStore {
         let mut connection = writer::connect(&options, max_pages).await.map_err(explain)?;
         migrate(path, &mut connection).await?;
         // Nobody else has the file: whatever has no name by now gets none.
-        bundles::remove_unfinished(&mut connection, Uuid::max()).await.map_err(|fault| unavailable(path, fault.error))?;
+        bundles::remove_unfinished(&mut connection, Uuid::max())
+            .await
+            .map_err(|fault| unavailable(path, fault.error))?;
 
         let readers = SqlitePoolOptions::new()
             .max_connections(MAX_READERS)

@@ -2,11 +2,9 @@
 //!
 //! One disk flush serves everything that came while the previous one ran. Callers hear of their write after the commit.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use ash_core::ports::StoreError;

@@ -11,8 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 /// Names the server that is used instead of one that the tests start. Its user has to be allowed to make databases.
 const GIVEN: &str = "DATABASE_URL";
 
-static SERVER: LazyLock<Option<Postgres>> =
-    LazyLock::new(|| std::env::var_os(GIVEN).is_none().then(Postgres::start));
+static SERVER: LazyLock<Option<Postgres>> = LazyLock::new(|| std::env::var_os(GIVEN).is_none().then(Postgres::start));
 
 /// A database, which is removed with this.
 pub struct TestDatabase {
@@ -65,12 +64,10 @@ async fn administer(command: &str) {
 }
 
 fn address(database: &str) -> String {
-    match &*SERVER {
-        Some(server) => server.url(database),
-        None => {
-            let mut url = url::Url::parse(&std::env::var(GIVEN).unwrap()).unwrap();
-            url.set_path(database);
-            url.into()
-        }
+    if let Some(server) = &*SERVER {
+        return server.url(database);
     }
+    let mut url = url::Url::parse(&std::env::var(GIVEN).unwrap()).unwrap();
+    url.set_path(database);
+    url.into()
 }
