@@ -7,7 +7,9 @@ use std::str::FromStr;
 
 use ash_client::{Event, Message, Session};
 use ash_core::sse::Position;
-use ash_e2e::harness::{TestApp, Turn, compare_with_log, eventually, pid_of, position, signal, without_withdrawn};
+use ash_e2e::harness::{
+    TestApp, Turn, check_order, compare_with_log, eventually, pid_of, position, signal, without_withdrawn,
+};
 
 /// Rounds of one run; `ASH_KILL_ROUNDS` asks for more.
 const ROUNDS: usize = 50;

@@ -65,7 +65,7 @@ async fn disturbed_turn(app: &mut TestApp, server: &mut Postgres, session: &Sess
     while let Some(frame) = stream.next().await {
         turn.frames.push(frame.expect("the stream goes on"));
         match turn.frames.len() {
-            60 if round % 2 == 0 => server.stop(),
+            60 if round.is_multiple_of(2) => server.stop(),
             60 => server.crash(),
             160 if round % 3 == 2 => {
                 app.kill();

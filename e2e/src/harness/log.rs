@@ -27,7 +27,10 @@ pub fn position(frame: &Frame) -> Option<Position> {
 }
 
 /// Ids grow, and none comes twice.
-fn check_order(frames: &[Frame]) {
+///
+/// # Panics
+/// When they do not.
+pub fn check_order(frames: &[Frame]) {
     let positions: Vec<Position> = frames.iter().filter_map(position).collect();
     for pair in positions.windows(2) {
         assert!(pair[0] < pair[1], "{} is followed by {}", pair[0], pair[1]);

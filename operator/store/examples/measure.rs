@@ -1,4 +1,5 @@
-//! Measures the store on this machine's disk, with commits that survive a power failure and with ones that may not.
+//! Measures the store on this machine's disk, with commits that survive a power failure and with ones that may not; or on the
+//! Postgres database whose address is given.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a tool for people who measure")]
 
@@ -12,19 +13,24 @@ use ash_core::{
     agent::{Agent, AgentSettings},
     id::{SandboxId, SessionId, TenantId},
     opening::{Opening, OpeningReason},
-    ports::{AgentStore, Append, DeployAgent, EventLog, NewSession, OpenEpoch, SessionStore},
+    ports::{Append, DeployAgent, NewSession, OpenEpoch},
     session::SessionState,
 };
-use ash_store::{Database as _, Settings, SqliteStore, Synchronous};
+use ash_store::{Database, PostgresStore, Settings, SqliteStore, Synchronous};
 use bytes::Bytes;
 
 const ROUNDS: usize = 300;
 const AT_ONCE: usize = 200;
 const ENTRIES: u32 = 500;
+const LOOK_UPS: u32 = 5_000;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let directory = std::env::args().nth(1).unwrap_or_else(|| std::env::temp_dir().display().to_string());
+    if directory.starts_with("postgres") {
+        measure(&Arc::new(PostgresStore::open(&directory.into()).await.unwrap())).await;
+        return;
+    }
     for synchronous in [Synchronous::Full, Synchronous::Normal] {
         let directory = tempfile::tempdir_in(&directory).unwrap();
         let settings = Settings { synchronous, ..Settings::default() };
@@ -35,7 +41,7 @@ async fn main() {
     }
 }
 
-async fn measure(store: &Arc<SqliteStore>) {
+async fn measure(store: &Arc<impl Database + 'static>) {
     let agent = store.deploy_agent(deployment()).await.unwrap();
 
     let mut times = Vec::new();
@@ -108,10 +114,10 @@ async fn measure(store: &Arc<SqliteStore>) {
     println!("  read of {} entries in one page: {:?}", page.entries.len(), begin.elapsed());
 
     let begin = Instant::now();
-    for _ in 0..100_000 {
+    for _ in 0..LOOK_UPS {
         store.session(&session.tenant, session.id).await.unwrap().unwrap();
     }
-    println!("  session(), a hit: {:?}", begin.elapsed() / 100_000);
+    println!("  session(), a hit: {:?}", begin.elapsed() / LOOK_UPS);
     println!("  {:?}", store.statistics());
 }
 

@@ -67,9 +67,9 @@ async fn no_call_notices_that_postgres_was_started_again() {
     let mut session = placed(&store).await;
     for (round, crash) in [false, true, false, true, true].into_iter().enumerate() {
         if crash {
-            server.crash()
+            server.crash();
         } else {
-            server.stop()
+            server.stop();
         }
         server.start_again();
         match round {

@@ -115,7 +115,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     Ok(Server { listener, router: ash_api::router(state.clone()), state, limits, runner, store, _lock: lock })
 }
 
-/// SQLite in the data directory, or Postgres. The directory is this server's in both cases: sandboxes are in it.
+/// The database in the data directory, or Postgres. The directory is this server's in both cases: sandboxes are in it.
 async fn open_store(
     data: &Path,
     database_url: Option<&SecretString>,

@@ -62,12 +62,20 @@ impl PostgresStore {
             MigrationError::Database(error) => unavailable(Fault::from(error).error),
             MigrationError::Changed(version) => PostgresError::Changed { place: address::place(&options), version },
         })?;
-        let mut lease = pool.lease().await.map_err(|fault| unavailable(fault.error))?;
-        bundles::remove_unfinished(&mut lease, oldest_upload()).await.map_err(|fault| unavailable(fault.error))?;
-        lease.give_back();
+        remove_unfinished(&pool).await.map_err(|fault| unavailable(fault.error))?;
         let caches = Arc::new(Caches::new());
         Ok(Self::new(Postgres { pool, caches: Arc::clone(&caches), counters: Counters::default() }, caches))
     }
+}
+
+/// Removes what uploads left behind; where that cannot be done now, a later start does it.
+async fn remove_unfinished(pool: &Pool) -> Result<(), Fault> {
+    let mut lease = pool.lease().await?;
+    match bundles::remove_unfinished(&mut lease, oldest_upload()).await {
+        Ok(()) => lease.give_back(),
+        Err(fault) => tracing::warn!(error = %fault.error, "bytes of unfinished deployments stay until a later start"),
+    }
+    Ok(())
 }
 
 /// The id of an upload that would have begun so long ago that no server is at it any more.

@@ -100,18 +100,19 @@ impl Pool {
     /// Connects, again and again until it works or the time is over.
     async fn connect(&self, deadline: Instant) -> Result<Open, Fault> {
         let _waits = Waits::begin(&self.waiting);
-        let mut pause = RECONNECT_PAUSE;
+        let (mut pause, mut why) = (RECONNECT_PAUSE, unavailable("it does not answer"));
         loop {
-            let error = match timeout_at(deadline, connect(&self.options, STATEMENT_TIMEOUT)).await {
+            match timeout_at(deadline, connect(&self.options, STATEMENT_TIMEOUT)).await {
                 Ok(Ok(connection)) => return Ok(Open { connection, since: Instant::now() }),
-                Ok(Err(error)) => error,
-                Err(_) => return Err(unavailable("it does not answer")),
-            };
+                Ok(Err(error)) => why = error.into(),
+                // What an earlier try was told says more.
+                Err(_) => return Err(why),
+            }
             if self.places.is_closed() {
                 return Err(closed());
             }
             if Instant::now() + pause >= deadline {
-                return Err(Fault::from(error));
+                return Err(why);
             }
             sleep(pause).await;
             pause = (pause * 2).min(MAX_RECONNECT_PAUSE);

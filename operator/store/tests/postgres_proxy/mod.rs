@@ -61,7 +61,7 @@ async fn pass(mut client: TcpStream, mut server: UnixStream, needle: Needle) -> 
                 let is_here = needle.lock().unwrap().take_if(|needle| contains(asked, needle)).is_some();
                 if is_here {
                     // The answer says that it was carried out. Nobody hears it.
-                    server.read(&mut answered).await?;
+                    let _ = server.read(&mut answered).await?;
                     return Ok(());
                 }
             }
