@@ -1,7 +1,7 @@
 //! The same server on Postgres: conversations go on when the server is killed, and when Postgres is away for a moment.
 
 use ash_client::{Message, Session};
-use ash_e2e::harness::{TestApp, Turn, compare_with_log, pid_of};
+use ash_e2e::harness::{TestApp, Turn, compare_with_log, eventually, pid_of};
 use ash_test_postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 
@@ -83,6 +83,7 @@ async fn disturbed_turn(app: &mut TestApp, server: &mut Postgres, session: &Sess
 /// Counts every row of every table that a turn writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_turn_of_deltas_writes_few_rows() {
+    const ENDED: &str = "SELECT COUNT(*) FROM turns WHERE last_sequence IS NOT NULL";
     const TABLES: [&str; 4] = ["sessions", "session_metadata", "log_chunks", "turns"];
     let server = Postgres::start();
     let app = on(&server).await;
@@ -103,6 +104,12 @@ async fn a_turn_of_deltas_writes_few_rows() {
     for _ in 0..turns {
         assert_eq!(app.say(&session, &format!("[[burst: {DELTAS}]]")).await.error(), None);
     }
+    // The last turn's end is committed behind its stream.
+    eventually("all turns are committed", async || {
+        let ended: i64 = connection.fetch_one(ENDED).await.expect("a count").get(0);
+        (ended > turns).then_some(())
+    })
+    .await;
     let rows = connection
         .fetch_all("SELECT changed, COUNT(*) AS rows FROM written GROUP BY changed ORDER BY changed")
         .await
