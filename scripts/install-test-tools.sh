@@ -1,21 +1,18 @@
 #!/usr/bin/env bash
-# Installs what only the tests need: Python, and the published Python client of Ash (pinned in e2e/python-client.version) in a
+# Installs what only the tests need: Postgres and Python from the distribution, and the published Python client of Ash (pinned in e2e/python-client.version) in a
 # folder of its own, where nothing else of this machine uses it. Does nothing when all is there; says what to do where it cannot.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
+. "$top/scripts/apt-install.sh"
 version=$(cat "$top/e2e/python-client.version")
 target=$HOME/.cache/ash/python-client-$version
 
-if ! command -v python3 >/dev/null; then
-  if [ "$(id -u)" = 0 ]; then sudo=(); elif sudo -n true 2>/dev/null; then sudo=(sudo -n); else
-    echo "Missing: python3. Install it first: sudo apt-get install -y python3 python3-venv" >&2
-    exit 1
-  fi
-  command -v apt-get >/dev/null || { echo "Missing: python3. Install it with your system's package manager." >&2; exit 1; }
-  echo "Installing python3 ..." >&2
-  "${sudo[@]}" apt-get update -qq
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3 python3-venv >/dev/null
-fi
+missing=()
+command -v python3 >/dev/null || missing+=(python3 python3-venv)
+# Debian keeps its programs off the PATH. A DATABASE_URL names a server that the tests use instead.
+[ -n "${DATABASE_URL:-}" ] || command -v postgres >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null ||
+  missing+=(postgresql)
+if [ ${#missing[@]} -gt 0 ]; then install_packages "${missing[@]}"; fi
 
 if [ ! -d "$target" ]; then
   mkdir -p "$(dirname "$target")"

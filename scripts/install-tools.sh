@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what Ash needs beside Rust: bubblewrap, a C compiler and (for the tests) Postgres from the distribution, and the
-# pinned Claude Code.
+# Installs what Ash needs beside Rust: bubblewrap and a C compiler from the distribution, and the pinned Claude Code.
 # Does nothing when all is there; says what to do where it cannot.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
+. "$top/scripts/apt-install.sh"
 
 command -v cargo >/dev/null || { echo "Rust is missing: install it from https://rustup.rs, then run this again." >&2; exit 1; }
 
@@ -11,18 +11,7 @@ missing=()
 command -v bwrap >/dev/null || missing+=(bubblewrap)
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v npm >/dev/null || [ -x "$HOME/.cache/ash/claude-code-$(cat "$top/bridge-image/claude-code.version")/package/claude" ] || missing+=(npm)
-# Debian keeps its programs off the PATH. A DATABASE_URL names a server that the tests use instead.
-[ -n "${DATABASE_URL:-}" ] || command -v postgres >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || missing+=(postgresql)
-if [ ${#missing[@]} -gt 0 ]; then
-  if [ "$(id -u)" = 0 ]; then sudo=(); elif sudo -n true 2>/dev/null; then sudo=(sudo -n); else
-    echo "Missing: ${missing[*]}. Install them first: sudo apt-get install -y ${missing[*]}" >&2
-    exit 1
-  fi
-  command -v apt-get >/dev/null || { echo "Missing: ${missing[*]}. Install them with your system's package manager." >&2; exit 1; }
-  echo "Installing ${missing[*]} ..." >&2
-  "${sudo[@]}" apt-get update -qq
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
+if [ ${#missing[@]} -gt 0 ]; then install_packages "${missing[@]}"; fi
 
 "$top/bridge-image/install-claude-code.sh" >/dev/null
 

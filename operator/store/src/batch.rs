@@ -55,9 +55,16 @@ impl Batch {
     async fn prepare(append: Append) -> Result<Self, Fault> {
         let Append { session, after, entries } = append;
         let last = check(after, &entries)?;
-        let turns = entries.iter().flat_map(turn_changes).collect();
+        let mut turns: Vec<TurnChange> = entries.iter().flat_map(turn_changes).collect();
+        // An end ends every turn that is open: another one right behind it changes nothing.
+        turns.dedup_by(|next, previous| matches!((previous, next), (TurnChange::Ends(_), TurnChange::Ends(_))));
         let (_, chunks) = codec::encode(entries).await?;
         Ok(Self { session, after, epoch: last.epoch(), last, chunks, turns })
+    }
+
+    /// Statements that write it, about.
+    pub(crate) fn statements(&self) -> usize {
+        1 + self.chunks.len() + self.turns.len()
     }
 
     /// What to say when it is written.

@@ -8,6 +8,10 @@ pub const MAX_QUEUED_WRITES: usize = 1_024;
 /// Writes that share one transaction. Further ones wait for the next.
 pub const MAX_WRITES_PER_TRANSACTION: usize = 256;
 
+/// Statements of appends that go to SQLite as one text: compiling it costs more than in proportion to its length. One append
+/// with more has a text of its own.
+pub const MAX_STATEMENTS_PER_SCRIPT: usize = 1024;
+
 /// Bytes of entries and bundles after which a transaction takes no further write. A write that is larger than this has a
 /// transaction of its own.
 pub const MAX_BYTES_PER_TRANSACTION: usize = 8 << 20;

@@ -1,6 +1,6 @@
 //! Writes the event log: opens epochs and appends, both by compare-and-set on the session's row.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use ash_core::{
     ports::{Append, OpenEpoch, StoreError},
@@ -18,6 +18,7 @@ use crate::{
     cache::Caches,
     codec::{self, StoredChunk},
     fault::Fault,
+    limits::MAX_STATEMENTS_PER_SCRIPT,
     rows,
     sessions::{load, no_session},
 };
@@ -82,12 +83,45 @@ async fn save(connection: &mut SqliteConnection, session: &Session) -> Result<()
     Ok(())
 }
 
-/// Appends to many logs.
-pub(super) struct Batches(Vec<Result<Batch, StoreError>>);
+/// Appends to many logs, written as one.
+#[derive(Clone)]
+pub(super) struct Batches {
+    prepared: Arc<[Result<Batch, StoreError>]>,
+    /// Those of them that are meant.
+    these: Range<usize>,
+}
 
 impl Batches {
-    pub(super) async fn prepare(appends: Vec<Append>) -> Self {
-        Self(prepare(appends).await)
+    /// Prepares appends, and puts together what is not more than [`MAX_STATEMENTS_PER_SCRIPT`].
+    pub(super) async fn prepare(appends: Vec<Append>) -> Vec<Self> {
+        let prepared: Arc<[_]> = prepare(appends).await.into();
+        let mut groups: Vec<Self> = Vec::new();
+        let mut statements = 0;
+        for (position, batch) in prepared.iter().enumerate() {
+            let more = batch.as_ref().map_or(0, Batch::statements);
+            statements += more;
+            match groups.last_mut() {
+                Some(group) if statements <= MAX_STATEMENTS_PER_SCRIPT => group.these.end += 1,
+                _ => {
+                    statements = more;
+                    groups.push(Self { prepared: Arc::clone(&prepared), these: position..position + 1 });
+                }
+            }
+        }
+        groups
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.these.len()
+    }
+
+    /// Each by itself.
+    pub(super) fn each(&self) -> impl Iterator<Item = Self> {
+        self.these.clone().map(|one| Self { prepared: Arc::clone(&self.prepared), these: one..one + 1 })
+    }
+
+    fn batches(&self) -> &[Result<Batch, StoreError>] {
+        self.prepared.get(self.these.clone()).unwrap_or_default()
     }
 }
 
@@ -95,7 +129,7 @@ impl Write for Batches {
     type Output = Vec<Result<Appended, StoreError>>;
 
     fn bytes(&self) -> usize {
-        self.0.iter().flatten().flat_map(|batch| &batch.chunks).map(|chunk| chunk.data.len()).sum()
+        self.batches().iter().flatten().flat_map(|batch| &batch.chunks).map(|chunk| chunk.data.len()).sum()
     }
 
     async fn run(&self, connection: &mut SqliteConnection) -> Result<Self::Output, Fault> {
@@ -119,7 +153,7 @@ impl Batches {
     fn script(&self) -> (Script, Timestamp) {
         let now = rows::now();
         let mut script = Script::default();
-        for (position, batch) in self.0.iter().enumerate() {
+        for (position, batch) in self.batches().iter().enumerate() {
             if let Ok(batch) = batch {
                 batch.append(&mut script, position, now);
             }
@@ -135,8 +169,8 @@ impl Batches {
         now: Timestamp,
     ) -> Result<Vec<Result<Appended, StoreError>>, Fault> {
         let taken = taken.iter().map(|row| rows::number(row, "position")).collect::<Result<HashSet<usize>, _>>()?;
-        let mut outcomes = Vec::with_capacity(self.0.len());
-        for (position, batch) in self.0.iter().enumerate() {
+        let mut outcomes = Vec::with_capacity(self.len());
+        for (position, batch) in self.batches().iter().enumerate() {
             outcomes.push(match batch {
                 Ok(batch) if taken.contains(&position) => Ok(batch.appended(now)),
                 Ok(batch) => was_there(batch, connection).await.map_err(StoreError::from),

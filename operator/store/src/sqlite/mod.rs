@@ -33,6 +33,24 @@ pub struct Sqlite {
     readers: SqlitePool,
 }
 
+impl Sqlite {
+    /// Appends as one write. Where the disk is too full for all, each by itself: a large one does not fail those beside it.
+    async fn append_together(&self, batches: log_write::Batches) -> Vec<Result<(), StoreError>> {
+        match self.writer.write(batches.clone()).await {
+            Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map(|_| ())).collect(),
+            Err(StoreError::Full) if batches.len() > 1 => {
+                let mut outcomes = Vec::with_capacity(batches.len());
+                for one in batches.each() {
+                    let done = self.writer.write(one).await.unwrap_or_else(|error| vec![Err(error)]);
+                    outcomes.extend(done.into_iter().map(|outcome| outcome.map(|_| ())));
+                }
+                outcomes
+            }
+            Err(error) => vec![Err(error); batches.len()],
+        }
+    }
+}
+
 impl Engine for Sqlite {
     const IS_SHARED: bool = false;
 
@@ -53,11 +71,11 @@ impl Engine for Sqlite {
     }
 
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {
-        let count = appends.len();
-        match self.writer.write(log_write::Batches::prepare(appends).await).await {
-            Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map(|_| ())).collect(),
-            Err(error) => vec![Err(error); count],
+        let mut outcomes = Vec::with_capacity(appends.len());
+        for batches in log_write::Batches::prepare(appends).await {
+            outcomes.extend(self.append_together(batches).await);
         }
+        outcomes
     }
 
     fn statistics(&self) -> Statistics {

@@ -253,6 +253,21 @@ pub async fn turns_begin_and_end<D: Database>() {
     assert_eq!(store.turn(other.id, TurnId(one)).await.unwrap(), None);
 }
 
+/// A hostile bridge may send them: whoever shares the database with it must not wait for each.
+pub async fn a_flood_of_ends_is_one<D: Database>() {
+    let database = D::fresh().await;
+    let store = database.store();
+    let (hostile, honest) = (placed(&*store).await, placed(&*store).await);
+    let turn = Uuid::now_v7();
+    let mut entries = vec![user(hostile.epoch, 2, turn)];
+    entries.extend((3..20_000).map(|n| result(hostile.epoch, n)));
+    let appends = vec![append(&hostile, entries), append(&honest, vec![result(honest.epoch, 2)])];
+    assert_eq!(store.append(appends).await, [Ok(()), Ok(())]);
+    let record = store.turn(hostile.id, TurnId(turn)).await.unwrap().unwrap();
+    assert_eq!(record.last, Some(hostile.epoch.sequence(3)));
+    assert_eq!(now(&*store, &honest).await.last, honest.epoch.sequence(2));
+}
+
 pub async fn large_entries_come_back<D: Database>() {
     let database = D::fresh().await;
     let store = database.store();

@@ -66,6 +66,7 @@ macro_rules! contract_tests {
                 internal_entries_are_not_read,
                 a_transcript_is_put_together,
                 turns_begin_and_end,
+                a_flood_of_ends_is_one,
                 large_entries_come_back,
                 everything_is_there_after_a_restart,
                 many_sessions_append_at_once;
