@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap, path::PathBuf};
 
 use ash_bundle::{Bundle, BundleBuilder, BundleError, REQUIRED_FILE};
-use ash_core::{agent::AgentSettings, name::AgentName, ports::DeployAgent};
+use ash_core::{agent::AgentSettings, environment, name::AgentName, ports::DeployAgent};
 use axum::{
     Extension, Json,
     extract::State,
@@ -20,7 +20,6 @@ use serde_json::json;
 use crate::{
     auth::Caller,
     body::{BoundedBody, MAX_DEPLOYMENT_BYTES},
-    environment,
     error::ApiError,
     fields::{Fields, Path, invalid},
     model_options, network,

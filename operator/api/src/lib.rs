@@ -7,7 +7,6 @@ mod agents;
 mod answer;
 mod auth;
 mod body;
-mod environment;
 mod error;
 mod fields;
 mod health;

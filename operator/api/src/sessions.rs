@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ash_core::{
     agent::AgentVersion,
+    environment,
     id::SessionId,
     ports::{NewSession, SessionFilter},
     session::{Session, SessionState},
@@ -21,7 +22,6 @@ use crate::{
     agents::{self, MAX_MODEL_BYTES},
     auth::Caller,
     body::{BoundedBody, MAX_BODY_BYTES},
-    environment,
     error::ApiError,
     fields::{Fields, Parameters, Path, invalid},
     idempotency, model_options,

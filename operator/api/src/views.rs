@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 
 use ash_core::{
     agent::{Agent, AgentVersion, NetworkPolicy},
+    environment::masked,
     id::{AgentId, SessionId},
     session::{PausedReason, Session},
 };
 use ash_protocol::options::PermissionMode;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
-
-use crate::environment::masked;
 
 /// The back end of every agent.
 pub(crate) const BACKEND: &str = "claude-code";

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod chunk;
 pub mod host;
+pub mod environment;
 pub mod id;
 pub mod intake;
 pub mod meter;

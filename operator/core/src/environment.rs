@@ -1,32 +1,39 @@
-//! Which environment variables a session may have.
+//! Which environment variables a session may have: one rule for what REST brings, for what a manifest says, and for what is
+//! read out of a Secret.
 
 use std::collections::BTreeMap;
 
 /// Variables that one request may bring.
-const MAX_VARIABLES: usize = 256;
-/// The longest name.
-const MAX_NAME_BYTES: usize = 256;
+pub const MAX_VARIABLES: usize = 256;
+/// The longest name: 256 bytes.
+pub const MAX_NAME_BYTES: usize = 256;
 /// The longest value: 32 KiB. Linux takes 128 KiB for one variable.
-const MAX_VALUE_BYTES: usize = 32 << 10;
-/// All names and values of one request together.
-const MAX_BYTES: usize = 256 << 10;
+pub const MAX_VALUE_BYTES: usize = 32 << 10;
+/// All names and values of one request together: 256 KiB.
+pub const MAX_BYTES: usize = 256 << 10;
 
 /// Why an environment is refused; always names the variable and never repeats a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refused {
+pub enum Refused {
+    /// No name.
     #[error("{0:?} is no name for an environment variable: use letters, digits and '_', not beginning with a digit")]
     Name(String),
+    /// A key for the model.
     #[error(
         "{0} is a key for the model: it belongs to the gateway and never into a sandbox, and keys per session are not \
          supported by this release: configure the key on the server"
     )]
     ModelKey(String),
+    /// A base URL or a proxy.
     #[error("{0} would change where the sandbox's traffic goes: that is the gateway's alone; remove it")]
     Route(String),
+    /// A name of Ash's own.
     #[error("{0} is set by Ash for every sandbox: remove it{hint}", hint = hint(.0))]
     Reserved(String),
+    /// A value that no process could have.
     #[error("{0} is longer than {MAX_VALUE_BYTES} bytes or has a NUL character")]
     Value(String),
+    /// Over the bounds of number or size.
     #[error("more than {MAX_VARIABLES} environment variables, or more than {} KiB of them", MAX_BYTES >> 10)]
     TooMuch,
 }
@@ -38,8 +45,8 @@ fn hint(name: &str) -> &'static str {
     }
 }
 
-/// Names that Ash sets itself, or that would change how its own programs start.
-const RESERVED: [&str; 16] = [
+/// Names, in upper case, that Ash sets itself, or that would change how its own programs start.
+pub const RESERVED: [&str; 16] = [
     "PATH",
     "HOME",
     "USER",
@@ -60,14 +67,14 @@ const RESERVED: [&str; 16] = [
 
 /// Prefixes of such names. What begins with `ANTHROPIC_` or `CLAUDE_` configures Claude Code itself, which is warm before the
 /// session's variables exist: it could not take effect.
-const RESERVED_PREFIXES: [&str; 5] = ["ANTHROPIC_", "CLAUDE_", "LD_", "ASH_", "BASH_FUNC_"];
+pub const RESERVED_PREFIXES: [&str; 5] = ["ANTHROPIC_", "CLAUDE_", "LD_", "ASH_", "BASH_FUNC_"];
 
-/// Names of keys for the model.
-const MODEL_KEYS: [&str; 4] =
+/// Names, in upper case, of keys for the model.
+pub const MODEL_KEYS: [&str; 4] =
     ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "AWS_BEARER_TOKEN_BEDROCK"];
 
 /// Checks the environment that a request brings.
-pub(crate) fn check(environment: &BTreeMap<String, String>) -> Result<(), Refused> {
+pub fn check(environment: &BTreeMap<String, String>) -> Result<(), Refused> {
     let bytes: usize = environment.iter().map(|(name, value)| name.len() + value.len()).sum();
     if environment.len() > MAX_VARIABLES || bytes > MAX_BYTES {
         return Err(Refused::TooMuch);
@@ -81,7 +88,8 @@ pub(crate) fn check(environment: &BTreeMap<String, String>) -> Result<(), Refuse
     })
 }
 
-fn check_name(name: &str) -> Result<(), Refused> {
+/// Checks one name.
+pub fn check_name(name: &str) -> Result<(), Refused> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let digit_first = name.as_bytes().first().is_none_or(u8::is_ascii_digit);
     if digit_first || name.len() > MAX_NAME_BYTES || !name.bytes().all(plain) {
@@ -101,7 +109,7 @@ fn check_name(name: &str) -> Result<(), Refused> {
 }
 
 /// The same names, each with `***` for its value.
-pub(crate) fn masked<'a>(names: impl IntoIterator<Item = &'a String>) -> BTreeMap<&'a str, &'static str> {
+pub fn masked<'a>(names: impl IntoIterator<Item = &'a String>) -> BTreeMap<&'a str, &'static str> {
     names.into_iter().map(|name| (name.as_str(), "***")).collect()
 }
 
