@@ -27,12 +27,16 @@ bench: tools ## Measure what Ash adds, each figure beside its limit
 	target/release/ash-bench --markdown docs/benchmarks.md
 
 .PHONY: tools
-tools: ## Install what Ash needs beside Rust: bubblewrap, Postgres for the tests, and the pinned Claude Code
+tools: ## Install what Ash needs beside Rust: bubblewrap and the pinned Claude Code
 	@scripts/install-tools.sh
 
 .PHONY: test-tools
-test-tools: ## Install what only the tests need: the published Python client
+test-tools: ## Install what only the tests need: Postgres, Python, the published Python client
 	@scripts/install-test-tools.sh
+
+.PHONY: generate
+generate: ## Write every generated file: crds/, docs/conditions.md (a test fails when one is stale)
+	cargo run --quiet --locked --package ash-crd --bin ash-generate
 
 .PHONY: format
 format: ## Format all code

@@ -3,8 +3,8 @@
 
 pub mod agent;
 pub mod chunk;
-pub mod host;
 pub mod environment;
+pub mod host;
 pub mod id;
 pub mod intake;
 pub mod meter;
