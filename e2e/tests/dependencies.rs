@@ -11,6 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ash-protocol", &[]),
     ("ash-core", &["ash-protocol"]),
     ("ash-bundle", &[]),
+    ("ash-crd", &["ash-core", "ash-protocol"]),
     ("ash-store", &["ash-core", "ash-protocol"]),
     ("ash-sandbox", &["ash-core", "ash-protocol"]),
     ("ash-gateway", &["ash-core", "ash-protocol"]),
@@ -35,11 +36,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ash-e2e", &["ash-client", "ash-core", "ash-gateway", "ash-protocol", "ash-runner", "ash-store"]),
 ];
 
+/// Who knows Kubernetes; the others reach it through ports.
+const KUBERNETES: &[&str] = &["ash-client", "ash-controllers", "ash-crd", "ash-sandbox"];
+
 /// Who alone may use a crate from outside.
 const ONLY: &[(&str, &[&str])] = &[
     ("sqlx", &["ash-store"]),
     ("axum", &["ash", "ash-api", "ash-gateway", "ash-runner"]),
-    ("kube", &["ash-client", "ash-controllers", "ash-crd", "ash-sandbox"]),
+    ("kube", KUBERNETES),
+    ("k8s-openapi", KUBERNETES),
+    ("schemars", &["ash-crd"]),
+    ("serde_yaml", &["ash", "ash-crd"]),
     ("anyhow", &["ash", "ash-e2e"]),
     ("seccompiler", &["ash-sandbox"]),
     ("reqwest", &["ash-client", "ash-gateway"]),
