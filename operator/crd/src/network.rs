@@ -54,10 +54,14 @@ fn hosts(_: &mut SchemaGenerator) -> Schema {
          (int(self.split(':')[1]) >= 1 && int(self.split(':')[1]) <= 65535))"
     );
     let message = "this is no host of an allowlist: use name, *.name, name:port or *.name:port, without https:// and without a path";
+    // Programs read every name that ends in a number as IPv4, in many notations: the gateway takes one of them.
+    let address = "!self.matches('(^|[.])([0-9]+|0[xX][0-9a-fA-F]*)(:[0-9]+)?$') || isIP(self.split(':')[0])";
+    let address_message =
+        "this host ends in a number, so it is an IPv4 address: write it as four decimal numbers, such as 192.0.2.1";
     json_schema!({
         "type": "array",
         "maxItems": 256,
         "x-kubernetes-list-type": "set",
-        "items": { "type": "string", "maxLength": 259, "x-kubernetes-validations": [rule(&form, message)] },
+        "items": { "type": "string", "maxLength": 259, "x-kubernetes-validations": [rule(&form, message), rule(address, address_message)] },
     })
 }

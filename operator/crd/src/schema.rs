@@ -16,7 +16,7 @@ pub(crate) fn rule(rule: &str, message: &str) -> Value {
 pub(crate) fn path_rule() -> Value {
     rule(
         r"self.matches('^[^/\\\\]+(/[^/\\\\]+)*$') && !self.matches('(^|/)[.][.]?(/|$)')",
-        "this is no path for a file of an agent: use a relative path without '.', '..' or '\\\\', such as .claude/settings.json",
+        "this is no path for a file of an agent: use a relative path without '.', '..' or '\\', such as .claude/settings.json",
     )
 }
 

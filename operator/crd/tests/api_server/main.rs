@@ -32,6 +32,7 @@ fn the_definitions_hold_on_a_real_api_server() {
 
     good_manifests_are_accepted(&server);
     wrong_manifests_are_refused_with_their_sentence(&server);
+    the_fullest_manifests_are_within_the_cost_of_their_rules(&server);
     defaults_are_filled_in(&server);
     applying_again_changes_nothing(&server);
     explain_is_the_manual(&server);
@@ -81,6 +82,47 @@ fn wrong_manifests_are_refused_with_their_sentence(server: &Server) {
             assert!(!said.contains("failed rule"), "{path} meets a rule without a sentence: {said}");
         }
     }
+}
+
+/// The API server bounds what the rules of one object may cost when they run: lists that are full must stay below it.
+fn the_fullest_manifests_are_within_the_cost_of_their_rules(server: &Server) {
+    let text = |length: usize, n: usize| format!("{n:0>5}{}", "a".repeat(length - 5));
+    let env: Vec<_> = (0..256)
+        .map(|n| match n % 2 {
+            0 => serde_json::json!({ "name": format!("A{}", text(255, n)), "value": "x".repeat(512) }),
+            _ => {
+                let secret = serde_json::json!({ "name": text(253, n), "key": text(253, n) });
+                serde_json::json!({ "name": format!("A{}", text(255, n)), "valueFrom": { "secretKeyRef": secret } })
+            }
+        })
+        .collect();
+    let mut files: Vec<_> = (0..255)
+        .map(|n| serde_json::json!({ "path": text(511, n).replace("aaaaaaaa", "aaaaaaa/") + "b", "text": "x".repeat(512) }))
+        .collect();
+    files.push(serde_json::json!({ "path": "CLAUDE.md", "text": "x" }));
+    let hosts: Vec<_> =
+        (0..256).map(|n| format!("*.{}:443", [text(59, n), text(59, n), text(59, n)].join("."))).collect();
+    let agent = serde_json::json!({
+        "apiVersion": "ash.dev/v1alpha1", "kind": "Agent", "metadata": { "name": "full" },
+        "spec": {
+            "source": { "inline": { "files": files } },
+            "sandbox": { "env": &env, "network": { "mode": "allowlist", "hosts": hosts } },
+        },
+    });
+    server.done(&["apply", "--server-side", "-f", "-"], Some(&agent.to_string()));
+    let words: Vec<_> = (0..256).map(|n| text(1024, n)).collect();
+    let mut session = serde_json::json!({
+        "apiVersion": "ash.dev/v1alpha1", "kind": "Session", "metadata": { "name": "full" },
+        "spec": {
+            "agent": "full",
+            "message": { "content": "x".repeat(262_144) },
+            "options": { "env": env, "allowedTools": words, "systemPrompt": "x".repeat(262_144) },
+        },
+    });
+    server.done(&["apply", "--server-side", "-f", "-"], Some(&session.to_string()));
+    // Rules that compare with what was there run on a change only.
+    session["spec"]["suspend"] = true.into();
+    server.done(&["apply", "--server-side", "-f", "-"], Some(&session.to_string()));
 }
 
 fn defaults_are_filled_in(server: &Server) {
