@@ -88,12 +88,13 @@ fn wrong_manifests_are_refused_with_their_sentence(server: &Server) {
 fn the_fullest_manifests_are_within_the_cost_of_their_rules(server: &Server) {
     let text = |length: usize, n: usize| format!("{n:0>5}{}", "a".repeat(length - 5));
     let env: Vec<_> = (0..256)
-        .map(|n| match n % 2 {
-            0 => serde_json::json!({ "name": format!("A{}", text(255, n)), "value": "x".repeat(512) }),
-            _ => {
-                let secret = serde_json::json!({ "name": text(253, n), "key": text(253, n) });
-                serde_json::json!({ "name": format!("A{}", text(255, n)), "valueFrom": { "secretKeyRef": secret } })
+        .map(|n| {
+            let name = format!("A{}", text(255, n));
+            if n % 2 == 0 {
+                return serde_json::json!({ "name": name, "value": "x".repeat(512) });
             }
+            let secret = serde_json::json!({ "name": text(253, n), "key": text(253, n) });
+            serde_json::json!({ "name": name, "valueFrom": { "secretKeyRef": secret } })
         })
         .collect();
     let mut files: Vec<_> = (0..255)
