@@ -4,6 +4,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 export CARGO_TERM_COLOR ?= auto
+# What a person's machine cannot run is skipped, and said; in CI it fails.
+ifdef CI
+export ASH_TEST_REQUIRE_KUBERNETES := yes
+endif
 
 .PHONY: help
 help: ## This list
@@ -31,7 +35,7 @@ tools: ## Install what Ash needs beside Rust: bubblewrap and the pinned Claude C
 	@scripts/install-tools.sh
 
 .PHONY: test-tools
-test-tools: ## Install what only the tests need: Postgres, Python, the published Python client
+test-tools: ## Install what only the tests need: Postgres, Python and the published client, a Kubernetes API server
 	@scripts/install-test-tools.sh
 
 .PHONY: generate

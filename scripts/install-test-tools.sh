@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what only the tests need: Postgres and Python from the distribution, and the published Python client of Ash (pinned in e2e/python-client.version) in a
-# folder of its own, where nothing else of this machine uses it. Does nothing when all is there; says what to do where it cannot.
+# Installs what only the tests need: Postgres and Python from the distribution, the published Python client of Ash (pinned in
+# e2e/python-client.version) and, where there is Go, a Kubernetes API server, each in a folder of its own where nothing else of
+# this machine uses it. Does nothing when all is there; says what to do where it cannot.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 . "$top/scripts/apt-install.sh"
@@ -30,4 +31,11 @@ if [ ! -d "$target" ]; then
   # Two runs at once may both have fetched it: the second finds it in place.
   mkdir "$work/whole" && mv "$work/packages" "$work/whole/packages"
   mv -T "$work/whole" "$target" 2>/dev/null || [ -d "$target/packages" ]
+fi
+
+# Without it the tests that need an API server say that they are skipped; in CI they fail.
+if command -v go >/dev/null; then
+  "$top/e2e/cluster/build.sh" "$HOME/.cache/ash/k8s-$(cat "$top/e2e/cluster/kubernetes.version")"
+else
+  echo "Go is missing (https://go.dev/dl): the tests that need a Kubernetes API server will be skipped." >&2
 fi

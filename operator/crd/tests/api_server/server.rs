@@ -16,8 +16,8 @@ use tempfile::TempDir;
 const FOLDER: &str = "ASH_TEST_KUBERNETES";
 /// Set to anything, as CI does: the test fails where the programs are missing, instead of saying that it is skipped.
 const REQUIRED: &str = "ASH_TEST_REQUIRE_KUBERNETES";
-/// Where `build.sh` of the local cluster puts the programs, below the home directory.
-const DEFAULT_FOLDER: &str = ".cache/ash/k8s-1.37.2";
+/// The version that `e2e/cluster/build.sh` builds.
+const VERSION: &str = include_str!("../../../../e2e/cluster/kubernetes.version");
 /// How long the API server may take to be ready, on a busy machine.
 const READY: Duration = Duration::from_secs(120);
 /// Between two looks at something that is awaited.
@@ -36,12 +36,13 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one; `None`, said on the terminal, where the programs are not there and need not be.
     pub(crate) fn start() -> Option<Self> {
-        let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(DEFAULT_FOLDER));
+        let default = format!(".cache/ash/k8s-{}", VERSION.trim());
+        let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(default));
         let programs = env::var_os(FOLDER).map(PathBuf::from).or(home).unwrap();
         let missing = ["kube-apiserver", "etcd", "kubectl"].into_iter().find(|name| !programs.join(name).exists());
         if let Some(missing) = missing {
             let text = format!(
-                "{missing} is not in {}: build it with build.sh of the local cluster, or name its folder in {FOLDER}",
+                "{missing} is not in {}: build it with e2e/cluster/build.sh (it needs Go), or name its folder in {FOLDER}",
                 programs.display()
             );
             assert!(env::var_os(REQUIRED).is_none(), "{text}");
