@@ -9,8 +9,7 @@ struct Row {
 }
 
 /// The headings under which a table stands without such a column, because no server could show what is in it.
-const WITHOUT_METRICS: [&str; 4] =
-    ["## Client and command line", "## Start of the server", "## Sizes", "## Resources"];
+const WITHOUT_METRICS: [&str; 4] = ["## Client and command line", "## Start of the server", "## Sizes", "## Resources"];
 
 /// The headings of the page's tables that have no column of metrics.
 fn without_metrics(page: &str) -> Vec<&str> {

@@ -7,55 +7,22 @@
 
 mod hostile;
 
-use std::{fs, path::Path};
+use std::fs;
 
-use ash_client::Session;
-use ash_e2e::harness::{TestApp, Turn, eventually};
-use hostile::{assert_answers, bash, session_with};
+use ash_e2e::harness::{TestApp, eventually};
+use hostile::{
+    assert_answers,
+    impersonator::{appears, take_the_bridges_place},
+    session_with,
+};
 use serde_json::json;
 
 /// Looks in a row, 10 ms apart, at which the server must have used no processor time: what spins uses some at each.
 const QUIET_LOOKS: u32 = 100;
 
-/// In the place of the bridge: hands its own listener to the server, turns `O_NONBLOCK` off and on while it takes connections
-/// before the server does, shuts the listener down, and gives the place back. Waits for the test in between.
+/// In the place of the bridge: turns `O_NONBLOCK` of the listener that it handed to the server off and on while it takes
+/// connections before the server does, shuts the listener down, and gives the place back. Waits for the test in between.
 const PROGRAM: &str = r#"
-import array, json, os, signal, socket, struct, time
-
-def told(name):
-    while not os.path.exists("/workspace/" + name):
-        time.sleep(0.01)
-
-def tell(name):
-    open("/workspace/" + name, "w").close()
-
-def frame(kind, body=b""):
-    return struct.pack("<IBBBBQ", len(body), kind, 0, 0, 0, 0) + body
-
-listener = socket.socket()
-listener.bind(("127.0.0.1", 0))
-listener.listen(64)
-port = listener.getsockname()[1]
-bridge, stopped = int(os.environ["bridge"]), False
-tell("ready")
-while True:
-    host = socket.socket(socket.AF_UNIX)
-    try:
-        host.connect("/run/ash/bridge.sock")
-        if stopped:
-            break
-    except OSError:
-        if not stopped:
-            os.kill(bridge, signal.SIGSTOP)
-            stopped = True
-    host.close()
-    time.sleep(0.01)
-
-hello = json.loads(os.environ["hello"])
-hello["gatewayPort"] = port
-rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()]))]
-host.sendmsg([frame(1, json.dumps(hello).encode())], rights)
-tell("welcome" if host.recv(65536)[4:5] == b"\x02" else "refused")
 host.sendall(frame(10))
 
 stolen, kept = 0, []
@@ -114,28 +81,6 @@ fn accepting(app: &TestApp) -> usize {
     names.filter(|name| name.trim() == "gateway-accept").count()
 }
 
-/// The greeting of the session's bridge after this turn, without its port.
-fn hello(session: &Session, turn: &Turn) -> String {
-    let last = turn.frames.iter().rev().find_map(|frame| frame.id.as_deref()).expect("an id");
-    let last: u64 = last.split_once('.').expect("a position").0.parse().expect("a sequence");
-    let sandbox = session.other["sandboxId"].as_str().expect("a sandbox");
-    json!({
-        "protocol": { "major": 1, "minor": 0 }, "bridge": "0.1.0", "sandbox": sandbox,
-        "progress": {
-            "phase": "bound", "session": session.id, "epoch": last >> 32, "last": last, "turn": null, "permissions": [],
-        },
-    })
-    .to_string()
-}
-
-async fn appears(workspace: &Path, name: &str) {
-    eventually(name, async || {
-        assert!(!workspace.join("refused").exists(), "the server does not take the impersonator for the bridge");
-        workspace.join(name).exists().then_some(())
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_listener_holds_up_its_own_sandbox_alone() {
     let mut app = TestApp::builder().argument("--warm=0").start().await;
@@ -143,26 +88,7 @@ async fn a_hostile_listener_holds_up_its_own_sandbox_alone() {
     assert_answers(&app, &neighbour).await;
     let session = session_with(&app, "hostile", &json!({ "mode": "model" })).await;
     let workspace = app.session_folder(&session.id).join("workspace");
-    let turn = app.say(&session, "[[text: begun]]").await;
-    assert_eq!(turn.error(), None);
-    // The greeting tells how far the log is: the turn in which the program starts has a file's name in it instead.
-    let script = format!(
-        "{FIND}cat >hostile.py <<'END'\n{PROGRAM}\nEND\n\
-         (while ! [ -e hello ]; do sleep 0.05; done; hello=$(cat hello) bridge=$bridge exec python3 hostile.py) \
-         >log 2>&1 </dev/null &",
-        FIND = hostile::FIND_BRIDGE
-    );
-    let output = bash(&app, &session, &script).await;
-    assert!(!output.contains("no bridge"), "{output}");
-    let session = app.client.session(&session.id).await.expect("the session");
-    let turn = app.say(&session, "[[text: last]]").await;
-    fs::write(workspace.join("hello.new"), hello(&session, &turn)).expect("a file");
-    fs::rename(workspace.join("hello.new"), workspace.join("hello")).expect("a file");
-    appears(&workspace, "ready").await;
-
-    app.kill();
-    app.start_again().await;
-    appears(&workspace, "welcome").await;
+    take_the_bridges_place(&mut app, &session, PROGRAM).await;
     appears(&workspace, "blocked").await;
     assert_answers(&app, &neighbour).await;
     is_idle(&app).await;

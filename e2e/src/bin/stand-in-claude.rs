@@ -15,17 +15,23 @@
 //! | `[[stubborn]]` | says nothing more, and not even an interrupt ends it |
 //! | `[[memory: 50000000]]` | takes that many bytes and keeps them |
 //! | `[[count]]` | says how many user messages the conversation has |
+//!
+//! While there is a file `hold` in its working folder, it does not begin.
 
 use std::{
     env,
     fs::{self, OpenOptions},
     io::{self, BufRead, Read, StdinLock, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
+    thread,
+    time::Duration,
 };
 
 /// What stands for the long lists of a real `system/init`.
 const PADDING_BYTES: usize = 6000;
+/// How often it looks whether it may begin.
+const HOLD_INTERVAL: Duration = Duration::from_millis(10);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -33,6 +39,9 @@ fn main() -> ExitCode {
     if arguments.iter().any(|argument| argument == "--version") {
         let written = writeln!(output, "2.1.330 (Claude Code)");
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    while Path::new("hold").exists() {
+        thread::sleep(HOLD_INTERVAL);
     }
     let resume = arguments.iter().find_map(|argument| argument.strip_prefix("--resume=")).map(str::to_owned);
     match StandIn::new(resume) {

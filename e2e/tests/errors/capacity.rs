@@ -3,7 +3,7 @@
 use std::fs;
 
 use ash_client::{Message, Session};
-use ash_e2e::harness::{TestApp, Turn, eventually};
+use ash_e2e::harness::{TestApp, Turn, eventually, program};
 use futures::future::join_all;
 use serde_json::json;
 
@@ -41,11 +41,8 @@ async fn a_message_waits_for_a_place_and_gets_it_when_a_turn_ends() {
         assert_eq!((turn.result().as_deref(), turn.error()), (Some("my turn"), None), "{:?}", turn.names());
     };
     let going = async {
-        eventually("the message waits", async || {
-            let metrics = metrics(&app).await;
-            metrics.contains("ash_runner_messages_waiting 1\n").then_some(())
-        })
-        .await;
+        eventually("the message waits", async || (app.metric("ash_runner_messages_waiting").await == 1).then_some(()))
+            .await;
         assert_eq!(state(&app, &first).await.0, "active", "a running turn makes no room");
         go(&app, &first);
         turn.read_rest(stream).await;
@@ -58,13 +55,6 @@ async fn a_message_waits_for_a_place_and_gets_it_when_a_turn_ends() {
     assert_eq!(app.say(&first, "[[count]]").await.result().as_deref(), Some("4"));
     assert_eq!(state(&app, &second).await, ("paused".to_owned(), "evicted".to_owned()));
     assert_eq!(app.say(&second, "[[count]]").await.result().as_deref(), Some("2"));
-}
-
-async fn metrics(app: &TestApp) -> String {
-    let request = hyper::Request::get("/metrics").header("host", app.address().to_string());
-    let request = request.body(http_body_util::Full::default()).expect("a request");
-    let response = ash_e2e::http::send(app.address(), request).await.expect("metrics");
-    String::from_utf8(response.body().to_vec()).expect("text")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,32 +83,53 @@ async fn a_message_that_gets_no_place_in_time_is_told_when_to_come_again() {
 /// The only place is a sandbox's that is being warmed: it is claimed, not ended for another one to be started.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_waits_takes_the_sandbox_that_becomes_warm() {
-    let app = TestApp::builder().argument("--max-sandboxes=1").start().await;
-    let session = app.session().await;
-    assert_eq!(app.say(&session, "[[text: at once]]").await.result().as_deref(), Some("at once"));
-    let metrics = metrics(&app).await;
-    assert!(metrics.contains("ash_runner_sandbox_starts_total 1\n"), "{metrics}");
-    assert!(metrics.contains("ash_runner_evictions_total 0\n"), "{metrics}");
+    let app = TestApp::builder().claude(program("stand-in-claude")).argument("--max-sandboxes=1").start().await;
+    app.deploy("held", &[("CLAUDE.md", "You are a simple agent.\n"), ("hold", "")]).await;
+    eventually("a sandbox is being warmed", async || (app.client.health().await.ok()?.pool.warming == 1).then_some(()))
+        .await;
+    let session = app.session_of("held").await;
+    let waiting = app.say(&session, "hello");
+    let warming = async {
+        eventually("the message waits", async || (app.metric("ash_runner_messages_waiting").await == 1).then_some(()))
+            .await;
+        let folders = fs::read_dir(app.data().join("sandboxes")).expect("the sandboxes' folder");
+        let folders: Vec<_> = folders.map(|folder| folder.expect("a folder").path()).collect();
+        let [folder] = folders.as_slice() else { panic!("one sandbox has a folder: {folders:?}") };
+        eventually("Claude Code goes on", async || fs::remove_file(folder.join("workspace/hold")).ok()).await;
+    };
+    let (turn, ()) = tokio::join!(waiting, warming);
+    assert_eq!((turn.result().as_deref(), turn.error()), (Some("ok"), None), "{:?}", turn.names());
+    for (metric, value) in
+        [("ash_runner_messages_waiting", 0), ("ash_runner_sandbox_starts_total", 1), ("ash_runner_evictions_total", 0)]
+    {
+        assert_eq!(app.metric(metric).await, value, "{metric}");
+    }
 }
 
 /// A sandbox whose folder cannot take the session's name is ended with all that it left; the session goes on with another one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_that_cannot_be_given_to_its_session_leaves_nothing() {
     let app = TestApp::builder().argument("--max-sandboxes=1").start().await;
-    let session = app.session().await;
+    // The only place is taken while the session is made: it is given a warm sandbox by its message, not before.
+    let first = app.session().await;
+    let (stream, mut first_turn) = waiting_turn(&app, &first).await;
+    let session = app.session_of("simple").await;
     let folder = app.session_folder(&session.id);
-    if folder.exists() {
-        eprintln!("the sandbox was warm before its session was made: there is nothing to see");
-        return;
-    }
     fs::create_dir(&folder).expect("a folder in the way");
     fs::write(folder.join("in-the-way"), "").expect("a file in the way");
+    go(&app, &first);
+    first_turn.read_rest(stream).await;
+    app.client.end_session(&first.id).await.expect("an end");
+    app.wait_warm(1).await;
+    let folders = || fs::read_dir(app.data().join("sandboxes")).expect("the sandboxes' folder").flatten();
+    let of_sessions = [app.session_folder(&first.id), folder];
+    let warm =
+        folders().map(|found| found.path()).find(|found| !of_sessions.contains(found)).expect("a warm sandbox's");
     let turn = app.say(&session, "[[text: never]]").await;
     assert!(turn.error().is_some_and(|error| error.contains("folder")), "{:?} {:?}", turn.names(), turn.error());
-    eventually("folders are left only of what there is", async || {
-        let folders = fs::read_dir(app.data().join("sandboxes")).expect("the sandboxes' folder").count();
+    eventually("folders are left only of the two sessions and of what there is", async || {
         let sandboxes = app.client.health().await.ok()?.pool.total;
-        (u64::try_from(folders).ok()? == sandboxes + 1).then_some(())
+        (!warm.exists() && u64::try_from(folders().count()).ok()? == sandboxes + 2).then_some(())
     })
     .await;
     goes_on(&app, &session).await;

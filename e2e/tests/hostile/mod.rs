@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
+pub(crate) mod impersonator;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,

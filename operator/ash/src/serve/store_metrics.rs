@@ -12,7 +12,7 @@ use prometheus_client::{
 /// Reads the store's counts whenever `GET /metrics` does.
 pub(super) struct StoreMetrics {
     pub(super) store: Arc<dyn Database>,
-    /// SQLite's write-ahead log; not there with Postgres.
+    /// The write-ahead log's file; not there with Postgres.
     pub(super) write_ahead_log: PathBuf,
 }
 
