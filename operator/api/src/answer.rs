@@ -5,6 +5,7 @@ use ash_core::{
     id::{SessionId, TurnId},
     opening::Opening,
     ports::EntryReader,
+    sse::{INTERRUPTED, was_interrupted},
 };
 use ash_protocol::message::BridgeEvent;
 use axum::{
@@ -48,6 +49,7 @@ struct ResultLine {
     num_turns: u64,
     result: Option<String>,
     errors: Vec<String>,
+    terminal_reason: Option<String>,
     usage: Option<Box<RawValue>>,
     total_cost_usd: Option<Box<RawValue>>,
     duration_ms: Option<Box<RawValue>>,
@@ -107,7 +109,7 @@ impl Outcome {
                 if opening.interrupted != Some(self.turn.0) {
                     return false;
                 }
-                self.error = Some(opening.message.unwrap_or_else(|| "The turn was interrupted.".to_owned()));
+                self.error = Some(opening.message.unwrap_or_else(|| INTERRUPTED.to_owned()));
             }
             _ => {}
         }
@@ -118,6 +120,9 @@ impl Outcome {
         let line = self.result;
         let failed = line.is_error || line.subtype.as_deref().is_some_and(|subtype| subtype.starts_with("error"));
         let reason = || {
+            if line.terminal_reason.as_deref().is_some_and(was_interrupted) {
+                return INTERRUPTED.to_owned();
+            }
             let errors = (!line.errors.is_empty()).then(|| line.errors.join("; "));
             let text = line.result.clone().filter(|text| !text.is_empty());
             let subtype = line.subtype.as_deref().unwrap_or("an error");

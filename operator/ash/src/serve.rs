@@ -41,7 +41,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     stop.cancel();
     let stopping = async {
         server.runner.shut_down(arguments.shutdown_timeout, arguments.handover).await;
-        let _ = timeout(DRAIN * 2, serving).await;
+        // Readers have heard how every turn ended.
+        let _ = timeout(DRAIN, serving).await;
         server.store.close().await;
     };
     tokio::select! {

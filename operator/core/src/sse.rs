@@ -7,4 +7,4 @@ mod position;
 mod render;
 
 pub use position::{InvalidPosition, Position};
-pub use render::{Rendered, render, render_opening, session_start};
+pub use render::{INTERRUPTED, Rendered, render, render_opening, session_start, was_interrupted};

@@ -22,6 +22,6 @@ mod shared;
 mod starts;
 mod turns;
 
-pub use limits::CAPACITY_WAIT;
+pub use limits::{CAPACITY_WAIT, CLOSING};
 pub use local::LocalRunner;
 pub use shared::RunnerConfig;

@@ -18,6 +18,8 @@ pub(crate) const BRIDGE_ANSWER: Duration = Duration::from_secs(150);
 pub(crate) const WARM_UP: Duration = Duration::from_secs(90);
 /// How long a sandbox may take to end by itself before it is killed.
 pub(crate) const SANDBOX_END: Duration = Duration::from_secs(5);
+/// How long sandboxes may take at the stop of a server, once no turn may go on: their end, and the commit of what they said.
+pub const CLOSING: Duration = Duration::from_secs(15);
 /// How long the log may take to be committed before a session leaves its sandbox without its last entries.
 pub(crate) const FLUSH_WAIT: Duration = Duration::from_secs(10);
 /// How long entries wait for more before they are committed, when none of them is a complete message.

@@ -110,7 +110,8 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     }
     let config = ApiConfig { allow_path: true, api_key: arguments.api_key.clone(), ..ApiConfig::default() };
     // Streams end with their turns; a moment more lets them say so.
-    let limits = ServeLimits { shutdown_grace: arguments.shutdown_timeout + super::DRAIN, ..ServeLimits::default() };
+    let shutdown_grace = arguments.shutdown_timeout + ash_runner::CLOSING + super::DRAIN;
+    let limits = ServeLimits { shutdown_grace, ..ServeLimits::default() };
     let state = ApiState::new(as_port, Arc::clone(&runner) as _, registry, config);
     Ok(Server { listener, router: ash_api::router(state.clone()), state, limits, runner, store, _lock: lock })
 }

@@ -324,6 +324,15 @@ fn blocks(writer: &mut Writer, body: &[u8]) {
     }
 }
 
+/// What is said of a turn that was interrupted.
+pub const INTERRUPTED: &str = "The turn was interrupted.";
+
+/// Whether the `terminal_reason` of a `result` says that the turn was interrupted. Claude Code's own words are a diagnostic of its
+/// inside then (`[ede_diagnostic] ...`, observed with 2.1.330).
+pub fn was_interrupted(terminal_reason: &str) -> bool {
+    terminal_reason.starts_with("aborted")
+}
+
 fn result(writer: &mut Writer, body: &[u8], is_error: bool) {
     #[derive(Deserialize)]
     struct ResultLine<'a> {
@@ -335,6 +344,8 @@ fn result(writer: &mut Writer, body: &[u8], is_error: bool) {
         result: Option<&'a RawValue>,
         #[serde(default)]
         errors: Vec<String>,
+        #[serde(borrow, default)]
+        terminal_reason: Option<Cow<'a, str>>,
     }
 
     let Ok(line) = serde_json::from_slice::<ResultLine<'_>>(body) else {
@@ -349,7 +360,13 @@ fn result(writer: &mut Writer, body: &[u8], is_error: bool) {
     let subtype = line.subtype.as_deref().unwrap_or_default();
     if is_error || subtype.starts_with("error") {
         let error = text.filter(|text| !text.is_empty()).unwrap_or_else(|| {
-            if line.errors.is_empty() { format!("The turn ended with {subtype}.") } else { line.errors.join("; ") }
+            if line.terminal_reason.as_deref().is_some_and(was_interrupted) {
+                INTERRUPTED.to_owned()
+            } else if line.errors.is_empty() {
+                format!("The turn ended with {subtype}.")
+            } else {
+                line.errors.join("; ")
+            }
         });
         writer.json("error", &ErrorData { error: &error });
     }

@@ -219,6 +219,7 @@ impl Inner {
             // A tail that comes again after a restart may hold the end of the turn before the one that runs.
             if self.turns.current().is_none_or(|turn| entry.sequence > turn.after) {
                 self.end_turn("ended");
+                self.turns.ended_in_time();
             }
             taken.turn_ended = true;
         }

@@ -87,6 +87,11 @@ impl Turns {
         }
     }
 
+    /// The turn ended while the session was leaving its sandbox: nothing was interrupted that the log does not know.
+    pub(super) fn ended_in_time(&mut self) {
+        self.leaving = None;
+    }
+
     pub(super) fn begin_leaving(&mut self) {
         self.leaving = self.current.map(|turn| turn.id);
     }

@@ -14,11 +14,16 @@ use crate::{
 /// The folder of a sandbox's directory that its programs call home.
 pub(crate) const HOME: &str = "home";
 
-/// Ends a sandbox gently: the bridge is asked to end it, and killed when it does not.
+/// Ends a sandbox gently: a turn that still runs is interrupted, so that its end is in the log; then the bridge is asked to end
+/// it, and killed when it does not.
 pub(crate) async fn close(metrics: &Metrics, sandbox: &Arc<Sandbox>, reason: EndReason) {
     let deadline_ms = u64::try_from(SANDBOX_END.as_millis()).unwrap_or(u64::MAX);
     sandbox.announce_end(reason.clone());
     let asked = async {
+        if let Some(turn) = sandbox.hub().and_then(|hub| hub.leaving_turn()) {
+            let interrupt = Request::Interrupt { turn: Some(turn.0) };
+            let _ = sandbox.bridge.call::<serde::de::IgnoredAny>(&interrupt).await;
+        }
         let _ = sandbox.bridge.call::<serde::de::IgnoredAny>(&Request::Shutdown { deadline_ms }).await;
     };
     // The bridge answers before it ends: what it still has to say comes until then.
