@@ -6,9 +6,11 @@ use std::{
     os::unix::fs::symlink,
     path::Path,
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 use ash_e2e::harness::{TestApp, program};
+use tokio::io::AsyncReadExt;
 
 struct Said {
     code: Option<i32>,
@@ -148,11 +150,23 @@ async fn refusals_of_the_server() {
         &["agent", "delete", "nobody"],
         &["session", "create", "nobody"],
     ] {
-        check_refused(&here(&app, arguments, "hello\n").await, &["Agent not found"]);
+        check_refused(&here(&app, arguments, "hello\n").await, &["Agent not found: nobody", "hint: `ash agent list`"]);
     }
     for arguments in [&["session", "get", nobody][..], &["session", "end", nobody], &["session", "send", nobody, "x"]] {
-        check_refused(&here(&app, arguments, "").await, &["Session not found"]);
+        let sentences = [&format!("Session not found: {nobody}"), "hint: `ash session list`"];
+        check_refused(&here(&app, arguments, "").await, &sentences);
     }
+    check_refused(&here(&app, &["session", "list", "--agent", "nobody"], "").await, &["Agent not found: nobody"]);
+    let said = here(&app, &["session", "list", "--agent", "simple", "--status", "ended"], "").await;
+    assert!(
+        said.output.starts_with("There are no such sessions of simple. Begin one: ash chat simple"),
+        "{}",
+        said.output
+    );
+    let said = here(&app, &["--json", "session", "get", nobody], "").await;
+    let error: serde_json::Value = serde_json::from_str(&said.error).expect("a JSON object");
+    assert_eq!((said.code, said.output.as_str()), (Some(1), ""));
+    assert_eq!((&error["error"], &error["status"]), (&format!("Session not found: {nobody}").into(), &404.into()));
     let url = format!("http://{}", app.address());
     let said = ash(&url, Some("ash_wrong"), &["agent", "list"], "").await;
     check_refused(
@@ -193,6 +207,36 @@ async fn a_turn_that_fails() {
     assert!(said.output.contains(r#""event":"error""#), "{}", said.output);
     let said = here(&app, &["chat", "simple"], "[[text: one]]\n\n[[text: two]]\n").await;
     assert_eq!((said.code, said.output.as_str()), (Some(0), "one\ntwo\n"), "{}", said.error);
+}
+
+/// What a turn says reaches a pipe while the turn runs, and stays where the turn is interrupted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_gets_an_answer_as_it_is_written() {
+    let app = TestApp::start().await;
+    let session = app.session().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut process = tokio::process::Command::new(program("ash"))
+        .args(["session", "send", &session.id, "[[text: so far]][[delay: 600s]][[text: and on]]"])
+        .env_clear()
+        .env("ASH_URL", format!("http://{}", app.address()))
+        .env("ASH_API_KEY", app.api_key())
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("ash starts");
+    let mut output = process.stdout.take().expect("an output");
+    let mut so_far = [0; "so far".len()];
+    let read = tokio::time::timeout(Duration::from_secs(60), output.read_exact(&mut so_far)).await;
+    read.expect("the text comes while the turn runs").expect("the output is read");
+    assert_eq!(&so_far, b"so far");
+    app.client.interrupt(&session.id).await.expect("the turn is interrupted");
+    let said = process.wait_with_output().await.expect("its end");
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).await.expect("the output is read");
+    assert_eq!((said.status.code(), rest.as_str()), (Some(1), "\n"), "{}", String::from_utf8_lossy(&said.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,6 +36,10 @@ pub(crate) const MAX_MODEL_BYTES: usize = 256;
 /// The longest description.
 const MAX_DESCRIPTION_BYTES: usize = 4096;
 
+/// What a deployment can have.
+const FIELDS: [&str; 11] =
+    ["name", "path", "files", "systemPrompt", "env", "slug", "description", "model", "backend", "config", "network"];
+
 /// The longest `config`, as JSON.
 const MAX_CONFIG_BYTES: usize = 256 << 10;
 
@@ -87,6 +91,8 @@ struct Deployment {
 
 fn read(body: &[u8], allow_path: bool) -> Result<Deployment, ApiError> {
     let fields = Fields::parse(body)?;
+    fields.check_spelling(&FIELDS)?;
+    fields.check_spelling_in("network", &["mode", "hosts"])?;
     let name: String = fields.required("name")?;
     let name: AgentName = name.parse().map_err(|error| ApiError::bad_request(format!("{error}")))?;
     let slug = fields.get::<String>("slug")?.map(|slug| {

@@ -13,7 +13,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use serde::Serialize;
 
-use crate::{auth, model_options, state::ApiState};
+use crate::{auth, model_options, spelling::Misspelt, state::ApiState};
 
 /// Seconds after which a client may try again what found no room.
 const RETRY_CAPACITY_SECONDS: u64 = 5;
@@ -157,6 +157,12 @@ impl From<ReadError> for ApiError {
 
 impl From<model_options::Refused> for ApiError {
     fn from(error: model_options::Refused) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<Misspelt> for ApiError {
+    fn from(error: Misspelt) -> Self {
         Self::bad_request(error.to_string())
     }
 }

@@ -1,4 +1,5 @@
-//! The fields of a request: each is read by its name, so that a refusal can name it; unknown ones are ignored.
+//! The fields of a request: each is read by its name, so that a refusal can name it; unknown ones are ignored,
+//! but for slips of spelling.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -7,7 +8,7 @@ use http::request::Parts;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use crate::error::ApiError;
+use crate::{error::ApiError, spelling};
 
 /// The fields of a JSON object, not read yet.
 #[derive(Debug, Default)]
@@ -24,6 +25,23 @@ impl<'a> Fields<'a> {
             let what = if error.is_data() { "a JSON object" } else { "JSON" };
             ApiError::bad_request(format!("the body is not {what}: {error}"))
         })
+    }
+
+    /// Refuses names that are misspelt ones of `known`.
+    pub(crate) fn check_spelling(&self, known: &[&str]) -> Result<(), ApiError> {
+        Ok(spelling::check(self.names(), known, "")?)
+    }
+
+    /// The same within a field that is an object. What is no object is left to whoever reads the field.
+    pub(crate) fn check_spelling_in(&self, name: &str, known: &[&str]) -> Result<(), ApiError> {
+        let Some(Ok(inner)) = self.raw(name).map(|raw| serde_json::from_str(raw.get()).map(Fields)) else {
+            return Ok(());
+        };
+        Ok(spelling::check(inner.names(), known, &format!("{name}."))?)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(AsRef::as_ref)
     }
 
     /// A field as it came; `None` where it is absent or null.

@@ -20,6 +20,7 @@ mod observe;
 mod permissions;
 mod serve;
 mod sessions;
+mod spelling;
 mod state;
 mod stream;
 mod timeline;

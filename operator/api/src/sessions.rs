@@ -39,6 +39,22 @@ const MAX_METADATA_VALUE_BYTES: usize = 1024;
 const MAX_LIST_ENTRIES: usize = 256;
 /// The longest option that is a list or an object, as JSON: 1 MiB.
 const MAX_OPTION_BYTES: usize = 1 << 20;
+/// What a request for a session can have.
+const FIELDS: [&str; 13] = [
+    "agent",
+    "credentialId",
+    "extraEnv",
+    "model",
+    "mcpServers",
+    "systemPrompt",
+    "permissionMode",
+    "allowedTools",
+    "disallowedTools",
+    "betas",
+    "subagents",
+    "initialAgent",
+    "metadata",
+];
 /// Sessions on a page of a listing where the request says nothing.
 const DEFAULT_PAGE: u32 = 100;
 /// Sessions on a page at the most.
@@ -52,6 +68,7 @@ pub(crate) async fn create(
     body: BoundedBody<MAX_BODY_BYTES>,
 ) -> Result<Response, ApiError> {
     let fields = Fields::parse(&body.bytes)?;
+    fields.check_spelling(&FIELDS)?;
     let agent_name: String = fields.required("agent")?;
     let mut options = session_options(&fields)?;
     let metadata = metadata(&fields)?;

@@ -14,6 +14,19 @@ use crate::{
     fields::{Fields, invalid, on_one_line, without_place},
 };
 
+/// What a message can have.
+const FIELDS: [&str; 9] = [
+    "content",
+    "includePartialMessages",
+    "model",
+    "maxTurns",
+    "maxBudgetUsd",
+    "effort",
+    "thinking",
+    "outputFormat",
+    "queue",
+];
+
 /// A message and how it is answered.
 #[derive(Debug)]
 pub(crate) struct Message {
@@ -26,6 +39,9 @@ pub(crate) struct Message {
 /// Reads the body of a message. With an idempotency key, a repeat names the same turn.
 pub(crate) fn read(body: &[u8], session: SessionId, idempotency_key: Option<&str>) -> Result<Message, ApiError> {
     let fields = Fields::parse(body)?;
+    fields.check_spelling(&FIELDS)?;
+    fields.check_spelling_in("thinking", &["type", "budgetTokens"])?;
+    fields.check_spelling_in("outputFormat", &["type", "schema"])?;
     let content = content(&fields)?;
     if fields.get("queue")? == Some(true) {
         return Err(invalid("queue", "this release has no queue yet: send the message when the turn has ended"));
@@ -137,6 +153,12 @@ mod tests {
             (r#"{"content":"x","outputFormat":{"type":"json_schema","schema":1}}"#, "outputFormat"),
             (r#"{"content":"x","outputFormat":{"type":"json_schema"}}"#, "outputFormat"),
             (r#"{"content":"x","model":""}"#, "model"),
+            (r#"{"content":"x","max_turns":1}"#, "max_turns is not a field: did you mean maxTurns?"),
+            (
+                r#"{"content":"x","thinking":{"type":"enabled","budget_tokens":9}}"#,
+                "thinking.budget_tokens is not a field",
+            ),
+            (r#"{"content":"x","outputFormat":{"type":"json_schema","schemas":{}}}"#, "outputFormat.schemas is not"),
             (r#"{"content":"x","includePartialMessages":"yes"}"#, "includePartialMessages"),
         ] {
             let error = format!("{:?}", read(body.as_bytes(), SESSION, None).unwrap_err());

@@ -262,6 +262,39 @@ async fn a_session_that_cannot_be_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn misspelt_fields_are_refused_and_unknown_ones_ignored() {
+    let server = Server::new().await;
+    let session = server.session().await;
+    let messages = format!("/api/sessions/{session}/messages");
+    let before = server.get("/api/sessions").await.json()["sessions"].as_array().unwrap().len();
+    for (path, body, given, meant) in [
+        ("/api/sessions", json!({ "agent": "a", "permission_mode": "default" }), "permission_mode", "permissionMode"),
+        ("/api/sessions", json!({ "agent": "a", "disallowedTool": ["Bash"] }), "disallowedTool", "disallowedTools"),
+        (&messages, json!({ "content": "x", "max_turns": 1 }), "max_turns", "maxTurns"),
+        (
+            &messages,
+            json!({ "content": "x", "thinking": { "type": "enabled", "budget_tokens": 2048 } }),
+            "thinking.budget_tokens",
+            "thinking.budgetTokens",
+        ),
+        ("/api/agents", json!({ "name": "n", "system-prompt": "p" }), "system-prompt", "systemPrompt"),
+        (
+            "/api/agents",
+            json!({ "name": "n", "systemPrompt": "p", "network": { "mode": "model", "Hosts": [] } }),
+            "network.Hosts",
+            "network.hosts",
+        ),
+    ] {
+        let said = server.post(path, &body).await.error(400);
+        assert_eq!(said, format!("{given} is not a field: did you mean {meant}?"));
+    }
+    assert_eq!(server.get("/api/sessions").await.json()["sessions"].as_array().unwrap().len(), before);
+    let unknown = json!({ "name": "n", "systemPrompt": "p", "labels": {}, "network": { "mode": "model", "new": 1 } });
+    assert_eq!(server.post("/api/agents", &unknown).await.status, 201);
+    assert_eq!(server.post("/api/sessions", &json!({ "agent": "n", "toolset": [] })).await.status, 201);
+}
+
+#[tokio::test]
 async fn an_idempotency_key_makes_one_session() {
     let server = Server::new().await;
     server.deploy("a").await;

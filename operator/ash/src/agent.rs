@@ -18,7 +18,7 @@ pub(crate) enum Command {
         /// Its name or slug
         agent: String,
     },
-    /// Delete an agent with all its versions
+    /// Delete an agent with all its versions; its sessions go on until they are ended
     Delete {
         /// Its name or slug
         agent: String,

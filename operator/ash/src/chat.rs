@@ -63,7 +63,7 @@ pub(crate) async fn run(arguments: Arguments, client: Client, output: Output) ->
         );
     }
     let mut conversation = Conversation::new(client, session.clone(), view(output, terminal), Input::start(), output)?;
-    let outcome = converse(&mut conversation, terminal).await;
+    let outcome = converse(&mut conversation, terminal, output).await;
     if terminal {
         note(&format!("Go on with it: ash chat {} --session {session}", arguments.agent));
     }
@@ -71,18 +71,18 @@ pub(crate) async fn run(arguments: Arguments, client: Client, output: Output) ->
 }
 
 /// One turn after the other. In a pipe a turn that fails is the last one.
-async fn converse(conversation: &mut Conversation, terminal: bool) -> anyhow::Result<Outcome> {
+async fn converse(conversation: &mut Conversation, terminal: bool, output: Output) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::Done;
     while let Some(line) = conversation.line(terminal.then_some("> ")).await? {
         if line.trim().is_empty() {
             continue;
         }
-        match conversation.turn(&message(line, terminal)).await {
+        match conversation.turn(&message(line, !output.is_json())).await {
             Ok(Outcome::Left) => return Ok(Outcome::Left),
             Ok(ended) => outcome = ended,
             // A refusal (a turn that runs, no capacity) leaves the conversation where it was.
             Err(error) if terminal && error.downcast_ref::<ash_client::Error>().is_some() => {
-                crate::output::failure(&error);
+                crate::output::failure(&error, output.is_json());
                 outcome = Outcome::Failed;
             }
             Err(error) => return Err(error),
@@ -103,16 +103,16 @@ pub(crate) async fn once(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let terminal = std::io::stdout().is_terminal() && !output.is_json();
-    message.include_partial_messages = terminal || output.is_json();
+    message.include_partial_messages = true;
     let ask = may_ask && terminal && std::io::stdin().is_terminal();
     let input = if ask { Input::start() } else { Input::nobody() };
     let mut conversation = Conversation::new(client, session, view(output, terminal), input, output)?;
     Ok(code(conversation.turn(&message).await?))
 }
 
-/// A message; its text is wanted as it is written only where somebody sees it being written.
-fn message(text: String, terminal: bool) -> Message {
-    Message { include_partial_messages: terminal, ..Message::text(text) }
+/// A message; a program that reads a whole conversation gets each text once, everybody else as it is written, too.
+fn message(text: String, partials: bool) -> Message {
+    Message { include_partial_messages: partials, ..Message::text(text) }
 }
 
 fn view(output: Output, terminal: bool) -> View {

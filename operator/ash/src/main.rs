@@ -16,8 +16,10 @@ mod values;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match arguments::read(std::env::args_os()).and_then(run::run) {
-        Ok(code) => code,
-        Err(error) => output::failure(&error),
-    }
+    let cli = match arguments::read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => return output::failure(&error, false),
+    };
+    let json = cli.global.json;
+    run::run(cli).unwrap_or_else(|error| output::failure(&error, json))
 }

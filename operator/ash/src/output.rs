@@ -50,20 +50,45 @@ impl Output {
     }
 }
 
+/// What went wrong, for programs.
+#[derive(Serialize)]
+struct Refusal {
+    error: String,
+    /// The HTTP status, where the server answered with one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    /// What to do next, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
 /// Something about the work, on standard error. Where nobody reads it, it is lost.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Says what went wrong and what to do next, on standard error; the exit code that goes with it.
-pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
+/// Says what went wrong and what to do next, on standard error; the exit code that goes with it. For programs it is one line,
+/// a JSON object.
+pub(crate) fn failure(error: &anyhow::Error, json: bool) -> ExitCode {
     let closed = error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe);
     if closed {
         return ExitCode::SUCCESS;
     }
+    let from_server = || error.chain().find_map(|cause| cause.downcast_ref::<ash_client::Error>());
+    if json {
+        let refusal = Refusal {
+            error: format!("{error:#}"),
+            status: from_server().and_then(ash_client::Error::status),
+            hint: from_server().and_then(ash_client::Error::hint),
+        };
+        if let Ok(line) = serde_json::to_string(&refusal) {
+            note(&line);
+        }
+        return ExitCode::FAILURE;
+    }
     let colour = text::Style::new(io::stderr().is_terminal());
     note(&format!("{} {}", colour.red("error:"), text::printable(&format!("{error:#}"))));
-    if let Some(hint) = error.chain().find_map(|cause| cause.downcast_ref::<ash_client::Error>()?.hint()) {
+    if let Some(hint) = from_server().and_then(ash_client::Error::hint) {
         note(&format!("{} {hint}", colour.bold("hint:")));
     }
     ExitCode::FAILURE

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io::Read, process::ExitCode};
 
 use anyhow::Context;
-use ash_client::{Client, CreateSession, Message, PermissionMode, SessionQuery};
+use ash_client::{Client, CreateSession, Message, PermissionMode, Session, SessionQuery};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -129,8 +129,9 @@ pub(crate) async fn run(command: Command, client: Client, output: Output) -> any
             output.result(&json!({ "session": session }), || session.id.clone())?;
         }
         Command::List { agent, status, limit, offset } => {
-            let sessions = client.sessions(&SessionQuery { agent, status, limit, offset }).await?;
-            output.result(&json!({ "sessions": sessions }), || listing::sessions(&sessions))?;
+            let query = SessionQuery { agent, status, limit, offset };
+            let sessions = list(query.clone(), &client).await?;
+            output.result(&json!({ "sessions": sessions }), || listing::sessions(&sessions, &query))?;
         }
         Command::Get { session } => {
             let session = client.session(&session).await?;
@@ -143,6 +144,22 @@ pub(crate) async fn run(command: Command, client: Client, output: Output) -> any
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Sessions as asked for. A listing says nothing about an agent that it has nothing of: the server knows whether there is one,
+/// and the name to a slug. Sessions of an agent that was deleted are still listed.
+async fn list(mut query: SessionQuery, client: &Client) -> anyhow::Result<Vec<Session>> {
+    let sessions = client.sessions(&query).await?;
+    if let Some(given) = query.agent.as_deref()
+        && sessions.is_empty()
+    {
+        let name = client.agent(given).await?.name;
+        if name != given {
+            query.agent = Some(name);
+            return Ok(client.sessions(&query).await?);
+        }
+    }
+    Ok(sessions)
 }
 
 async fn send(send: Send, client: Client, output: Output) -> anyhow::Result<ExitCode> {

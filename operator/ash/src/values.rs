@@ -66,13 +66,25 @@ impl fmt::Display for Size {
     }
 }
 
-/// Processors, in parts: `0.5`, `2`. Over 0, at most 1024; counted in thousandths.
+/// The smallest memory of a sandbox: with less, none starts.
+const SMALLEST_MEMORY: Size = Size(8 << 20);
+
+/// Memory of a sandbox: a [`Size`] of at least 8 MiB.
+pub(crate) fn memory(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse()?;
+    if size.bytes() < SMALLEST_MEMORY.bytes() {
+        return Err(format!("no sandbox starts with less than {SMALLEST_MEMORY}: give more, such as 2GiB"));
+    }
+    Ok(size)
+}
+
+/// Processors, in parts: `0.5`, `2`. From 0.01, which is the least that a control group takes, to 1024; counted in thousandths.
 pub(crate) fn processors(text: &str) -> Result<u32, String> {
     let number: f64 = text.parse().map_err(|_| "write it like 2 or 0.5".to_owned())?;
-    if !(0.001..=1024.0).contains(&number) {
-        return Err("it has to be between 0.001 and 1024".to_owned());
+    if !(0.01..=1024.0).contains(&number) {
+        return Err("it has to be between 0.01 and 1024".to_owned());
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 1,024,000")]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 10 and 1,024,000")]
     Ok((number * 1000.0).round() as u32)
 }
 
@@ -102,7 +114,7 @@ mod tests {
 
     use std::time::Duration;
 
-    use super::{Size, duration, pair, processors, variable};
+    use super::{Size, duration, memory, pair, processors, variable};
 
     #[test]
     fn durations() {
@@ -128,9 +140,19 @@ mod tests {
     }
 
     #[test]
+    fn memory_with_which_no_sandbox_starts_is_refused() {
+        assert_eq!(memory("8MiB").unwrap().bytes(), 8 << 20);
+        for text in ["5", "8191KiB"] {
+            assert!(memory(text).unwrap_err().contains("less than 8MiB"), "{text}");
+        }
+        assert!(memory("much").is_err());
+    }
+
+    #[test]
     fn processors_are_counted_in_thousandths() {
         assert_eq!(processors("1.5").unwrap(), 1500);
-        for text in ["0", "-1", "NaN", "inf", "2000"] {
+        assert_eq!(processors("0.01").unwrap(), 10);
+        for text in ["0", "0.009", "-1", "NaN", "inf", "2000"] {
             assert!(processors(text).is_err(), "{text}");
         }
     }

@@ -45,6 +45,29 @@ fn usage_errors_have_a_code_of_their_own() {
 }
 
 #[test]
+fn bounds_with_which_no_sandbox_starts_are_refused_before_the_server_starts() {
+    for (arguments, said) in [
+        (["serve", "--memory", "5"], "no sandbox starts with less than 8MiB"),
+        (["serve", "--cpus", "0.001"], "between 0.01 and 1024"),
+    ] {
+        let output = ash(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn a_program_gets_an_error_as_one_json_object() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let output = ash(&["--json", "session", "list", "--url", &format!("http://{address}")]);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""));
+    let said: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert!(said["error"].as_str().unwrap().starts_with("cannot reach"), "{said}");
+    assert!(said["hint"].as_str().unwrap().contains("ash serve"), "{said}");
+    assert_eq!(said.get("status"), None);
+}
+
+#[test]
 fn completion_comes_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = ash(&["completion", shell]);

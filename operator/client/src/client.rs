@@ -17,7 +17,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
-    Agent, CreateSession, Deployment, Error, FrameStream, Health, Message, Reconnect, Session, SessionQuery,
+    Agent, CreateSession, Deployment, Error, FrameStream, Health, Kind, Message, Reconnect, Session, SessionQuery,
     StreamOptions, answer, deploy, stream::Source,
 };
 
@@ -145,12 +145,17 @@ impl Client {
 
     /// One agent, by name or slug.
     pub async fn agent(&self, name: &str) -> Result<Agent, Error> {
-        Ok(self.json::<OneAgent>(self.request(Method::GET, &["api", "agents", name])).await?.agent)
+        Ok(self
+            .json::<OneAgent>(self.request(Method::GET, &["api", "agents", name]))
+            .await
+            .map_err(Kind::Agent.missing(name))?
+            .agent)
     }
 
     /// Deletes an agent with all its versions.
     pub async fn delete_agent(&self, name: &str) -> Result<(), Error> {
-        self.json::<Value>(self.request(Method::DELETE, &["api", "agents", name])).await.map(drop)
+        let deleted = self.json::<Value>(self.request(Method::DELETE, &["api", "agents", name])).await;
+        deleted.map(drop).map_err(Kind::Agent.missing(name))
     }
 
     /// Creates a session.
@@ -159,7 +164,7 @@ impl Client {
             .request(Method::POST, &["api", "sessions"])
             .header(IDEMPOTENCY_KEY, Uuid::new_v4().to_string())
             .json(session);
-        Ok(self.json::<OneSession>(request).await?.session)
+        Ok(self.json::<OneSession>(request).await.map_err(Kind::Agent.missing(&session.agent))?.session)
     }
 
     /// Sessions, the newest first.
@@ -179,23 +184,26 @@ impl Client {
 
     /// One session.
     pub async fn session(&self, id: &str) -> Result<Session, Error> {
-        Ok(self.json::<OneSession>(self.request(Method::GET, &["api", "sessions", id])).await?.session)
+        let found = self.json::<OneSession>(self.request(Method::GET, &["api", "sessions", id])).await;
+        Ok(found.map_err(Kind::Session.missing(id))?.session)
     }
 
     /// Ends a session. Its history is kept.
     pub async fn end_session(&self, id: &str) -> Result<Session, Error> {
-        Ok(self.json::<OneSession>(self.request(Method::DELETE, &["api", "sessions", id])).await?.session)
+        let ended = self.json::<OneSession>(self.request(Method::DELETE, &["api", "sessions", id])).await;
+        Ok(ended.map_err(Kind::Session.missing(id))?.session)
     }
 
     /// Interrupts the turn that is running.
     pub async fn interrupt(&self, id: &str) -> Result<(), Error> {
-        self.json::<Value>(self.request(Method::POST, &["api", "sessions", id, "interrupt"])).await.map(drop)
+        let interrupted = self.json::<Value>(self.request(Method::POST, &["api", "sessions", id, "interrupt"])).await;
+        interrupted.map(drop).map_err(Kind::Session.missing(id))
     }
 
     /// Answers a permission request. Refused with 409 where it was answered already.
     pub async fn answer_permission(&self, session: &str, request: &str, decision: &Decision) -> Result<(), Error> {
         let request = self.request(Method::POST, &["api", "sessions", session, "permissions", request]).json(decision);
-        self.json::<Value>(request).await.map(drop)
+        self.json::<Value>(request).await.map(drop).map_err(Kind::Session.missing(session))
     }
 
     /// Sends a message and opens its stream. The message has an `Idempotency-Key`, so that it counts once however often the
@@ -223,7 +231,7 @@ impl Client {
             .header(CONTENT_TYPE, "application/json")
             .header(IDEMPOTENCY_KEY, key)
             .body(body);
-        self.open(request).await
+        self.open(request).await.map_err(Kind::Session.missing(session))
     }
 
     pub(crate) async fn get_stream(
@@ -243,7 +251,7 @@ impl Client {
         if let Some(after) = after {
             request = request.header(LAST_EVENT_ID, after.to_string());
         }
-        self.open(request).await
+        self.open(request).await.map_err(Kind::Session.missing(session))
     }
 
     /// Asks for a stream and waits for its headers.

@@ -1,6 +1,6 @@
 //! What can go wrong between a client and a server, and what to do next.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use crate::parser::TooLong;
 
@@ -47,6 +47,14 @@ pub enum Error {
         /// How long the server asks to wait.
         retry_after: Option<Duration>,
     },
+    /// There is no such agent or session, or it is another tenant's.
+    #[error("{kind} not found: {name}")]
+    NotFound {
+        /// What was looked for.
+        kind: Kind,
+        /// The name, slug or id that was given.
+        name: String,
+    },
     /// The answer is not what the contract says.
     #[error("the server's answer is not understood ({what}): {reason}")]
     InvalidAnswer {
@@ -63,11 +71,42 @@ pub enum Error {
     InvalidPosition(#[from] ash_core::sse::InvalidPosition),
 }
 
+/// What can be looked for by a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// An agent, by name or slug.
+    Agent,
+    /// A session, by id.
+    Session,
+}
+
+impl Kind {
+    /// The error of looking for one: that there is none, with its name, where that is what the server said.
+    pub(crate) fn missing(self, name: &str) -> impl FnOnce(Error) -> Error {
+        move |error| match error {
+            Error::Refused { status: 404, message, .. } if message == format!("{self} not found") => {
+                Error::NotFound { kind: self, name: name.to_owned() }
+            }
+            error => error,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Agent => "Agent",
+            Self::Session => "Session",
+        })
+    }
+}
+
 impl Error {
     /// The HTTP status, where the server answered with one.
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Refused { status, .. } => Some(*status),
+            Self::NotFound { .. } => Some(404),
             _ => None,
         }
     }
@@ -92,6 +131,10 @@ impl Error {
                 None => "try again in a little while".to_owned(),
             }),
             Self::Refused { status: 500, .. } => Some("the server's log says more".to_owned()),
+            Self::NotFound { kind: Kind::Agent, .. } => Some("`ash agent list` shows those that there are".to_owned()),
+            Self::NotFound { kind: Kind::Session, .. } => {
+                Some("`ash session list` shows those that there are".to_owned())
+            }
             Self::InvalidAnswer { .. } => Some("is that the address of an Ash server, of this release?".to_owned()),
             _ => None,
         }

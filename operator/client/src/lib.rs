@@ -24,7 +24,7 @@ pub use ash_protocol::{
 pub use backoff::Reconnect;
 pub use client::{Client, Upload};
 pub use deploy::{AgentFile, Deployment};
-pub use error::Error;
+pub use error::{Error, Kind};
 pub use event::Event;
 pub use frame::Frame;
 pub use parser::{MAX_FRAME_BYTES, Parsed, Parser, TooLong};

@@ -27,8 +27,8 @@ pub(super) struct Shown {
 pub(super) enum View {
     /// For a person at a terminal.
     Terminal(Terminal),
-    /// The agent's texts, complete, and nothing else.
-    Plain,
+    /// The agent's texts as they are written, and nothing else.
+    Plain(Plain),
     /// Every frame as a line of JSON.
     Frames,
 }
@@ -39,7 +39,7 @@ impl View {
     }
 
     pub(super) fn plain() -> Self {
-        Self::Plain
+        Self::Plain(Plain::default())
     }
 
     pub(super) fn frames() -> Self {
@@ -50,7 +50,7 @@ impl View {
     pub(super) fn show(&mut self, frame: &Frame, event: &Event) -> Shown {
         match self {
             Self::Terminal(terminal) => Shown { output: terminal.show(event), note: None },
-            Self::Plain => plain(event),
+            Self::Plain(plain) => plain.show(event),
             Self::Frames => Shown { output: line(frame), note: None },
         }
     }
@@ -59,7 +59,7 @@ impl View {
     pub(super) fn say(&mut self, text: &str) -> Shown {
         match self {
             Self::Terminal(terminal) => Shown { output: terminal.aside(text), note: None },
-            Self::Plain | Self::Frames => Shown { output: String::new(), note: Some(text.to_owned()) },
+            Self::Plain(_) | Self::Frames => Shown { output: String::new(), note: Some(text.to_owned()) },
         }
     }
 
@@ -72,7 +72,7 @@ impl View {
                 terminal.place = Place::LineStart;
                 Shown { output, note: None }
             }
-            Self::Plain | Self::Frames => Shown::default(),
+            Self::Plain(_) | Self::Frames => Shown::default(),
         }
     }
 
@@ -99,18 +99,57 @@ fn line(frame: &Frame) -> String {
     serde_json::to_string(&line).map_or_else(|_| String::new(), |line| line + "\n")
 }
 
-fn plain(event: &Event) -> Shown {
-    match event {
-        Event::Message(message) => {
-            let texts = texts(message.get());
-            let output = if texts.is_empty() { texts } else { format!("{texts}\n") };
-            Shown { output, note: None }
+/// A file or a pipe, as far as it was written to. Each message ends its line.
+#[derive(Debug, Default)]
+pub(super) struct Plain {
+    /// Something of the message that is being written was shown already.
+    streamed: bool,
+    /// How much of it, without line breaks, which stand between the texts of a complete message, too.
+    streamed_bytes: usize,
+}
+
+impl Plain {
+    fn show(&mut self, event: &Event) -> Shown {
+        match event {
+            Event::Message(message) => Shown { output: self.message(message.get()), note: None },
+            Event::Replaced { .. } if self.streamed => {
+                Shown { output: self.end_line(), note: Some(REPLACED.to_owned()) }
+            }
+            Event::Withdrawn { .. } => Shown { output: self.end_line(), note: Some(WITHDRAWN.to_owned()) },
+            Event::Error(error) => Shown { output: self.end_line(), note: Some(format!("error: {error}")) },
+            Event::Done { .. } => Shown { output: self.end_line(), note: None },
+            _ => Shown::default(),
         }
-        Event::Withdrawn { .. } => Shown { output: String::new(), note: Some(WITHDRAWN.to_owned()) },
-        Event::Error(error) => Shown { output: String::new(), note: Some(format!("error: {error}")) },
-        _ => Shown::default(),
+    }
+
+    fn message(&mut self, message: &str) -> String {
+        if let Some(delta) = written(message).filter(|delta| !delta.is_empty()) {
+            self.streamed = true;
+            self.streamed_bytes += without_breaks(&delta);
+            return delta;
+        }
+        let texts = texts(message);
+        if texts.is_empty() {
+            return texts;
+        }
+        let repeats = self.streamed && self.streamed_bytes == without_breaks(&texts);
+        let end = self.end_line();
+        // The complete message repeats what was written piece by piece; another one (an error's) says something new.
+        if repeats { end } else { format!("{end}{texts}\n") }
+    }
+
+    fn end_line(&mut self) -> String {
+        self.streamed_bytes = 0;
+        if std::mem::take(&mut self.streamed) { "\n".to_owned() } else { String::new() }
     }
 }
+
+fn without_breaks(text: &str) -> usize {
+    text.bytes().filter(|byte| *byte != b'\n').count()
+}
+
+/// What is said where the model begins an answer anew.
+const REPLACED: &str = "The model is asked again; what follows stands for the text above.";
 
 /// What is said where frames do not count any more.
 const WITHDRAWN: &str =
@@ -162,9 +201,7 @@ impl Terminal {
                 let result = if *is_error { self.style.red(&result) } else { self.style.dim(&result) };
                 self.line(&format!("  {result}"))
             }
-            Event::Replaced { .. } if std::mem::take(&mut self.streamed) => {
-                self.aside("The model is asked again; what follows stands for the text above.")
-            }
+            Event::Replaced { .. } if std::mem::take(&mut self.streamed) => self.aside(REPLACED),
             Event::Withdrawn { .. } => self.aside(WITHDRAWN),
             Event::ClaudeRestarted { .. } => self.aside("Claude Code was started again."),
             Event::McpStatus { servers } => {
@@ -225,6 +262,24 @@ fn texts(message: &str) -> String {
         return String::new();
     }
     blocks(&carrier.message["content"])
+}
+
+/// The piece of text in a message that tells of one being written; not of a sub-agent's.
+fn written(message: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Carrier {
+        #[serde(rename = "type")]
+        kind: String,
+        #[serde(default)]
+        parent_tool_use_id: Option<String>,
+        #[serde(default)]
+        event: Value,
+    }
+    let carrier: Carrier = serde_json::from_str(message).ok()?;
+    let delta = &carrier.event["delta"];
+    let is_text =
+        carrier.kind == "stream_event" && delta["type"] == "text_delta" && carrier.parent_tool_use_id.is_none();
+    if is_text { delta["text"].as_str().map(ToOwned::to_owned) } else { None }
 }
 
 /// The texts among content blocks.

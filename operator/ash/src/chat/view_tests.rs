@@ -88,7 +88,7 @@ fn an_interrupted_turn_has_no_error() {
 }
 
 #[test]
-fn a_pipe_gets_complete_texts_alone() {
+fn a_pipe_gets_texts_alone() {
     let frames = [
         ("tool_use", json!({ "id": "t", "name": "Bash", "input": {} })),
         assistant("One."),
@@ -103,6 +103,26 @@ fn a_pipe_gets_complete_texts_alone() {
     ];
     let shown = show(&mut View::plain(), &frames);
     assert_eq!((shown.output.as_str(), shown.note.as_deref()), ("One.\nTwo.\n", Some("error: It broke.")));
+}
+
+fn piece(text: &str, parent: Option<&str>) -> (&'static str, Value) {
+    let event = json!({ "type": "content_block_delta", "delta": { "type": "text_delta", "text": text } });
+    ("message", json!({ "type": "stream_event", "parent_tool_use_id": parent, "event": event }))
+}
+
+#[test]
+fn a_pipe_gets_texts_as_they_are_written_and_each_once() {
+    let mut view = View::plain();
+    let mut shown = |frames: &[(&str, Value)]| show(&mut view, frames);
+    assert_eq!(shown(&[delta("On"), piece("On", None)]).output, "On");
+    assert_eq!(shown(&[piece("sub", Some("t")), piece("e\n.", None), assistant("One\n.")]).output, "e\n.\n");
+    assert_eq!(shown(&[assistant("Two.")]).output, "Two.\n");
+    let replaced = shown(&[piece("Half", None), ("replaced", json!({ "from": "1", "to": "2" }))]);
+    assert_eq!(replaced.output, "Half\n");
+    assert!(replaced.note.is_some_and(|note| note.contains("asked again")));
+    assert_eq!(shown(&[piece("Thr", None), assistant("API Error")]).output, "Thr\nAPI Error\n");
+    let failed = shown(&[piece("Four", None), ("error", json!({ "error": "It broke." })), ("done", json!({}))]);
+    assert_eq!((failed.output.as_str(), failed.note.as_deref()), ("Four\n", Some("error: It broke.")));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Agents and sessions as tables and as lists of fields.
 
-use ash_client::{Agent, Health, Session};
+use ash_client::{Agent, Health, Session, SessionQuery};
 use comfy_table::{Table, presets::NOTHING};
 
 use crate::output::text::printable;
@@ -30,10 +30,15 @@ pub(crate) fn agent(agent: &Agent) -> String {
     ])
 }
 
-/// A table of sessions.
-pub(crate) fn sessions(sessions: &[Session]) -> String {
+/// A table of the sessions that a query found.
+pub(crate) fn sessions(sessions: &[Session], query: &SessionQuery) -> String {
     if sessions.is_empty() {
-        return "There are no sessions. Begin one: ash chat AGENT, or ash session create AGENT".to_owned();
+        let such = if query.status.is_some() || query.offset.is_some() { "such " } else { "" };
+        let (of, agent) = match query.agent.as_deref().map(printable) {
+            Some(agent) => (format!(" of {agent}"), agent),
+            None => (String::new(), "AGENT".into()),
+        };
+        return format!("There are no {such}sessions{of}. Begin one: ash chat {agent}, or ash session create {agent}");
     }
     let rows = sessions.iter().map(|session| {
         vec![session.id.clone(), session.agent_name.clone(), status(session), time(&session.last_active_at)]
@@ -119,7 +124,7 @@ fn trimmed(table: &Table) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ash_client::{Agent, Session};
+    use ash_client::{Agent, Session, SessionQuery};
     use serde_json::json;
 
     fn parse<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
@@ -136,7 +141,7 @@ mod tests {
     #[test]
     fn sessions() {
         let sessions = [session_value("active", None), session_value("paused", Some("idle"))];
-        insta::assert_snapshot!(super::sessions(&sessions), @"
+        insta::assert_snapshot!(super::sessions(&sessions, &SessionQuery::default()), @"
         ID                                    AGENT   STATUS         LAST ACTIVE
         0199a000-0000-7000-8000-000000000001  writer  active         2026-01-02 04:04:05Z
         0199a000-0000-7000-8000-000000000001  writer  paused (idle)  2026-01-02 04:04:05Z
@@ -149,7 +154,10 @@ mod tests {
         created      2026-01-02 03:04:05Z
         last active  2026-01-02 04:04:05Z
         ");
-        insta::assert_snapshot!(super::sessions(&[]), @"There are no sessions. Begin one: ash chat AGENT, or ash session create AGENT");
+        let none = |query| super::sessions(&[], &query);
+        insta::assert_snapshot!(none(SessionQuery::default()), @"There are no sessions. Begin one: ash chat AGENT, or ash session create AGENT");
+        let query = SessionQuery { agent: Some("a".into()), status: Some("ended".into()), ..SessionQuery::default() };
+        insta::assert_snapshot!(none(query), @"There are no such sessions of a. Begin one: ash chat a, or ash session create a");
     }
 
     #[test]

@@ -75,7 +75,8 @@ pub(crate) struct Arguments {
     #[arg(long, env = "ASH_DATABASE_URL", hide_env_values = true, hide_default_value = true,
         value_parser = values::secret, value_name = "URL")]
     pub(crate) database_url: Option<SecretString>,
-    /// API key that clients need; without one, a generated one is in initial-api-key of the data directory
+    /// API key that clients may use; one that an earlier start generated (initial-api-key of the data directory) works, too.
+    /// Without it, the first start generates one
     #[arg(long, env = "ASH_API_KEY", hide_env_values = true, value_parser = values::secret, value_name = "KEY")]
     pub(crate) api_key: Option<SecretString>,
     /// Claude Code [default: where `make quickstart` put it, else `claude` on the PATH]
@@ -156,8 +157,9 @@ pub(crate) struct Arguments {
     #[arg(long, env = "ASH_WARM", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=1000),
         value_name = "NUMBER", help_heading = "Sandboxes")]
     pub(crate) warm: u32,
-    /// Memory of a sandbox
-    #[arg(long, env = "ASH_MEMORY", default_value = "2GiB", value_name = "SIZE", help_heading = "Sandboxes")]
+    /// Memory of a sandbox, 8MiB at the least
+    #[arg(long, env = "ASH_MEMORY", value_parser = values::memory, default_value = "2GiB", value_name = "SIZE",
+        help_heading = "Sandboxes")]
     pub(crate) memory: Size,
     /// Processors of a sandbox, in thousandths once read: 0.5 is half of one
     #[arg(long = "cpus", env = "ASH_CPUS", value_parser = values::processors, default_value = "2", value_name = "NUMBER",

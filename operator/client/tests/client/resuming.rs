@@ -220,5 +220,7 @@ async fn a_session_that_is_gone_ends_the_stream_with_the_servers_sentence() {
     while let Some(Ok(_)) = last {
         last = stream.next().await;
     }
-    assert_eq!(last.unwrap().unwrap_err().to_string(), "Session not found");
+    let error = last.unwrap().unwrap_err();
+    assert_eq!((error.to_string(), error.status()), (format!("Session not found: {SESSION}"), Some(404)));
+    assert!(error.hint().unwrap().contains("ash session list"));
 }
