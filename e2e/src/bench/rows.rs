@@ -37,7 +37,7 @@ pub struct Scale {
 impl Scale {
     /// What the goals ask for.
     pub const FULL: Self =
-        Self { turns: 250, sessions: 200, creations: 200, bursts: 200, idle: 1000, watch: Duration::from_secs(40) };
+        Self { turns: 250, sessions: 200, creations: 200, bursts: 30, idle: 1000, watch: Duration::from_secs(40) };
     /// To see where one stands.
     pub const QUICK: Self =
         Self { turns: 40, sessions: 5, creations: 20, bursts: 5, idle: 50, watch: Duration::from_secs(5) };
