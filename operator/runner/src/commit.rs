@@ -1,9 +1,9 @@
 //! The committer: writes what the hubs took to the log, behind the streams, many sessions in one transaction.
 //!
 //! Complete messages are written with whatever else comes within [`COMMIT_SPACING`], because most of a transaction's cost does
-//! not depend on its size. The end of a turn waits for nothing.
-//! Partials wait for more, for [`COMMIT_DELAY`] at the most. A store that many servers share asks for more than both. A transaction that takes longer delays the next, so that batches
-//! grow under load by themselves.
+//! not depend on its size. The end of a turn waits for nothing. Partials wait for more, for [`COMMIT_DELAY`] before that. A store
+//! that many servers share asks for more than both. A transaction that takes longer delays the next, so that batches grow under
+//! load by themselves.
 
 use std::{
     mem,
