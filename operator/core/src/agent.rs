@@ -32,7 +32,8 @@ pub struct Agent {
 }
 
 /// One version of an agent. Never changed once it is there.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct AgentVersion {
     /// The agent.
     pub agent: AgentId,

@@ -4,12 +4,14 @@
 pub mod agent;
 pub mod chunk;
 pub mod environment;
+pub mod fleet;
 pub mod host;
 pub mod id;
 pub mod intake;
 pub mod meter;
 pub mod name;
 pub mod opening;
+pub mod placement;
 pub mod ports;
 pub mod sandbox;
 pub mod session;

@@ -2,9 +2,11 @@
 //! function that wires the process.
 
 mod runner;
+mod runner_store;
 mod store;
 
 pub use runner::{Batch, EntryReader, Load, LoggedEntry, NewMessage, ReadError, Runner, RunnerError, Sent};
+pub use runner_store::{RunnerStore, WholeStore};
 pub use store::{
     AgentStore, Append, DeployAgent, EventLog, Key, KeyStore, NewKey, NewSession, OpenEpoch, Page, SessionFilter,
     SessionPage, SessionStore, Store, StoreError, TurnRecord,

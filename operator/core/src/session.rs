@@ -13,7 +13,8 @@ use crate::{
 };
 
 /// One durable conversation with one agent.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Session {
     /// Its id.
     pub id: SessionId,
@@ -46,7 +47,8 @@ pub struct Session {
 }
 
 /// The state of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "name", content = "reason", rename_all = "lowercase")]
 pub enum SessionState {
     /// Declared, not admitted yet.
     Starting,

@@ -7,6 +7,7 @@
 pub mod bound;
 pub mod claude;
 pub mod entry;
+pub mod fleet;
 pub mod frame;
 pub mod message;
 pub mod options;

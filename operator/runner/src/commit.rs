@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ash_core::ports::{Append, Store, StoreError};
+use ash_core::ports::{Append, RunnerStore, StoreError};
 use tokio::{
     sync::Notify,
     time::{sleep, timeout},
@@ -55,7 +55,7 @@ impl CommitQueue {
 }
 
 /// Commits for as long as the process lives. Dropping the future stops it between two transactions.
-pub(crate) async fn run(queue: Arc<CommitQueue>, store: Arc<dyn Store>, metrics: Arc<Metrics>) {
+pub(crate) async fn run(queue: Arc<CommitQueue>, store: Arc<dyn RunnerStore>, metrics: Arc<Metrics>) {
     let (delay, spacing) = (COMMIT_DELAY.max(store.append_spacing()), COMMIT_SPACING.max(store.append_spacing()));
     loop {
         queue.some.notified().await;
@@ -66,7 +66,7 @@ pub(crate) async fn run(queue: Arc<CommitQueue>, store: Arc<dyn Store>, metrics:
     }
 }
 
-async fn commit(queue: &CommitQueue, store: &dyn Store, metrics: &Metrics, hubs: Vec<Arc<Hub>>) {
+async fn commit(queue: &CommitQueue, store: &dyn RunnerStore, metrics: &Metrics, hubs: Vec<Arc<Hub>>) {
     let (mut pending, appends): (Vec<_>, Vec<_>) = hubs
         .into_iter()
         .filter_map(|hub| {

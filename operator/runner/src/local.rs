@@ -7,7 +7,7 @@ use ash_core::{
     id::SessionId,
     meter::LogFull,
     opening::{Opening, OpeningReason},
-    ports::{EntryReader, Load, NewMessage, Runner, RunnerError, Sent, Store},
+    ports::{EntryReader, Load, NewMessage, Runner, RunnerError, Sent, RunnerStore},
     session::{PausedReason, Session, SessionEvent, SessionState},
     sse::Position,
 };
@@ -52,7 +52,7 @@ impl LocalRunner {
         config: RunnerConfig,
         backend: Arc<ProcessBackend>,
         gateway: Gateway,
-        store: Arc<dyn Store>,
+        store: Arc<dyn RunnerStore>,
         registry: &mut Registry,
     ) -> Result<Self, RunnerError> {
         let metrics = Arc::new(Metrics::default());

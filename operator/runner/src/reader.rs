@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ash_core::{
     EntryKind, Sequence,
-    ports::{Batch, EntryReader, LoggedEntry, ReadError, Store},
+    ports::{Batch, EntryReader, LoggedEntry, ReadError, RunnerStore},
 };
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
@@ -17,13 +17,13 @@ use crate::{
 /// A reader's position in one session. Holds no entries.
 pub(crate) struct HubReader {
     hub: Arc<Hub>,
-    store: Arc<dyn Store>,
+    store: Arc<dyn RunnerStore>,
     position: Sequence,
     silent: CancellationToken,
 }
 
 impl HubReader {
-    pub(crate) fn new(hub: Arc<Hub>, store: Arc<dyn Store>, position: Sequence, silent: CancellationToken) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>, store: Arc<dyn RunnerStore>, position: Sequence, silent: CancellationToken) -> Self {
         Self { hub, store, position, silent }
     }
 

@@ -14,7 +14,7 @@ use ash_core::{
     agent::AgentVersion,
     id::{AgentId, SandboxId, SessionId},
     opening::Opening,
-    ports::{Store, StoreError},
+    ports::{RunnerStore, StoreError},
     session::{Session, SessionState},
 };
 use ash_gateway::Gateway;
@@ -63,7 +63,7 @@ pub(crate) struct Shared {
     pub(crate) config: RunnerConfig,
     pub(crate) backend: Arc<ProcessBackend>,
     pub(crate) gateway: Gateway,
-    pub(crate) store: Arc<dyn Store>,
+    pub(crate) store: Arc<dyn RunnerStore>,
     pub(crate) folders: Folders,
     pub(crate) queue: Arc<CommitQueue>,
     pub(crate) metrics: Arc<Metrics>,
@@ -120,7 +120,7 @@ impl Shared {
         config: RunnerConfig,
         backend: Arc<ProcessBackend>,
         gateway: Gateway,
-        store: Arc<dyn Store>,
+        store: Arc<dyn RunnerStore>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

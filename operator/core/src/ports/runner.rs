@@ -8,7 +8,7 @@ use ash_protocol::{
     options::{SessionOptions, TurnOptions},
 };
 use async_trait::async_trait;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -55,7 +55,8 @@ pub trait Runner: Send + Sync {
 }
 
 /// One user message.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct NewMessage {
     /// The turn that it begins.
     pub turn: TurnId,
@@ -80,7 +81,8 @@ impl fmt::Debug for Sent {
 }
 
 /// Why a runner did not do something.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum RunnerError {
     /// Another turn runs. HTTP 409.
     #[error("a turn is running: wait for its end, or interrupt it")]
@@ -109,6 +111,9 @@ pub enum RunnerError {
     /// An option cannot take effect. HTTP 400.
     #[error("{0}")]
     OptionRefused(String),
+    /// The session's runner does not answer, or was lost on the way. HTTP 503 with `Retry-After`.
+    #[error("{0}")]
+    Unreachable(String),
     /// The server is shutting down. HTTP 503 with `Retry-After`.
     #[error("the server is shutting down: try again in a moment")]
     ShuttingDown,
@@ -168,7 +173,7 @@ pub enum ReadError {
 }
 
 /// How much a runner has and does, as `GET /health` says it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Load {
     /// Sandboxes with a process.

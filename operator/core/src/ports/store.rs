@@ -6,6 +6,7 @@ use ash_protocol::{Entry, Epoch, Sequence, options::SessionOptions};
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     agent::{Agent, AgentSettings, AgentVersion},
@@ -22,7 +23,8 @@ pub trait Store: AgentStore + SessionStore + EventLog + KeyStore {}
 impl<T: AgentStore + SessionStore + EventLog + KeyStore> Store for T {}
 
 /// Why the store did not do something.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum StoreError {
     /// The name, slug or key is taken.
     #[error("{0}")]
@@ -199,7 +201,8 @@ pub trait EventLog: Send + Sync {
 }
 
 /// The next epoch of a session.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct OpenEpoch {
     /// The session.
     pub session: SessionId,
@@ -238,7 +241,8 @@ pub struct Page {
 }
 
 /// A turn in the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct TurnRecord {
     /// The entry of its user message.
     pub first: Sequence,
