@@ -159,6 +159,24 @@ pub struct Read {
     pub after: Sequence,
 }
 
+/// What precedes the entries of the answer to a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Taken {
+    /// Whether it joined a turn that was there before.
+    pub joined: bool,
+}
+
+/// A session on a sandbox of the runner, with what its gateway needs again after a restart.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Placed {
+    /// The session.
+    pub session: Session,
+    /// Its key of the model API.
+    pub model_key: Option<ModelKey>,
+}
+
 /// An answer to a permission request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::version::ProtocolVersion;
+use crate::{sequence::Sequence, version::ProtocolVersion};
 
 /// The version of what coordinator and runner say to each other.
 ///
@@ -32,10 +32,6 @@ pub const PROOF_HEADER: &str = "ash-proof";
 pub const RUNNER_HEADER: &str = "ash-runner";
 /// Header of a runner's requests, and of a coordinator's to it: the incarnation that is meant.
 pub const INCARNATION_HEADER: &str = "ash-incarnation";
-/// Header of the answer to a message: the entry after which its turn's entries follow.
-pub const AFTER_HEADER: &str = "ash-after";
-/// Header of the answer to a message: `1` where it joined a turn that was there before.
-pub const JOINED_HEADER: &str = "ash-joined";
 
 /// The first request of a connection.
 pub const HANDSHAKE: &str = "/fleet/v1/handshake";
@@ -97,6 +93,8 @@ pub mod runner {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamStatus {
+    /// Up to where entries were given, internal ones included.
+    pub through: Sequence,
     /// Whether a turn was in progress, or about to begin, when the entries before this frame were all there were.
     pub turn_in_progress: bool,
     /// The stream is over: nothing comes after everything that was given.

@@ -4,6 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use ash_core::{
     agent::AgentVersion,
+    fleet::{Held, ModelKey},
     id::SessionId,
     meter::LogFull,
     opening::{Opening, OpeningReason},
@@ -104,6 +105,35 @@ impl LocalRunner {
             sandbox.end_with(EndReason::Failed(error.to_string()));
         }
         answer.map(|_| ())
+    }
+
+    /// The sessions that have a sandbox here.
+    pub(crate) fn held(&self) -> Vec<Held> {
+        let sandboxes = self.shared.sandboxes();
+        let held = |sandbox: &Arc<Sandbox>| Some(Held { session: sandbox.session()?, sandbox: sandbox.id });
+        sandboxes.iter().filter_map(held).collect()
+    }
+
+    /// Ends the sandbox of a session that is another's now: nothing that it writes can be kept.
+    pub(crate) fn disown(&self, session: SessionId) {
+        let Some(hub) = self.shared.existing_hub(session) else { return };
+        tracing::warn!(%session, "the session is served elsewhere now: its sandbox here ends");
+        if let Some(sandbox) = hub.fail("the session is served by another runner now".to_owned()) {
+            sandbox.abandon();
+        }
+    }
+
+    /// Keeps a session's key of the model API, and gives it to its gateway where that has another.
+    pub(crate) fn keep_model_key(&self, session: SessionId, key: Option<&ModelKey>) {
+        if !self.shared.config.model_keys.set(session, key) {
+            return;
+        }
+        let Some(hub) = self.shared.existing_hub(session) else { return };
+        let Some(sandbox) = hub.live() else { return };
+        let binding = crate::lifecycle::binding(&self.shared, &sandbox, &hub.session());
+        if let Err(error) = self.shared.gateway.rebind(ash_gateway::SandboxId(sandbox.id.0), binding) {
+            tracing::warn!(%session, %error, "the gateway did not take a session's key of the model API");
+        }
     }
 
     fn reader(&self, hub: Arc<crate::hub::Hub>, after: Sequence) -> Box<dyn EntryReader> {

@@ -316,6 +316,7 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
             () = shared.closing.cancelled() => return,
         }
         shared.metrics.sweeps.inc();
+        shared.config.model_keys.keep_only(|session| shared.is_busy(session));
         let used = used_bytes(&shared);
         let grown = used.saturating_sub(least) >= growth;
         least = if grown { used } else { least.min(used) };

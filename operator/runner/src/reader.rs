@@ -64,6 +64,10 @@ impl EntryReader for HubReader {
         }
     }
 
+    fn position(&self) -> Sequence {
+        self.position
+    }
+
     fn turn_in_progress(&self) -> bool {
         self.hub.expects_more(self.position)
     }

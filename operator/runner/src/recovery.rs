@@ -119,7 +119,7 @@ async fn take_over(
     };
     let sandbox =
         Arc::new(Sandbox::new(SandboxId(id.0), agent, process, place, Some(Arc::clone(hub)), &shared.metrics));
-    let binding = crate::lifecycle::binding(&sandbox, row);
+    let binding = crate::lifecycle::binding(shared, &sandbox, row);
     if let Err(error) = shared.gateway.rebind(ash_gateway::SandboxId(id.0), binding) {
         tracing::warn!(sandbox = %id, %error, "the gateway refused a sandbox");
     }

@@ -24,10 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     commit::CommitQueue,
-    hub::Hub,
+    hub::{Hub, Place},
     limits::{LOG_BOUNDS, REMEMBERED_LOG_BYTES, SLOW_STARTS_PER_CORE, STARTS_PER_CORE},
     metering::Metering,
     metrics::Metrics,
+    model_keys::ModelKeys,
     sandbox::{Folders, Sandbox},
     starts::Starts,
 };
@@ -56,6 +57,8 @@ pub struct RunnerConfig {
     /// How long a message waits for a place in the pool before it is refused; [`CAPACITY_WAIT`](crate::CAPACITY_WAIT) but in
     /// tests.
     pub capacity_wait: Duration,
+    /// The keys of the model API that sessions have for themselves; empty where the gateway has one for all.
+    pub model_keys: Arc<ModelKeys>,
 }
 
 /// Shared by the tasks of one runner.
@@ -215,6 +218,11 @@ impl Shared {
     /// Whether a message waits that would take a warm sandbox of this version.
     pub(crate) fn is_wanted(&self, agent: &AgentVersion) -> bool {
         lock(&self.wanted).contains_key(&(agent.agent, agent.number))
+    }
+
+    /// Whether a session has a sandbox, is on its way to one, or has a turn.
+    pub(crate) fn is_busy(&self, session: SessionId) -> bool {
+        self.existing_hub(session).is_some_and(|hub| !matches!(hub.place(), Place::None) || hub.turn().is_some())
     }
 
     pub(crate) fn add_sandbox(&self, sandbox: Arc<Sandbox>) {

@@ -50,6 +50,7 @@ pub use config::{Limits, Policy, ProcessConfig, SandboxUser};
 pub use disk::{DiskUse, measure_disk};
 pub use error::SandboxError;
 pub use process::Identity as ProcessIdentity;
+pub use record::recorded_id;
 pub use protections::{Protection, Protections};
 pub use sandbox::{Exit, ProcessSandbox, Usage};
 pub use spec::{ReadOnlyBind, SandboxSpec};

@@ -16,6 +16,11 @@ const FORMAT: u32 = 1;
 /// Largest record that is read.
 const LARGEST_BYTES: u64 = 64 * 1024;
 
+/// The id of the sandbox whose record is in this directory; `None` where there is none that can be read.
+pub fn recorded_id(directory: &Path) -> Option<String> {
+    Record::read(directory).ok().flatten().map(|record| record.id)
+}
+
 /// A running sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {

@@ -180,6 +180,10 @@ impl EntryReader for Reader {
         }
     }
 
+    fn position(&self) -> ash_core::Sequence {
+        self.position
+    }
+
     fn turn_in_progress(&self) -> bool {
         self.batch().is_some() || running(&self.store, self.session)
     }

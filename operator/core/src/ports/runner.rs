@@ -3,7 +3,7 @@
 use std::{fmt, sync::OnceLock};
 
 use ash_protocol::{
-    Entry,
+    Entry, Sequence,
     message::Decision,
     options::{SessionOptions, TurnOptions},
 };
@@ -155,6 +155,9 @@ pub trait EntryReader: Send {
     ///
     /// Safe to cancel: a call that was dropped has taken nothing.
     async fn next(&mut self) -> Result<Option<Batch>, ReadError>;
+
+    /// The entry up to which everything was given, internal ones included.
+    fn position(&self) -> Sequence;
 
     /// Whether a turn was in progress, or about to begin, when everything that this reader has given so far was all there was.
     fn turn_in_progress(&self) -> bool;

@@ -40,7 +40,7 @@ pub(crate) async fn bind(
             sandbox.process.relocate(&folder)?;
         }
     }
-    shared.gateway.bind(ash_gateway::SandboxId(sandbox.id.0), binding(sandbox, &row))?;
+    shared.gateway.bind(ash_gateway::SandboxId(sandbox.id.0), binding(shared, sandbox, &row))?;
     let answer = send_bind(sandbox, &row).await;
     hub.set_place(Place::Live(Arc::clone(sandbox)));
     let (shared, sandbox, hub) = (Arc::clone(shared), Arc::clone(sandbox), Arc::clone(hub));
@@ -123,13 +123,13 @@ pub(super) async fn send_bind(sandbox: &Sandbox, row: &Session) -> Answer {
 }
 
 /// What the gateway binds a session's sandbox to.
-pub(crate) fn binding(sandbox: &Sandbox, row: &Session) -> Binding {
+pub(crate) fn binding(shared: &Shared, sandbox: &Sandbox, row: &Session) -> Binding {
     Binding {
         tenant: ash_gateway::TenantId(row.tenant.0.as_str().into()),
         session: ash_gateway::SessionId(row.id.0),
         epoch: ash_gateway::Epoch(row.epoch.0),
         egress: egress(&sandbox.agent.settings.network),
-        upstream: None,
+        upstream: shared.config.model_keys.of(row.id),
     }
 }
 

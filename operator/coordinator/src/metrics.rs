@@ -1,0 +1,40 @@
+//! The coordinator's metrics, under `ash_coordinator_`.
+
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    pub(crate) runners: Gauge,
+    pub(crate) registrations: Counter,
+    pub(crate) runners_lost: Counter,
+    pub(crate) sessions_lost: Counter,
+    pub(crate) placements: Counter,
+    pub(crate) placements_stale: Counter,
+    pub(crate) unanswered: Counter,
+    pub(crate) writes_refused: Counter,
+    pub(crate) streams: Gauge,
+    pub(crate) streams_broken: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("ash_coordinator");
+        registry.register("runners", "Runners that are registered", self.runners.clone());
+        registry.register("registrations", "Times a runner said who it is", self.registrations.clone());
+        registry.register("runners_lost", "Runners that missed 3 heartbeats", self.runners_lost.clone());
+        registry.register("sessions_lost", "Sessions whose runner was lost", self.sessions_lost.clone());
+        registry.register("placements", "Sessions that were given a place on a runner", self.placements.clone());
+        registry.register(
+            "placements_stale",
+            "Places that somebody else took first: decided again",
+            self.placements_stale.clone(),
+        );
+        registry.register("calls_unanswered", "Calls that a runner did not answer", self.unanswered.clone());
+        registry.register("writes_refused", "Writes of runners that do not have the session", self.writes_refused.clone());
+        registry.register("streams", "Streams of entries from runners", self.streams.clone());
+        registry.register("streams_broken", "Streams of entries that broke", self.streams_broken.clone());
+    }
+}

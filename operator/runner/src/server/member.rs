@@ -1,0 +1,177 @@
+//! A runner's membership in its fleet: it registers, says that it lives, registers again where it is not known, and leaves.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ash_core::{
+    agent::AgentVersion,
+    fleet::{Heartbeat, Held, Register, Registered, RunnerId, WarmList},
+    id::{AgentId, SessionId},
+    placement::HEARTBEAT,
+    ports::Runner as _,
+};
+use ash_link::LinkError;
+use ash_protocol::fleet::coordinator as path;
+use prometheus_client::registry::Registry;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{leftovers, metrics::Metrics};
+use crate::{
+    LocalRunner,
+    coordinators::{Coordinators, UNKNOWN_RUNNER},
+};
+
+/// How long a heartbeat or a registration may take.
+const CALL: Duration = Duration::from_secs(4);
+/// The shortest and the longest pause before a coordinator that did not answer is asked again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// How long leaving may take.
+const LEAVE: Duration = Duration::from_secs(3);
+
+/// What a membership is made from.
+#[derive(Debug, Clone)]
+pub struct MembershipConfig {
+    /// Who the runner is.
+    pub runner: RunnerId,
+    /// Where coordinators reach it.
+    pub address: String,
+    /// Sandboxes at the most.
+    pub capacity: u32,
+    /// The data directory.
+    pub data: std::path::PathBuf,
+}
+
+/// The membership of one life of a runner.
+#[derive(Debug)]
+pub struct Membership {
+    config: MembershipConfig,
+    coordinators: Arc<Coordinators>,
+    metrics: Metrics,
+    warm: Mutex<WarmList>,
+}
+
+impl Membership {
+    /// A membership that has not begun.
+    pub fn new(config: MembershipConfig, coordinators: Arc<Coordinators>, registry: &mut Registry) -> Self {
+        let metrics = Metrics::default();
+        metrics.register(registry);
+        Self { config, coordinators, metrics, warm: Mutex::default() }
+    }
+
+    /// Who the runner is.
+    pub(crate) fn id(&self) -> &RunnerId {
+        &self.config.runner
+    }
+
+    /// Registers before the runner begins: waits until a coordinator answers.
+    ///
+    /// # Errors
+    /// What no waiting mends: another secret, another version, a refusal.
+    pub async fn join(&self) -> Result<Registered, LinkError> {
+        let (held, homes) = leftovers(&self.config.data);
+        let mut pause = RETRY.0;
+        loop {
+            match self.register(held.clone(), homes.clone()).await {
+                Ok(registered) => return Ok(registered),
+                Err(error @ (LinkError::Unreachable { .. } | LinkError::Broken { .. })) => {
+                    tracing::warn!(%error, "no coordinator answers: trying again");
+                }
+                Err(error) => return Err(error),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    async fn register(&self, held: Vec<Held>, homes: Vec<SessionId>) -> Result<Registered, LinkError> {
+        let MembershipConfig { runner, address, capacity, .. } = self.config.clone();
+        let register = Register { runner, address, capacity, held, homes };
+        let registered: Registered = self.coordinators.exchange(path::REGISTER, CALL, &register).await?;
+        self.metrics.registrations.inc();
+        self.metrics.answered.set(1);
+        tracing::info!(runner = %self.config.runner.name, "registered");
+        Ok(registered)
+    }
+
+    /// Says that the runner lives, until `stop`. A connection that ends is news: it asks at once.
+    pub async fn keep(&self, runner: &LocalRunner, stop: &CancellationToken) {
+        let mut pause = Duration::ZERO;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(pause) => {}
+            }
+            match self.beat(runner).await {
+                Ok(()) => {
+                    self.metrics.answered.set(1);
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = sleep(HEARTBEAT) => {}
+                        () = self.coordinators.disconnected() => {}
+                        () = self.coordinators.register_again.notified() => {}
+                    }
+                    pause = Duration::ZERO;
+                }
+                Err(error) => {
+                    self.metrics.answered.set(0);
+                    self.metrics.unanswered.inc();
+                    tracing::warn!(%error, "no coordinator answers: running turns go on, their entries wait");
+                    pause = (pause * 2).clamp(RETRY.0, RETRY.1);
+                }
+            }
+        }
+    }
+
+    async fn beat(&self, runner: &LocalRunner) -> Result<(), LinkError> {
+        let warm_revision = self.warm.lock().unwrap_or_else(PoisonError::into_inner).revision;
+        let beat = Heartbeat { load: runner.load(), warm_revision };
+        match self.coordinators.exchange::<()>(path::HEARTBEAT, CALL, &beat).await {
+            Err(error) if error.status() == Some(UNKNOWN_RUNNER) => {
+                let (_, homes) = leftovers(&self.config.data);
+                let registered = self.register(runner.held(), homes).await?;
+                self.take(runner, &registered);
+                // Only a runner that said that it lives gets new sessions.
+                self.coordinators.exchange(path::HEARTBEAT, CALL, &beat).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Does what a registration's answer says.
+    pub fn take(&self, runner: &LocalRunner, registered: &Registered) {
+        for session in &registered.disowned {
+            self.metrics.disowned.inc();
+            runner.disown(*session);
+        }
+        self.keep_warm(runner, &registered.warm);
+    }
+
+    /// Keeps sandboxes of these versions warm, and of no others.
+    pub(crate) fn keep_warm(&self, runner: &LocalRunner, list: &WarmList) {
+        let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        let before: HashMap<AgentId, &AgentVersion> = warm.versions.iter().map(|version| (version.agent, version)).collect();
+        for version in &list.versions {
+            if before.get(&version.agent).is_none_or(|before| before.number != version.number) {
+                runner.prepare(version.clone());
+            }
+        }
+        for gone in before.values().filter(|before| list.versions.iter().all(|version| version.agent != before.agent)) {
+            runner.forget(gone);
+        }
+        *warm = list.clone();
+    }
+
+    /// Leaves the fleet: its sessions are asleep by now.
+    pub async fn leave(&self) {
+        let left = timeout(LEAVE, self.coordinators.exchange::<()>(path::DEREGISTER, CALL, &())).await;
+        match left {
+            Ok(Ok(())) => tracing::info!("deregistered"),
+            Ok(Err(error)) => tracing::warn!(%error, "the runner could not deregister: it will be called lost"),
+            Err(_) => tracing::warn!("the runner could not deregister in time: it will be called lost"),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What a coordinator calls: the runner's port, over the wire.
+
+mod leftovers;
+mod member;
+mod metrics;
+mod stream;
+
+use std::sync::Arc;
+
+use ash_core::{
+    fleet::{Answer, Configure, Place, Read, RunnerId, Send, Taken, WarmList},
+    id::SessionId,
+    ports::{Runner, RunnerError, Sent, StoreError},
+    session::Session,
+    sse::Position,
+};
+use ash_link::{Body, Service, answer_json, channel, read_json, refuse};
+use ash_protocol::fleet::{INCARNATION_HEADER, runner as path};
+use async_trait::async_trait;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde::Serialize;
+use tracing::Instrument as _;
+
+pub use self::{
+    leftovers::leftovers,
+    member::{Membership, MembershipConfig},
+};
+use crate::LocalRunner;
+
+/// Carries out the calls of coordinators.
+pub struct RunnerService {
+    runner: Arc<LocalRunner>,
+    id: RunnerId,
+    membership: Arc<Membership>,
+}
+
+impl RunnerService {
+    /// The calls for this life of a runner.
+    pub fn new(runner: Arc<LocalRunner>, membership: Arc<Membership>) -> Self {
+        let id = membership.id().clone();
+        Self { runner, id, membership }
+    }
+}
+
+#[async_trait]
+impl Service for RunnerService {
+    async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+        let meant = request.headers().get(INCARNATION_HEADER).and_then(|value| value.to_str().ok());
+        if meant != Some(self.id.incarnation.to_string().as_str()) {
+            return refuse(StatusCode::GONE, "the runner was started anew: what was meant is gone");
+        }
+        let (runner, membership) = (Arc::clone(&self.runner), Arc::clone(&self.membership));
+        // What was begun is not left half done when the coordinator goes away.
+        let carried = tokio::spawn(carry_out(runner, membership, request).in_current_span()).await;
+        carried.unwrap_or_else(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("a call did not end: {error}")))
+    }
+}
+
+async fn carry_out(
+    runner: Arc<LocalRunner>,
+    membership: Arc<Membership>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let called = request.uri().path().to_owned();
+    let body = request.into_body();
+    let answered = match called.as_str() {
+        path::WARM => read_json(body).await.map(|list: WarmList| {
+            membership.keep_warm(&runner, &list);
+            answer_json(&())
+        }),
+        path::PLACE => match read_json(body).await {
+            Ok(place) => Ok(answer(place_session(&runner, place).await)),
+            Err(reason) => Err(reason),
+        },
+        path::SEND => match read_json(body).await {
+            Ok(send) => Ok(send_message(&runner, send).await),
+            Err(reason) => Err(reason),
+        },
+        path::READ => match read_json(body).await {
+            Ok(Read { session, after }) => Ok(match runner.read(&session, Position::after(after)).await {
+                Ok(reader) => streamed(&(), reader),
+                Err(error) => failed(error),
+            }),
+            Err(reason) => Err(reason),
+        },
+        path::INTERRUPT => match read_json::<SessionId, _>(body).await {
+            Ok(session) => Ok(answer(runner.interrupt(session).await)),
+            Err(reason) => Err(reason),
+        },
+        path::ANSWER => match read_json(body).await {
+            Ok(Answer { session, permission, decision }) => {
+                Ok(answer(runner.answer(session, &permission, decision).await))
+            }
+            Err(reason) => Err(reason),
+        },
+        path::CONFIGURE => match read_json(body).await {
+            Ok(Configure { session, options }) => Ok(answer(runner.configure(session, options).await)),
+            Err(reason) => Err(reason),
+        },
+        path::END => match read_json::<Session, _>(body).await {
+            Ok(session) => Ok(answer(runner.end(session).await)),
+            Err(reason) => Err(reason),
+        },
+        _ => return refuse(StatusCode::NOT_FOUND, "a runner has nothing at this address: is the coordinator newer?"),
+    };
+    answered.unwrap_or_else(|reason| refuse(StatusCode::BAD_REQUEST, reason))
+}
+
+async fn place_session(runner: &LocalRunner, place: Place) -> Result<Session, RunnerError> {
+    runner.keep_model_key(place.session.id, place.model_key.as_ref());
+    runner.place(place.session, place.agent).await
+}
+
+async fn send_message(runner: &LocalRunner, send: Send) -> Response<Body> {
+    let Send { place, message } = send;
+    runner.keep_model_key(place.session.id, place.model_key.as_ref());
+    match runner.send(place.session, place.agent, message).await {
+        Ok(Sent { joined, reader }) => streamed(&Taken { joined }, reader),
+        Err(error) => failed(error),
+    }
+}
+
+fn answer(result: Result<impl Serialize, RunnerError>) -> Response<Body> {
+    answer_json(&result.map_err(said))
+}
+
+/// An answer of a head alone, which is an error.
+fn failed(error: RunnerError) -> Response<Body> {
+    Response::new(ash_link::pieces(ash_link::frames([stream::head::<()>(&Err(said(error)))])))
+}
+
+/// An answer of a head and a stream of entries.
+fn streamed(head: &impl Serialize, reader: Box<dyn ash_core::ports::EntryReader>) -> Response<Body> {
+    let (outgoing, body) = channel();
+    tokio::spawn(stream::pump(stream::head(&Ok(head)), reader, outgoing));
+    Response::new(body)
+}
+
+/// An error as it crosses the wire: what is wrong with the log stays in this runner's.
+fn said(error: RunnerError) -> RunnerError {
+    if let RunnerError::Store(error @ StoreError::Damaged(_)) | RunnerError::Store(error @ StoreError::Unavailable(_)) = &error {
+        tracing::error!(%error, "a call of a coordinator failed");
+    }
+    error
+}
