@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::SecretString;
 
-use crate::{agent, chat, deploy, serve, session, settings, values};
+use crate::{agent, chat, deploy, runner, serve, session, settings, values};
 
 /// Claude Code agents as a service.
 #[derive(Debug, Parser)]
@@ -40,6 +40,8 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Run the server
     Serve(Box<serve::Arguments>),
+    /// Run sandboxes for coordinators, on this machine
+    Runner(Box<runner::Arguments>),
     /// Deploy the agent in a folder; the same name again makes a new version
     Deploy(deploy::Arguments),
     /// Talk with an agent
@@ -59,20 +61,24 @@ pub(crate) enum Command {
     },
 }
 
-/// Reads the command line, and for `serve` the config file and the variables of other names beneath it. What clap has to say
+/// Reads the command line, and for `serve` and `runner` the config file and the variables of other names beneath it. What clap has to say
 /// (usage errors, help) it says itself and ends the process: with 2, or 0.
 pub(crate) fn read(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Cli> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let command = Cli::command();
     let mut matches = command.clone().try_get_matches_from(&arguments).unwrap_or_else(|error| error.exit());
-    if let Some((serve::COMMAND, serve)) = matches.subcommand() {
+    let server = matches.subcommand().and_then(|(name, given)| match name {
+        serve::COMMAND => Some((serve::COMMAND, given, serve::command(), &serve::OTHER_VARIABLES[..])),
+        runner::COMMAND => Some((runner::COMMAND, given, runner::command(), &runner::OTHER_VARIABLES[..])),
+        _ => None,
+    });
+    if let Some((name, given, known, others)) = server {
         let mut layers = Vec::new();
-        let known = serve::command();
-        if let Some(path) = serve.get_one::<PathBuf>(serve::CONFIG) {
+        if let Some(path) = given.get_one::<PathBuf>(serve::CONFIG) {
             layers.push(settings::read_file(path, &known)?);
         }
-        layers.push(settings::from_variables(&serve::OTHER_VARIABLES, |name| std::env::var(name).ok()));
-        let layered = command.mut_subcommand(serve::COMMAND, |serve| settings::beneath(serve, &layers));
+        layers.push(settings::from_variables(others, |name| std::env::var(name).ok()));
+        let layered = command.mut_subcommand(name, |command| settings::beneath(command, &layers));
         matches = layered.try_get_matches_from(&arguments).map_err(|error| settings::refused(&error))?;
     }
     Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
@@ -119,11 +125,11 @@ mod tests {
         let Command::Serve(serve) = cli.command else { panic!("{:?}", cli.command) };
         assert_eq!(serve.listen.to_string(), "127.0.0.1:1");
         assert_eq!(serve.data_dir, Path::new("/from/file"));
-        assert_eq!(serve.warm, 9);
-        assert_eq!(serve.memory.bytes(), 3 << 30);
+        assert_eq!(serve.sandboxes.warm, 9);
+        assert_eq!(serve.sandboxes.memory.bytes(), 3 << 30);
         assert!(!serve.handover);
-        assert_eq!(serve.upstream_headers().unwrap().len(), 2);
-        assert_eq!(serve.processes, 512);
+        assert_eq!(serve.upstream.upstream_headers().unwrap().len(), 2);
+        assert_eq!(serve.sandboxes.processes, 512);
     }
 
     #[test]

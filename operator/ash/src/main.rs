@@ -8,6 +8,7 @@ mod deploy;
 mod health;
 mod output;
 mod run;
+mod runner;
 mod serve;
 mod session;
 mod settings;

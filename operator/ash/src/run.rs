@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use clap::CommandFactory;
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     agent,
     arguments::{Cli, Command},
     chat, connection, deploy, health,
     output::Output,
-    serve, session,
+    runner, serve, session,
 };
 
 /// Processors for each of the server's threads. What it does between two waits takes microseconds, so a second thread mostly
@@ -29,12 +29,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             output.raw(&script)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Serve(arguments) => Builder::new_multi_thread()
-            .worker_threads(std::thread::available_parallelism().map_or(1, usize::from).div_ceil(PROCESSORS_PER_THREAD))
-            .enable_all()
-            .build()?
-            .block_on(serve::run(*arguments))
-            .map(|()| ExitCode::SUCCESS),
+        Command::Serve(arguments) => server()?.block_on(serve::run(*arguments)).map(|()| ExitCode::SUCCESS),
+        Command::Runner(arguments) => server()?.block_on(runner::run(*arguments)).map(|()| ExitCode::SUCCESS),
         command => {
             let client = connection::client(&global)?;
             let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -49,4 +45,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             })
         }
     }
+}
+
+fn server() -> std::io::Result<Runtime> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    Builder::new_multi_thread().worker_threads(processors.div_ceil(PROCESSORS_PER_THREAD)).enable_all().build()
 }

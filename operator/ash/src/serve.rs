@@ -1,14 +1,15 @@
 //! `ash serve`: the server.
 
-mod arguments;
-mod claude;
-mod key;
-mod log;
+pub(crate) mod arguments;
+pub(crate) mod claude;
+mod coordinator;
+pub(crate) mod key;
+pub(crate) mod log;
 mod programs;
-mod sinks;
+pub(crate) mod sinks;
 mod store_metrics;
-mod system_metrics;
-mod wiring;
+pub(crate) mod system_metrics;
+pub(crate) mod wiring;
 
 use std::time::Duration;
 
@@ -27,7 +28,14 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Runs the server until it is told to stop by SIGTERM or SIGINT: running turns may end, for a bounded time; a second signal
 /// ends it at once, and leaves the sandboxes to the next server.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    log::init(&arguments)?;
+    log::init(&arguments.log, arguments.log_format)?;
+    match arguments.fleet.mode {
+        arguments::Mode::Standalone => run_standalone(arguments).await,
+        arguments::Mode::Coordinator => coordinator::run(&arguments).await,
+    }
+}
+
+async fn run_standalone(arguments: Arguments) -> anyhow::Result<()> {
     let server = wiring::wire(&arguments).await?;
     let address = server.listener.local_addr()?;
     tracing::info!(%address, "listening");
@@ -55,7 +63,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
+pub(crate) async fn wait_for_signal() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     tokio::select! {

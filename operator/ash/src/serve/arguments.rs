@@ -79,20 +79,6 @@ pub(crate) struct Arguments {
     /// Without it, the first start generates one
     #[arg(long, env = "ASH_API_KEY", hide_env_values = true, value_parser = values::secret, value_name = "KEY")]
     pub(crate) api_key: Option<SecretString>,
-    /// Claude Code [default: where `make quickstart` put it, else `claude` on the PATH]
-    #[arg(long, env = "ASH_CLAUDE", value_name = "PROGRAM")]
-    pub(crate) claude: Option<PathBuf>,
-    /// Start with another release of Claude Code than the one that this server was made for
-    #[arg(long, env = "ASH_ANY_CLAUDE_VERSION", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
-        value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", default_missing_value = "true",
-        value_name = "BOOLEAN")]
-    pub(crate) any_claude_version: bool,
-    /// The bridge [default: `ash-bridge` beside this program]
-    #[arg(long, env = "ASH_BRIDGE", value_name = "PROGRAM")]
-    pub(crate) bridge: Option<PathBuf>,
-    /// What to do where a protection of the sandbox is missing
-    #[arg(long, env = "ASH_SANDBOX_POLICY", value_enum, default_value = "best-effort")]
-    pub(crate) sandbox_policy: SandboxPolicy,
     /// The longest wait of a graceful stop for running turns
     #[arg(long, env = "ASH_SHUTDOWN_TIMEOUT", value_parser = values::duration, default_value = "30s", value_name = "TIME")]
     pub(crate) shutdown_timeout: Duration,
@@ -101,15 +87,6 @@ pub(crate) struct Arguments {
         value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", default_missing_value = "true",
         value_name = "BOOLEAN")]
     pub(crate) handover: bool,
-    /// How long a session keeps its sandbox unused
-    #[arg(long, env = "ASH_IDLE_TIMEOUT", value_parser = values::duration, default_value = "15m", value_name = "TIME")]
-    pub(crate) idle_timeout: Duration,
-    /// How long a message waits for a sandbox's place before it is refused with 503 (for tests) [default: 30s]
-    #[arg(long, env = "ASH_CAPACITY_WAIT", value_parser = values::duration, value_name = "TIME", hide = true)]
-    pub(crate) capacity_wait: Option<Duration>,
-    /// How long a permission request waits for its answer before it is denied
-    #[arg(long, env = "ASH_PERMISSION_TIMEOUT", value_parser = values::duration, default_value = "10m", value_name = "TIME")]
-    pub(crate) permission_timeout: Duration,
     /// How log lines look
     #[arg(long, env = "ASH_LOG_FORMAT", value_enum, default_value = "pretty")]
     pub(crate) log_format: LogFormat,
@@ -117,6 +94,26 @@ pub(crate) struct Arguments {
     #[arg(long, env = "ASH_LOG", default_value = "info", value_name = "FILTER")]
     pub(crate) log: String,
 
+    /// Key of the model API (better given as ANTHROPIC_API_KEY: a list of processes shows flags)
+    #[arg(long, env = "ASH_ANTHROPIC_API_KEY", hide_env_values = true, hide_default_value = true,
+        value_parser = values::secret, value_name = "KEY", help_heading = "Model")]
+    pub(crate) anthropic_api_key: Option<SecretString>,
+    /// Bearer token of the model API instead of a key (better given as ANTHROPIC_AUTH_TOKEN)
+    #[arg(long, env = "ASH_ANTHROPIC_AUTH_TOKEN", hide_env_values = true, hide_default_value = true,
+        value_parser = values::secret, value_name = "TOKEN", help_heading = "Model")]
+    pub(crate) anthropic_auth_token: Option<SecretString>,
+
+    #[command(flatten)]
+    pub(crate) upstream: UpstreamArguments,
+    #[command(flatten)]
+    pub(crate) sandboxes: SandboxArguments,
+    #[command(flatten)]
+    pub(crate) fleet: FleetArguments,
+}
+
+/// Where the model API is. The same for a server and for a runner.
+#[derive(Debug, Args)]
+pub(crate) struct UpstreamArguments {
     /// Address of the model API (also ANTHROPIC_BASE_URL)
     #[arg(
         long,
@@ -126,14 +123,6 @@ pub(crate) struct Arguments {
         help_heading = "Model"
     )]
     pub(crate) anthropic_base_url: Url,
-    /// Key of the model API (better given as ANTHROPIC_API_KEY: a list of processes shows flags)
-    #[arg(long, env = "ASH_ANTHROPIC_API_KEY", hide_env_values = true, hide_default_value = true,
-        value_parser = values::secret, value_name = "KEY", help_heading = "Model")]
-    pub(crate) anthropic_api_key: Option<SecretString>,
-    /// Bearer token of the model API instead of a key (better given as ANTHROPIC_AUTH_TOKEN)
-    #[arg(long, env = "ASH_ANTHROPIC_AUTH_TOKEN", hide_env_values = true, hide_default_value = true,
-        value_parser = values::secret, value_name = "TOKEN", help_heading = "Model")]
-    pub(crate) anthropic_auth_token: Option<SecretString>,
     /// Proxy to the model API (also HTTPS_PROXY); may hold a password
     #[arg(long, env = "ASH_HTTPS_PROXY", hide_env_values = true, hide_default_value = true,
         value_parser = values::secret, value_name = "URL", help_heading = "Model")]
@@ -148,7 +137,34 @@ pub(crate) struct Arguments {
     #[arg(long, env = "ASH_UPSTREAM_HEADER", hide_env_values = true, hide_default_value = true, action = ArgAction::Append,
         value_delimiter = '\n', value_parser = values::secret, value_name = "HEADER", help_heading = "Model")]
     pub(crate) upstream_header: Vec<SecretString>,
+}
 
+/// Sandboxes and what runs in them. The same for a server and for a runner.
+#[derive(Debug, Args)]
+pub(crate) struct SandboxArguments {
+    /// Claude Code [default: where `make quickstart` put it, else `claude` on the PATH]
+    #[arg(long, env = "ASH_CLAUDE", value_name = "PROGRAM")]
+    pub(crate) claude: Option<PathBuf>,
+    /// Start with another release of Claude Code than the one that this server was made for
+    #[arg(long, env = "ASH_ANY_CLAUDE_VERSION", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", default_missing_value = "true",
+        value_name = "BOOLEAN")]
+    pub(crate) any_claude_version: bool,
+    /// The bridge [default: `ash-bridge` beside this program]
+    #[arg(long, env = "ASH_BRIDGE", value_name = "PROGRAM")]
+    pub(crate) bridge: Option<PathBuf>,
+    /// What to do where a protection of the sandbox is missing
+    #[arg(long, env = "ASH_SANDBOX_POLICY", value_enum, default_value = "best-effort")]
+    pub(crate) sandbox_policy: SandboxPolicy,
+    /// How long a session keeps its sandbox unused
+    #[arg(long, env = "ASH_IDLE_TIMEOUT", value_parser = values::duration, default_value = "15m", value_name = "TIME")]
+    pub(crate) idle_timeout: Duration,
+    /// How long a message waits for a sandbox's place before it is refused with 503 (for tests) [default: 30s]
+    #[arg(long, env = "ASH_CAPACITY_WAIT", value_parser = values::duration, value_name = "TIME", hide = true)]
+    pub(crate) capacity_wait: Option<Duration>,
+    /// How long a permission request waits for its answer before it is denied
+    #[arg(long, env = "ASH_PERMISSION_TIMEOUT", value_parser = values::duration, default_value = "10m", value_name = "TIME")]
+    pub(crate) permission_timeout: Duration,
     /// Sandboxes at the most
     #[arg(long, env = "ASH_MAX_SANDBOXES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000),
         value_name = "NUMBER", help_heading = "Sandboxes")]
@@ -179,7 +195,40 @@ pub(crate) struct Arguments {
     pub(crate) egress_allow: Vec<String>,
 }
 
-impl Arguments {
+/// What only a coordinator needs.
+#[derive(Debug, Args)]
+pub(crate) struct FleetArguments {
+    /// What this process is
+    #[arg(long, env = "ASH_MODE", value_enum, default_value = "standalone", help_heading = "Fleet")]
+    pub(crate) mode: Mode,
+    /// Address and port for runners (coordinator)
+    #[arg(long, env = "ASH_FLEET_LISTEN", default_value = "127.0.0.1:4200", value_name = "ADDRESS", help_heading = "Fleet")]
+    pub(crate) fleet_listen: SocketAddr,
+    /// File with the secret that coordinators and runners share (coordinator)
+    #[arg(long, env = "ASH_FLEET_SECRET_FILE", value_name = "FILE", help_heading = "Fleet")]
+    pub(crate) fleet_secret_file: Option<PathBuf>,
+    /// Key from which those that sign sandboxes' tokens are made: 64 hexadecimal digits (coordinator)
+    #[arg(long, env = "ASH_TOKEN_KEY", hide_env_values = true, hide_default_value = true, value_parser = values::secret,
+        value_name = "KEY", help_heading = "Fleet")]
+    pub(crate) token_key: Option<SecretString>,
+    /// File with that key (coordinator)
+    #[arg(long, env = "ASH_TOKEN_KEY_FILE", value_name = "FILE", help_heading = "Fleet")]
+    pub(crate) token_key_file: Option<PathBuf>,
+    /// File with the API key that clients need (coordinator)
+    #[arg(long, env = "ASH_API_KEY_FILE", value_name = "FILE", help_heading = "Fleet")]
+    pub(crate) api_key_file: Option<PathBuf>,
+}
+
+/// What a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Everything in one process
+    Standalone,
+    /// The API, with the sandboxes on runners (`ash runner`)
+    Coordinator,
+}
+
+impl SandboxArguments {
     /// The Claude Code program: as given, else the pinned one in the cache of `make quickstart`, else the one on the `PATH`.
     pub(crate) fn claude(&self) -> anyhow::Result<PathBuf> {
         programs::claude(
@@ -195,7 +244,9 @@ impl Arguments {
             std::env::current_exe().context("cannot find this program's own folder; name the bridge with --bridge")?;
         programs::bridge(self.bridge.as_deref(), &own)
     }
+}
 
+impl UpstreamArguments {
     /// The headers for the model API. An error says which one is wrong and not what is in it.
     pub(crate) fn upstream_headers(&self) -> anyhow::Result<Vec<(HeaderName, SecretString)>> {
         let headers = self.upstream_header.iter().enumerate().map(|(index, header)| {

@@ -10,7 +10,7 @@ use tokio::{process::Command, time::timeout};
 const CHECK: Duration = Duration::from_secs(20);
 
 /// Runs `claude --version` and compares. Its environment is empty but for a `PATH`.
-pub(super) async fn check(program: &Path, any_version: bool) -> anyhow::Result<()> {
+pub(crate) async fn check(program: &Path, any_version: bool) -> anyhow::Result<()> {
     let name = program.display();
     let run = Command::new(program)
         .arg("--version")

@@ -39,3 +39,30 @@ fn make(path: &Path) -> anyhow::Result<Vec<u8>> {
     fs::rename(&temporary, path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(key)
 }
+
+/// A key from its 64 hexadecimal digits; `None` for anything else.
+pub(crate) fn hexadecimal(text: &str) -> Option<[u8; KEY_LENGTH]> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * KEY_LENGTH {
+        return None;
+    }
+    let mut key = [0; KEY_LENGTH];
+    for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
+        let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
+        *byte = (digit(pair[0])? << 4) | digit(pair[1])?;
+    }
+    Some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hexadecimal;
+
+    #[test]
+    fn a_key_is_64_hexadecimal_digits() {
+        assert_eq!(hexadecimal(&"0f".repeat(32)), Some([15; 32]));
+        for text in ["", "0f", &"0g".repeat(32), &"é".repeat(32), &"0f".repeat(33)] {
+            assert_eq!(hexadecimal(text), None, "{text}");
+        }
+    }
+}

@@ -3,15 +3,15 @@
 use anyhow::Context;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use super::arguments::{Arguments, LogFormat};
+use super::arguments::LogFormat;
 
 /// Begins to log. Ids are fields of every line's spans; no line has a secret or the text of a message.
-pub(super) fn init(arguments: &Arguments) -> anyhow::Result<()> {
+pub(crate) fn init(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     let filter =
-        EnvFilter::try_new(&arguments.log).context("--log is no filter; write it like info,ash_runner=debug")?;
+        EnvFilter::try_new(filter).context("--log is no filter; write it like info,ash_runner=debug")?;
     let registry = tracing_subscriber::registry().with(filter);
     let lines = fmt::layer().with_writer(std::io::stderr);
-    match arguments.log_format {
+    match format {
         LogFormat::Pretty => {
             registry.with(lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).try_init()
         }

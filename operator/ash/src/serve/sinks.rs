@@ -3,7 +3,7 @@
 use ash_gateway::{EgressRefusal, EgressSink, UsageReport, UsageSink};
 
 /// Logs the tokens of each model call.
-pub(super) struct UsageLog;
+pub(crate) struct UsageLog;
 
 impl UsageSink for UsageLog {
     fn record(&self, report: UsageReport) {
@@ -19,7 +19,7 @@ impl UsageSink for UsageLog {
 }
 
 /// Logs the hosts that sandboxes were refused.
-pub(super) struct RefusalLog;
+pub(crate) struct RefusalLog;
 
 impl EgressSink for RefusalLog {
     fn refused(&self, refusal: EgressRefusal) {

@@ -11,7 +11,7 @@ use anyhow::Context;
 use ash_api::{ApiConfig, ApiState, ServeLimits};
 use ash_core::{
     id::TenantId,
-    ports::{Runner, Store},
+    ports::{Runner, Store, WholeStore},
 };
 use ash_gateway::{
     Credential, EgressConfig, Gateway, GatewayConfig, Limits as GatewayLimits, OperatorAllow, UpstreamConfig,
@@ -24,12 +24,12 @@ use secrecy::SecretString;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::{
-    arguments::{Arguments, SandboxPolicy},
+    arguments::{Arguments, SandboxArguments, SandboxPolicy, UpstreamArguments},
     claude, key, sinks, store_metrics, system_metrics,
 };
 
 /// The database in the data directory.
-const DATABASE: &str = "ash.db";
+pub(super) const DATABASE: &str = "ash.db";
 
 /// Connections that wait to be accepted, where the system allows as many; one more has to try again after a second.
 const BACKLOG: u32 = 1024;
@@ -55,24 +55,19 @@ pub(super) struct Server {
 /// Makes every part of a standalone server, in the order in which they depend on each other. What a person got wrong is found
 /// before anything is started.
 pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
-    let (bridge, claude) = (absolute(&arguments.bridge()?)?, absolute(&arguments.claude()?)?);
-    let upstream = upstream(arguments)?;
-    let egress = egress(arguments)?;
+    let sandboxing = &arguments.sandboxes;
+    let (bridge, claude) = (absolute(&sandboxing.bridge()?)?, absolute(&sandboxing.claude()?)?);
+    let upstream = UpstreamConfig { credential: credential(arguments), ..upstream(&arguments.upstream)? };
+    let egress = egress(sandboxing)?;
     let listener = listen(arguments.listen).with_context(|| {
         format!("cannot listen on {}: stop what listens there, or name another address with --listen", arguments.listen)
     })?;
-    claude::check(&claude, arguments.any_claude_version).await?;
+    claude::check(&claude, sandboxing.any_claude_version).await?;
 
     let data = data_directory(&arguments.data_dir)?;
     let (store, lock) = open_store(&data, arguments.database_url.as_ref()).await?;
-    let backend = Arc::new(ProcessBackend::new(sandboxes(arguments, &data)).await?);
-    for protection in backend.protections().iter() {
-        if protection.in_force {
-            tracing::info!(protection = protection.name, detail = protection.detail, "in force");
-        } else {
-            tracing::warn!(protection = protection.name, detail = protection.detail, "NOT in force");
-        }
-    }
+    let backend = Arc::new(ProcessBackend::new(sandboxes(sandboxing, &data)).await?);
+    say_protections(&backend);
 
     let gateway = Gateway::new(
         GatewayConfig { upstream, egress, limits: GatewayLimits::default() },
@@ -90,10 +85,10 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     runner_metrics.register_collector(Box::new(system_metrics::SystemMetrics(Arc::clone(&backend))));
     let as_port: Arc<dyn Store> = store.clone();
     let runner = LocalRunner::start(
-        runner_config(arguments, &data, bridge, claude),
+        runner_config(sandboxing, &data, bridge, claude),
         backend,
         gateway,
-        Arc::clone(&as_port),
+        Arc::new(WholeStore(Arc::clone(&as_port))),
         &mut runner_metrics,
     )
     .await?;
@@ -117,7 +112,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
 }
 
 /// The database in the data directory, or Postgres. The directory is this server's in both cases: sandboxes are in it.
-async fn open_store(
+pub(crate) async fn open_store(
     data: &Path,
     database_url: Option<&SecretString>,
 ) -> anyhow::Result<(Arc<dyn Database>, Option<DirectoryLock>)> {
@@ -128,7 +123,17 @@ async fn open_store(
     Ok((Arc::new(PostgresStore::open(url).await?), Some(lock)))
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn say_protections(backend: &ProcessBackend) {
+    for protection in backend.protections().iter() {
+        if protection.in_force {
+            tracing::info!(protection = protection.name, detail = protection.detail, "in force");
+        } else {
+            tracing::warn!(protection = protection.name, detail = protection.detail, "NOT in force");
+        }
+    }
+}
+
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // Connections of a server that was just stopped must not keep its port.
     socket.set_reuseaddr(true)?;
@@ -136,12 +141,12 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-fn absolute(program: &Path) -> anyhow::Result<std::path::PathBuf> {
+pub(crate) fn absolute(program: &Path) -> anyhow::Result<std::path::PathBuf> {
     program.canonicalize().with_context(|| format!("cannot find {}", program.display()))
 }
 
 /// The data directory, made where it is not there. Others may pass through it, to the folder of their own sandbox, and not look.
-fn data_directory(path: &Path) -> anyhow::Result<std::path::PathBuf> {
+pub(crate) fn data_directory(path: &Path) -> anyhow::Result<std::path::PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
 
     let advice =
@@ -150,15 +155,21 @@ fn data_directory(path: &Path) -> anyhow::Result<std::path::PathBuf> {
     path.canonicalize().with_context(advice)
 }
 
-fn upstream(arguments: &Arguments) -> anyhow::Result<UpstreamConfig> {
+/// The key of the model API, where one is given.
+pub(crate) fn credential(arguments: &Arguments) -> Option<Credential> {
     let key = arguments.anthropic_api_key.clone().map(Credential::ApiKey);
     let token = arguments.anthropic_auth_token.clone().map(Credential::AuthToken);
     if key.is_none() && token.is_none() {
         tracing::warn!("no model key: set ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN, or every turn will fail");
     }
+    key.or(token)
+}
+
+/// The model API, without a key.
+pub(crate) fn upstream(arguments: &UpstreamArguments) -> anyhow::Result<UpstreamConfig> {
     Ok(UpstreamConfig {
         base_url: arguments.anthropic_base_url.clone(),
-        credential: key.or(token),
+        credential: None,
         proxy: arguments.https_proxy.clone(),
         no_proxy: arguments.no_proxy.clone(),
         extra_ca: arguments.upstream_ca_file.clone(),
@@ -167,7 +178,7 @@ fn upstream(arguments: &Arguments) -> anyhow::Result<UpstreamConfig> {
 }
 
 /// What the operator permits beyond public addresses: networks, and everything else as hosts.
-fn egress(arguments: &Arguments) -> anyhow::Result<EgressConfig> {
+pub(crate) fn egress(arguments: &SandboxArguments) -> anyhow::Result<EgressConfig> {
     let mut allow = OperatorAllow::default();
     for target in &arguments.egress_allow {
         match target.parse() {
@@ -178,7 +189,7 @@ fn egress(arguments: &Arguments) -> anyhow::Result<EgressConfig> {
     Ok(EgressConfig { allow, ..EgressConfig::default() })
 }
 
-fn sandboxes(arguments: &Arguments, data: &Path) -> ProcessConfig {
+pub(crate) fn sandboxes(arguments: &SandboxArguments, data: &Path) -> ProcessConfig {
     use std::os::unix::fs::MetadataExt;
 
     // Two servers on one machine must not share a group; their data directories differ. An inode alone does not: the top of
@@ -194,8 +205,8 @@ fn sandboxes(arguments: &Arguments, data: &Path) -> ProcessConfig {
     }
 }
 
-fn runner_config(
-    arguments: &Arguments,
+pub(crate) fn runner_config(
+    arguments: &SandboxArguments,
     data: &Path,
     bridge: std::path::PathBuf,
     claude: std::path::PathBuf,
@@ -220,5 +231,6 @@ fn runner_config(
         idle_timeout: arguments.idle_timeout,
         capacity_wait: arguments.capacity_wait.unwrap_or(ash_runner::CAPACITY_WAIT),
         permission_timeout: arguments.permission_timeout,
+        model_keys: Arc::default(),
     }
 }
