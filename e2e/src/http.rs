@@ -40,3 +40,9 @@ pub async fn json(
         .with_context(|| format!("{status}: {}", String::from_utf8_lossy(response.body())))?;
     Ok((status, value))
 }
+
+/// Reads a page of text.
+pub async fn text(address: SocketAddr, path: &str) -> anyhow::Result<String> {
+    let request = Request::builder().uri(path).header("host", address.to_string()).body(Full::default())?;
+    Ok(String::from_utf8_lossy(send(address, request).await?.body()).into_owned())
+}

@@ -15,8 +15,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ash-store", &["ash-core", "ash-protocol"]),
     ("ash-sandbox", &["ash-core", "ash-protocol"]),
     ("ash-gateway", &["ash-core", "ash-protocol"]),
+    ("ash-link", &["ash-protocol"]),
+    ("ash-coordinator", &["ash-core", "ash-link", "ash-protocol"]),
     ("ash-api", &["ash-bundle", "ash-core", "ash-protocol"]),
-    ("ash-runner", &["ash-core", "ash-gateway", "ash-protocol", "ash-sandbox"]),
+    ("ash-runner", &["ash-core", "ash-gateway", "ash-link", "ash-protocol", "ash-sandbox"]),
     ("ash-client", &["ash-bundle", "ash-core", "ash-protocol"]),
     (
         "ash",
@@ -24,8 +26,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "ash-api",
             "ash-bundle",
             "ash-client",
+            "ash-coordinator",
             "ash-core",
             "ash-gateway",
+            "ash-link",
             "ash-protocol",
             "ash-runner",
             "ash-sandbox",
@@ -42,7 +46,7 @@ const KUBERNETES: &[&str] = &["ash-client", "ash-controllers", "ash-crd", "ash-s
 /// Who alone may use a crate from outside.
 const ONLY: &[(&str, &[&str])] = &[
     ("sqlx", &["ash-store"]),
-    ("axum", &["ash", "ash-api", "ash-gateway", "ash-runner"]),
+    ("axum", &["ash", "ash-api", "ash-coordinator", "ash-gateway", "ash-runner"]),
     ("kube", KUBERNETES),
     ("k8s-openapi", KUBERNETES),
     ("schemars", &["ash-crd"]),

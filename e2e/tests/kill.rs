@@ -45,7 +45,7 @@ async fn whatever_is_killed_no_event_is_lost_or_doubled() {
         let before = app.client.session(&session.id).await.expect("the session");
         assert_eq!(before.id, session.id);
         let turn = disturbed_turn(&mut app, &session, victim, after).await;
-        compare_with_log(&app, &session, &turn.frames, &format!("round {round}")).await;
+        compare_with_log(&app.client, &session, &turn.frames, &format!("round {round}")).await;
         check_against_model(&app, &turn, victim, round);
         // The session goes on, with its conversation.
         let next = app.say(&session, "[[text: still here]]").await;

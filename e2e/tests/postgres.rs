@@ -50,7 +50,7 @@ async fn postgres_is_away_in_the_middle_of_turns_and_nothing_is_lost() {
         let turn = disturbed_turn(&mut app, &mut server, &session, round).await;
         assert_eq!(turn.error(), None, "round {round}");
         assert_eq!(turn.result().as_deref().map(str::trim), Some(said().trim()), "round {round}");
-        compare_with_log(&app, &session, &turn.frames, &format!("round {round}")).await;
+        compare_with_log(&app.client, &session, &turn.frames, &format!("round {round}")).await;
         let next = app.say(&session, "[[text: still here]]").await;
         assert_eq!(next.result().as_deref(), Some("still here"), "round {round}: {:?}", next.error());
     }

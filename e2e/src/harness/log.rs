@@ -2,19 +2,17 @@
 
 use std::str::FromStr;
 
-use ash_client::{Event, Frame, Session, StreamOptions};
+use ash_client::{Client, Event, Frame, Session, StreamOptions};
 use ash_core::sse::Position;
-
-use super::TestApp;
 
 /// Ids grow and none comes twice; and the frames that count are those that the log has in the same stretch.
 ///
 /// # Panics
 /// With the first difference.
-pub async fn compare_with_log(app: &TestApp, session: &Session, frames: &[Frame], round: &str) {
+pub async fn compare_with_log(client: &Client, session: &Session, frames: &[Frame], round: &str) {
     check_order(frames);
     let seen = without_withdrawn(frames);
-    let logged = replay(app, session, &seen).await;
+    let logged = replay(client, session, &seen).await;
     compare(&describe(&seen), &describe(&logged), round);
 }
 
@@ -55,12 +53,12 @@ pub fn without_withdrawn(frames: &[Frame]) -> Vec<Frame> {
 }
 
 /// The same stretch of the session, read from the log.
-async fn replay(app: &TestApp, session: &Session, seen: &[Frame]) -> Vec<Frame> {
+async fn replay(client: &Client, session: &Session, seen: &[Frame]) -> Vec<Frame> {
     let first = seen.iter().find_map(position).expect("a frame with an id");
     let last = seen.iter().rev().find_map(position).expect("a frame with an id");
     let before = Position::after(ash_core::Sequence(first.sequence.0 - 1)).to_string();
     let options = StreamOptions { include_partial_messages: true, follow: true };
-    let mut stream = app.client.stream(&session.id, Some(&before), options).await.expect("the stream");
+    let mut stream = client.stream(&session.id, Some(&before), options).await.expect("the stream");
     let mut frames = Vec::new();
     while let Some(frame) = stream.next().await {
         let frame = frame.expect("the log can be read");

@@ -8,6 +8,7 @@ use prometheus_client::{
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     pub(crate) runners: Gauge,
+    pub(crate) runners_ready: Gauge,
     pub(crate) registrations: Counter,
     pub(crate) runners_lost: Counter,
     pub(crate) sessions_lost: Counter,
@@ -23,6 +24,7 @@ impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("ash_coordinator");
         registry.register("runners", "Runners that are registered", self.runners.clone());
+        registry.register("runners_ready", "Runners that new sessions may go to", self.runners_ready.clone());
         registry.register("registrations", "Times a runner said who it is", self.registrations.clone());
         registry.register("runners_lost", "Runners that missed 3 heartbeats", self.runners_lost.clone());
         registry.register("sessions_lost", "Sessions whose runner was lost", self.sessions_lost.clone());

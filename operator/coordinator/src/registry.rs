@@ -112,11 +112,16 @@ impl Registry {
         let now = self.now();
         let mut inner = self.lock();
         let changed = change(&mut inner.fleet, now);
-        let runners = i64::try_from(inner.fleet.loads().count()).unwrap_or(i64::MAX);
+        self.count(&inner);
         drop(inner);
-        self.metrics.runners.set(runners);
         self.notify();
         changed
+    }
+
+    fn count(&self, inner: &Inner) {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.runners.set(gauge(inner.fleet.loads().count()));
+        self.metrics.runners_ready.set(gauge(inner.fleet.offers().len()));
     }
 
     /// Notes that a runner lives. `None` where it has to register; else whether it has the list of warm versions.
@@ -128,6 +133,7 @@ impl Registry {
             return None;
         }
         let has_list = inner.warm.revision == warm_revision;
+        self.count(&inner);
         drop(inner);
         if !was_ready {
             self.notify();

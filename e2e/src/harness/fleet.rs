@@ -1,0 +1,365 @@
+//! A fleet under test: a coordinator and runners as processes of their own, before the scripted model.
+
+use std::{
+    fs::{self, File},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use ash_client::{Client, CreateSession, Message, Session};
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::{
+    MODEL_KEY, Turn, eventually,
+    process::{program, record_pid, signal},
+    real_claude,
+};
+use crate::model::{Script, ScriptedModel};
+
+const API_KEY: &str = "ash_test_key";
+const LOG: &str = "info,ash_runner=debug,ash_coordinator=debug,ash_link=debug";
+const STOP: Duration = Duration::from_secs(30);
+const DUMPED_LINES: usize = 120;
+/// `You are a simple agent.` and a newline, in base64.
+const SIMPLE_AGENT: &str = "WW91IGFyZSBhIHNpbXBsZSBhZ2VudC4K";
+
+/// A process of the fleet.
+#[derive(Debug)]
+struct Process {
+    name: String,
+    folder: PathBuf,
+    child: Option<Child>,
+}
+
+impl Process {
+    fn new(folder: &Path, name: &str) -> Self {
+        let folder = folder.join(name);
+        fs::create_dir_all(&folder).expect("a folder");
+        Self { name: name.to_owned(), folder, child: None }
+    }
+
+    fn start(&mut self, arguments: &[String], environment: &[(&str, String)]) {
+        let log = File::options().create(true).append(true).open(self.folder.join("process.log")).expect("a log file");
+        let mut command = Command::new(program("ash"));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(log);
+        self.child = Some(command.spawn().expect("the process starts"));
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("process.log")).unwrap_or_default()
+    }
+
+    fn kill(&mut self) {
+        let mut child = self.child.take().expect("a process");
+        child.kill().expect("a process that runs");
+        child.wait().expect("its end");
+    }
+
+    fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        signal(child.id(), "TERM");
+        let start = Instant::now();
+        while start.elapsed() < STOP {
+            if matches!(child.try_wait(), Ok(Some(_)) | Err(_)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    fn dump(&self) {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        eprintln!("--- {} ---\n{}", self.name, lines[lines.len().saturating_sub(DUMPED_LINES)..].join("\n"));
+    }
+}
+
+/// A runner under test.
+#[derive(Debug)]
+pub struct TestRunner {
+    process: Process,
+    arguments: Vec<String>,
+    environment: Vec<(&'static str, String)>,
+    metrics: SocketAddr,
+}
+
+impl TestRunner {
+    /// Its data directory.
+    pub fn data(&self) -> PathBuf {
+        self.process.folder.join("data")
+    }
+
+    /// A session's folder on it.
+    pub fn session_folder(&self, session: &str) -> PathBuf {
+        self.data().join("sandboxes").join(session)
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Its process.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn pid(&self) -> u32 {
+        self.process.child.as_ref().expect("a runner").id()
+    }
+
+    /// Starts it.
+    pub fn start(&mut self) {
+        self.process.start(&self.arguments, &self.environment);
+    }
+
+    /// Kills it, and its sandboxes as the loss of its node would.
+    pub fn kill_with_node(&mut self) {
+        self.process.kill();
+        self.end_sandboxes();
+    }
+
+    /// Kills its process; its sandboxes live on.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Stops it as a person would.
+    pub fn stop(&mut self) {
+        self.process.stop();
+    }
+
+    /// Its metrics.
+    pub async fn metrics(&self) -> String {
+        crate::http::text(self.metrics, "/metrics").await.unwrap_or_default()
+    }
+
+    fn folders(&self) -> Vec<PathBuf> {
+        let Ok(folders) = fs::read_dir(self.data().join("sandboxes")) else { return Vec::new() };
+        folders.flatten().map(|folder| folder.path()).collect()
+    }
+
+    fn end_sandboxes(&self) {
+        for folder in self.folders() {
+            if let Some(pid) = record_pid(&folder) {
+                signal(pid, "KILL");
+            }
+        }
+    }
+}
+
+/// A coordinator and its runners. Dropped, all is stopped and nothing left behind.
+#[derive(Debug)]
+pub struct TestFleet {
+    folder: TempDir,
+    /// The model behind the runners.
+    pub model: ScriptedModel,
+    address: SocketAddr,
+    fleet_address: SocketAddr,
+    /// A client of the coordinator.
+    pub client: Client,
+    coordinator: Process,
+    /// The runners.
+    pub runners: Vec<TestRunner>,
+}
+
+fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port")
+}
+
+impl TestFleet {
+    /// A coordinator and so many runners, each with these arguments too; returns when all of them can be given sessions.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start(runners: usize, arguments: &[&str]) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let model = ScriptedModel::start(Script::directives()).expect("the scripted model");
+        let (address, fleet_address) = (free_port(), free_port());
+        let client = Client::new(&format!("http://{address}"), Some(&API_KEY.into())).expect("a client");
+        let coordinator = Process::new(folder.path(), "coordinator");
+        let mut fleet = Self { folder, model, address, fleet_address, client, coordinator, runners: Vec::new() };
+        fleet.write_secret(&["s".repeat(40)]);
+        fleet.start_coordinator().await;
+        for _ in 0..runners {
+            fleet.add_runner(arguments);
+        }
+        fleet.wait_runners(runners).await;
+        fleet
+    }
+
+    /// The file with the shared secret.
+    pub fn secret_file(&self) -> PathBuf {
+        self.folder.path().join("secret")
+    }
+
+    /// Writes the shared secrets.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn write_secret(&self, secrets: &[String]) {
+        fs::write(self.secret_file(), secrets.join("\n")).expect("a secret file");
+    }
+
+    /// Where runners reach the coordinator.
+    pub fn fleet_address(&self) -> SocketAddr {
+        self.fleet_address
+    }
+
+    /// Starts the coordinator, and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn start_coordinator(&mut self) {
+        let data = self.coordinator.folder.join("data");
+        let arguments = [
+            "serve".to_owned(),
+            "--mode=coordinator".to_owned(),
+            format!("--listen={}", self.address),
+            format!("--fleet-listen={}", self.fleet_address),
+            format!("--data-dir={}", data.display()),
+            format!("--fleet-secret-file={}", self.secret_file().display()),
+            format!("--log={LOG}"),
+            "--shutdown-timeout=5s".to_owned(),
+        ];
+        let environment = [
+            ("ASH_API_KEY", API_KEY.to_owned()),
+            ("ASH_TOKEN_KEY", "0f".repeat(32)),
+            ("ANTHROPIC_API_KEY", MODEL_KEY.to_owned()),
+        ];
+        self.coordinator.start(&arguments, &environment);
+        eventually("the coordinator answers", async || {
+            if let Ok(Some(status)) = self.coordinator.child.as_mut().expect("a coordinator").try_wait() {
+                panic!("the coordinator ended with {status}:\n{}", self.coordinator.log());
+            }
+            self.client.health().await.ok()
+        })
+        .await;
+    }
+
+    /// Kills the coordinator.
+    pub fn kill_coordinator(&mut self) {
+        self.coordinator.kill();
+    }
+
+    /// What the coordinator logged.
+    pub fn coordinator_log(&self) -> String {
+        self.coordinator.log()
+    }
+
+    /// Starts one more runner.
+    pub fn add_runner(&mut self, more: &[&str]) {
+        let name = format!("runner-{}", self.runners.len());
+        let process = Process::new(self.folder.path(), &name);
+        let metrics = free_port();
+        let mut arguments = vec![
+            "runner".to_owned(),
+            format!("--coordinator=http://{}", self.fleet_address),
+            format!("--name={name}"),
+            format!("--listen={}", free_port()),
+            format!("--metrics-listen={metrics}"),
+            format!("--data-dir={}", process.folder.join("data").display()),
+            format!("--fleet-secret-file={}", self.secret_file().display()),
+            format!("--claude={}", real_claude().display()),
+            format!("--log={LOG}"),
+            "--shutdown-timeout=5s".to_owned(),
+        ];
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+        let environment = vec![("ANTHROPIC_BASE_URL", self.model.base_url())];
+        let mut runner = TestRunner { process, arguments, environment, metrics };
+        runner.start();
+        self.runners.push(runner);
+    }
+
+    /// Waits until so many runners can be given sessions.
+    pub async fn wait_runners(&self, count: usize) {
+        eventually("the runners are there", async || {
+            let counted = self.metric("ash_coordinator_runners_ready").await?;
+            (counted >= f64::from(u32::try_from(count).unwrap_or(u32::MAX))).then_some(())
+        })
+        .await;
+    }
+
+    /// A value of the coordinator's metrics.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let text = crate::http::text(self.address, "/metrics").await.ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    }
+
+    /// Deploys a simple agent.
+    ///
+    /// # Panics
+    /// When the coordinator refuses it.
+    pub async fn deploy(&self, name: &str) {
+        let files = json!([{ "path": "CLAUDE.md", "content": SIMPLE_AGENT }]);
+        let body = json!({ "name": name, "files": files });
+        let answer = crate::http::json(self.address, "POST", "/api/agents", Some(API_KEY), Some(body)).await;
+        let (status, answer) = answer.expect("an answer");
+        assert_eq!(status, 201, "{answer}");
+    }
+
+    /// Makes a session of an agent.
+    ///
+    /// # Panics
+    /// When the coordinator refuses it.
+    pub async fn session_of(&self, agent: &str) -> Session {
+        let create = CreateSession { agent: agent.to_owned(), ..CreateSession::default() };
+        self.client.create_session(&create).await.expect("a session")
+    }
+
+    /// Sends a message with partials and reads its stream to the end.
+    ///
+    /// # Panics
+    /// When the coordinator refuses it or the stream breaks.
+    pub async fn say(&self, session: &Session, text: &str) -> Turn {
+        let message = Message { include_partial_messages: true, ..Message::text(text) };
+        Turn::read(self.client.send_message(&session.id, &message).await.expect("a message that is taken")).await
+    }
+
+    /// Which runner has a session's sandbox.
+    pub async fn runner_of(&self, session: &Session) -> usize {
+        eventually("the session is on a runner", async || {
+            self.runners.iter().position(|runner| {
+                runner.process.child.is_some() && record_pid(&runner.session_folder(&session.id)).is_some()
+            })
+        })
+        .await
+    }
+
+    /// A request of any kind: the status and the JSON of the answer.
+    ///
+    /// # Panics
+    /// When the coordinator does not answer with JSON.
+    pub async fn request(&self, method: &str, path: &str, body: Option<serde_json::Value>) -> (u16, serde_json::Value) {
+        crate::http::json(self.address, method, path, Some(API_KEY), body).await.expect("an answer")
+    }
+}
+
+impl Drop for TestFleet {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.coordinator.dump();
+            for runner in &self.runners {
+                runner.process.dump();
+            }
+        }
+        for runner in &mut self.runners {
+            runner.stop();
+        }
+        self.coordinator.stop();
+        for runner in &self.runners {
+            runner.end_sandboxes();
+        }
+    }
+}
