@@ -7,9 +7,9 @@ mod process;
 mod turn;
 mod until;
 
+pub use app::{MODEL_KEY, TestApp, TestAppBuilder, real_claude};
 pub use fleet::{TestFleet, TestRunner};
 pub use log::{check_order, compare_with_log, position, without_withdrawn};
-pub use app::{MODEL_KEY, TestApp, TestAppBuilder, real_claude};
 pub use process::{pid_of, program, signal};
 pub use turn::Turn;
 pub use until::{DEADLINE, eventually};

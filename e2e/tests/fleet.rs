@@ -36,7 +36,12 @@ async fn a_conversation_goes_through_a_runner_and_a_reader_that_does_not_read_hu
     let mut unread = Vec::new();
     for _ in 0..4 {
         let after = Some("0");
-        unread.push(fleet.client.stream(&session.id, after, StreamOptions { include_partial_messages: true, follow: true }).await);
+        unread.push(
+            fleet
+                .client
+                .stream(&session.id, after, StreamOptions { include_partial_messages: true, follow: true })
+                .await,
+        );
     }
     let neighbour = fleet.session_of("simple").await;
     assert_eq!(fleet.say(&neighbour, "[[text: not held up]]").await.result().as_deref(), Some("not held up"));

@@ -90,6 +90,7 @@ pub(crate) async fn stream<T: DeserializeOwned>(
         Ok(Ok(_)) => return Err(malformed("a stream without a head".to_owned())),
         Err(_) => return Err(malformed(format!("no head within {} s", within.as_secs()))),
     };
-    let head: Result<T, RunnerError> = serde_json::from_slice(&head.body).map_err(|error| malformed(error.to_string()))?;
+    let head: Result<T, RunnerError> =
+        serde_json::from_slice(&head.body).map_err(|error| malformed(error.to_string()))?;
     head.map(|head| (head, reader)).map_err(CallError::Runner)
 }

@@ -206,7 +206,9 @@ impl Runner for FleetRunner {
     async fn end(&self, session: Session) -> Result<Session, RunnerError> {
         self.wait_awaited(session.id).await;
         let ended = match self.registry.locate(session.id) {
-            Whereabouts::On(target) => calls::call(&target, path::END, CALL, &session).await.map_err(|error| self.failed(error))?,
+            Whereabouts::On(target) => {
+                calls::call(&target, path::END, CALL, &session).await.map_err(|error| self.failed(error))?
+            }
             // The readers of a session that sleeps are where its files are.
             Whereabouts::Home(target) => match calls::call(&target, path::END, CALL, &session).await {
                 Ok(ended) => ended,

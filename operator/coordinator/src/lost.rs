@@ -23,7 +23,7 @@ pub async fn watch(registry: Arc<Registry>, store: Arc<dyn Store>, stop: Cancell
             () = stop.cancelled() => return,
             () = sleep(LOOK) => {}
         }
-        let (lost, nobodys) = registry.change(|fleet, now| fleet.overdue(now));
+        let (lost, nobodys) = registry.change(ash_core::placement::Fleet::overdue);
         let mut sessions = nobodys;
         if !sessions.is_empty() {
             tracing::warn!(sessions = sessions.len(), "no runner came back for these sessions: they are lost");

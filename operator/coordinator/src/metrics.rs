@@ -35,7 +35,11 @@ impl Metrics {
             self.placements_stale.clone(),
         );
         registry.register("calls_unanswered", "Calls that a runner did not answer", self.unanswered.clone());
-        registry.register("writes_refused", "Writes of runners that do not have the session", self.writes_refused.clone());
+        registry.register(
+            "writes_refused",
+            "Writes of runners that do not have the session",
+            self.writes_refused.clone(),
+        );
         registry.register("streams", "Streams of entries from runners", self.streams.clone());
         registry.register("streams_broken", "Streams of entries that broke", self.streams_broken.clone());
     }

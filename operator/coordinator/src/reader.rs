@@ -264,4 +264,3 @@ impl EntryReader for FleetReader {
         self.in_progress
     }
 }
-

@@ -146,7 +146,10 @@ impl Registry {
         let peer = Peer::new(address, Arc::clone(&self.config.secret))?;
         let mut inner = self.lock();
         if inner.peers.len() >= MAX_RUNNERS && !inner.peers.contains_key(name) {
-            return Err(LinkError::Refused { status: 503, message: format!("there are {MAX_RUNNERS} runners already") });
+            return Err(LinkError::Refused {
+                status: 503,
+                message: format!("there are {MAX_RUNNERS} runners already"),
+            });
         }
         // Its connections stay where nothing changed.
         if inner.peers.get(name).is_none_or(|before| before.address() != peer.address()) {

@@ -53,7 +53,9 @@ impl CoordinatorService {
         self.registry.metrics.registrations.inc();
         tracing::info!(runner = %runner.name, incarnation = %runner.incarnation, address, capacity, held = held.len(),
             disowned = disowned.len(), "a runner registered");
-        let key = derived_key(&self.registry.config.token_key, TOKENS, runner.name.as_str());
+        let Some(key) = derived_key(&self.registry.config.token_key, TOKENS, runner.name.as_str()) else {
+            return refuse(StatusCode::INTERNAL_SERVER_ERROR, "the runner's key could not be made");
+        };
         let token_key = Hidden(key.expose_secret().iter().map(|byte| format!("{byte:02x}")).collect());
         let heartbeat_ms = u64::try_from(HEARTBEAT.as_millis()).unwrap_or(u64::MAX);
         answer_json(&Registered { token_key, heartbeat_ms, disowned, warm: self.registry.warm() })

@@ -42,9 +42,7 @@ pub(crate) async fn carry_out(
             Err(reason) => Err(reason),
         },
         path::AGENT_VERSION => match read_json::<OfAgent, _>(body).await {
-            Ok(which) => {
-                Ok(answer_json(&calls.store.agent_version(&which.tenant, which.agent, which.number).await))
-            }
+            Ok(which) => Ok(answer_json(&calls.store.agent_version(&which.tenant, which.agent, which.number).await)),
             Err(reason) => Err(reason),
         },
         path::BUNDLE => match read_json::<OfBundle, _>(body).await {
@@ -148,7 +146,8 @@ impl Calls {
     async fn placed_sessions(&self) -> Result<Vec<Placed>, StoreError> {
         let rows = self.store.placed_sessions().await?;
         let is_its = |row: &Session| {
-            let here = |route: &ash_core::placement::Route| route.runner == self.runner.name && route.stage != Stage::Home;
+            let here =
+                |route: &ash_core::placement::Route| route.runner == self.runner.name && route.stage != Stage::Home;
             self.registry.look(|fleet| fleet.route(row.id).is_some_and(here))
         };
         let model_key = self.registry.config.model_key.clone();

@@ -191,8 +191,10 @@ impl Fleet {
         }
         let silent = |member: &Member| now.saturating_sub(member.heard) >= LOST_AFTER;
         let lost = self.members.iter().filter(|(_, member)| silent(member));
-        let lost = lost.map(|(name, member)| RunnerId { name: name.clone(), incarnation: member.incarnation }).collect();
-        let nobodys = if now >= LOST_AFTER { self.unclaimed.drain().map(|(session, _)| session).collect() } else { Vec::new() };
+        let lost =
+            lost.map(|(name, member)| RunnerId { name: name.clone(), incarnation: member.incarnation }).collect();
+        let nobodys =
+            if now >= LOST_AFTER { self.unclaimed.drain().map(|(session, _)| session).collect() } else { Vec::new() };
         let expired = |route: &Route| matches!(route.stage, Stage::Reserved { until } if until <= now);
         let expired: Vec<_> = self.routes.iter().filter(|(_, route)| expired(route)).map(|(id, _)| *id).collect();
         for session in expired {
@@ -307,7 +309,9 @@ impl Fleet {
     /// Changes a route, and with it what the runners have left.
     fn set(&mut self, session: SessionId, route: Option<Route>) {
         let version = self.next_version();
-        let counts = |route: &Option<Route>| route.as_ref().filter(|route| route.stage != Stage::Home).map(|route| route.runner.clone());
+        let counts = |route: &Option<Route>| {
+            route.as_ref().filter(|route| route.stage != Stage::Home).map(|route| route.runner.clone())
+        };
         let after = counts(&route);
         let before = match route {
             Some(route) => {

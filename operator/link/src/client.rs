@@ -12,7 +12,8 @@ use std::{
 };
 
 use ash_protocol::fleet::{
-    FLEET_VERSION, HANDSHAKE, NONCE_HEADER, PROOF_HEADER, Refusal, VERSION_HEADER, read_version, understands, version_text,
+    FLEET_VERSION, HANDSHAKE, NONCE_HEADER, PROOF_HEADER, Refusal, VERSION_HEADER, read_version, understands,
+    version_text,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header::AUTHORIZATION};

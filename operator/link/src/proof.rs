@@ -30,17 +30,18 @@ pub(crate) fn is_nonce(text: &str) -> bool {
 }
 
 /// The MAC of several parts, each with its length before it, so that none runs into the next.
-pub(crate) fn mac(key: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
-    // HMAC takes keys of every length; the other arm is never reached and saves a panic.
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| Hmac::new(&Default::default()));
+///
+/// HMAC takes keys of every length, so this is `None` never; it saves a panic path.
+pub(crate) fn mac(key: &[u8], parts: &[&[u8]]) -> Option<Hmac<Sha256>> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
     for part in parts {
         mac.update(&(part.len() as u64).to_le_bytes());
         mac.update(part);
     }
-    mac
+    Some(mac)
 }
 
-fn of(secret: &SecretString, purpose: &[u8], nonces: &Nonces) -> Hmac<Sha256> {
+fn of(secret: &SecretString, purpose: &[u8], nonces: &Nonces) -> Option<Hmac<Sha256>> {
     mac(secret.expose_secret().as_bytes(), &[purpose, nonces.client.as_bytes(), nonces.server.as_bytes()])
 }
 
@@ -49,26 +50,34 @@ const CLIENT: &[u8] = b"ash fleet client 1";
 
 /// What a server shows.
 pub(crate) fn server_proof(secret: &SecretString, nonces: &Nonces) -> String {
-    URL_SAFE_NO_PAD.encode(of(secret, SERVER, nonces).finalize().into_bytes())
+    encoded(of(secret, SERVER, nonces))
 }
 
 /// The token of a client, for one connection.
 pub(crate) fn client_token(secret: &SecretString, nonces: &Nonces) -> String {
-    URL_SAFE_NO_PAD.encode(of(secret, CLIENT, nonces).finalize().into_bytes())
+    encoded(of(secret, CLIENT, nonces))
+}
+
+fn encoded(mac: Option<Hmac<Sha256>>) -> String {
+    mac.map(|mac| URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes())).unwrap_or_default()
+}
+
+fn verifies(mac: Option<Hmac<Sha256>>, shown: &[u8]) -> bool {
+    mac.is_some_and(|mac| mac.verify_slice(shown).is_ok())
 }
 
 /// The secret with which a server proved itself, of those that we have. Comparisons take constant time.
 pub(crate) fn proven<'a>(secrets: &'a [SecretString], nonces: &Nonces, proofs: &str) -> Option<&'a SecretString> {
     let proofs: Vec<Vec<u8>> =
         proofs.split(',').take(16).filter_map(|proof| URL_SAFE_NO_PAD.decode(proof.trim()).ok()).collect();
-    let matches = |secret: &&SecretString| proofs.iter().any(|proof| of(secret, SERVER, nonces).verify_slice(proof).is_ok());
+    let matches = |secret: &&SecretString| proofs.iter().any(|proof| verifies(of(secret, SERVER, nonces), proof));
     secrets.iter().find(matches)
 }
 
 /// Whether a client's token is good for one of the secrets. The comparison takes constant time.
 pub(crate) fn accepts(secrets: &[SecretString], nonces: &Nonces, token: &str) -> bool {
     let Ok(token) = URL_SAFE_NO_PAD.decode(token) else { return false };
-    secrets.iter().any(|secret| of(secret, CLIENT, nonces).verify_slice(&token).is_ok())
+    secrets.iter().any(|secret| verifies(of(secret, CLIENT, nonces), &token))
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::{
 };
 
 use ash_protocol::fleet::{
-    FLEET_VERSION, HANDSHAKE, NONCE_HEADER, PROOF_HEADER, Refusal, VERSION_HEADER, read_version, understands, version_text,
+    FLEET_VERSION, HANDSHAKE, NONCE_HEADER, PROOF_HEADER, Refusal, VERSION_HEADER, read_version, understands,
+    version_text,
 };
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
@@ -77,7 +78,9 @@ pub async fn serve(listener: TcpListener, secret: Arc<SecretFile>, service: Arc<
                 let (secret, service, stop) = (Arc::clone(&secret), Arc::clone(&service), stop.clone());
                 connections.spawn(async move {
                     let _place = place;
-                    Connection { secret, service, nonces: Mutex::default(), shaken: Notify::new() }.run(stream, stop).await;
+                    Connection { secret, service, nonces: Mutex::default(), shaken: Notify::new() }
+                        .run(stream, stop)
+                        .await;
                 });
             }
             Err(error) => {

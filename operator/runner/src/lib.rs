@@ -4,13 +4,13 @@
 
 mod bridge;
 mod commit;
+mod coordinators;
 mod hub;
 mod kernel;
 mod lifecycle;
 mod limits;
 mod local;
 mod metering;
-mod coordinators;
 mod metrics;
 mod model_keys;
 mod occupancy;
@@ -26,10 +26,10 @@ mod shared;
 mod starts;
 mod turns;
 
+pub use coordinators::Coordinators;
 pub use limits::{CAPACITY_WAIT, CLOSING};
 pub use local::LocalRunner;
 pub use model_keys::ModelKeys;
-pub use coordinators::Coordinators;
 pub use remote_store::RemoteStore;
-pub use server::{Membership, MembershipConfig, RunnerService, leftovers};
+pub use server::{Membership, MembershipConfig, RunnerService, Told, leftovers};
 pub use shared::RunnerConfig;

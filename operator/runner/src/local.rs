@@ -8,7 +8,7 @@ use ash_core::{
     id::SessionId,
     meter::LogFull,
     opening::{Opening, OpeningReason},
-    ports::{EntryReader, Load, NewMessage, Runner, RunnerError, Sent, RunnerStore},
+    ports::{EntryReader, Load, NewMessage, Runner, RunnerError, RunnerStore, Sent},
     session::{PausedReason, Session, SessionEvent, SessionState},
     sse::Position,
 };

@@ -41,8 +41,12 @@ impl ModelKeys {
     /// Forgets the keys of sessions that are not here, but for those that came just now.
     pub(crate) fn keep_only(&self, is_here: impl Fn(SessionId) -> bool) {
         // Asked without the lock: whoever answers takes locks of its own.
-        let old: Vec<SessionId> =
-            self.lock().iter().filter(|(_, (_, since))| since.elapsed() >= GRACE).map(|(session, _)| *session).collect();
+        let old: Vec<SessionId> = self
+            .lock()
+            .iter()
+            .filter(|(_, (_, since))| since.elapsed() >= GRACE)
+            .map(|(session, _)| *session)
+            .collect();
         let gone: Vec<SessionId> = old.into_iter().filter(|session| !is_here(*session)).collect();
         let mut keys = self.lock();
         for session in gone {

@@ -23,7 +23,12 @@ pub(crate) struct HubReader {
 }
 
 impl HubReader {
-    pub(crate) fn new(hub: Arc<Hub>, store: Arc<dyn RunnerStore>, position: Sequence, silent: CancellationToken) -> Self {
+    pub(crate) fn new(
+        hub: Arc<Hub>,
+        store: Arc<dyn RunnerStore>,
+        position: Sequence,
+        silent: CancellationToken,
+    ) -> Self {
         Self { hub, store, position, silent }
     }
 

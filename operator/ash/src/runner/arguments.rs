@@ -92,7 +92,10 @@ impl Arguments {
         match &self.advertise {
             Some(address) => Ok(address.clone()),
             None if self.listen.ip().is_unspecified() => {
-                anyhow::bail!("{} is no address to be reached at: name one with --advertise http://HOST:PORT", self.listen)
+                anyhow::bail!(
+                    "{} is no address to be reached at: name one with --advertise http://HOST:PORT",
+                    self.listen
+                )
             }
             None => Ok(format!("http://{}", self.listen)),
         }

@@ -62,12 +62,8 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Runner> {
 
     let mut metrics = Registry::default();
     let coordinators = Arc::new(Coordinators::new(&arguments.coordinator, &secret, &id)?);
-    let config = MembershipConfig {
-        runner: id.clone(),
-        address,
-        capacity: sandboxing.max_sandboxes,
-        data: data.clone(),
-    };
+    let config =
+        MembershipConfig { runner: id.clone(), address, capacity: sandboxing.max_sandboxes, data: data.clone() };
     let membership = Arc::new(Membership::new(config, Arc::clone(&coordinators), &mut metrics));
     let registered = membership.join().await?;
 
@@ -88,9 +84,8 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Runner> {
     membership.take(&local, &registered);
     let service = Arc::new(RunnerService::new(Arc::clone(&local), Arc::clone(&membership)));
     if let Some(address) = arguments.metrics_listen {
-        let observed = wiring::listen(address).with_context(|| {
-            format!("cannot listen on {address}: name another address with --metrics-listen")
-        })?;
+        let observed = wiring::listen(address)
+            .with_context(|| format!("cannot listen on {address}: name another address with --metrics-listen"))?;
         let shared = Arc::new(Mutex::new(Registry::default()));
         *shared.lock().unwrap_or_else(PoisonError::into_inner) = metrics;
         tokio::spawn(observed::serve(observed, shared, Arc::clone(&local)));

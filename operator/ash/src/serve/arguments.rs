@@ -202,7 +202,13 @@ pub(crate) struct FleetArguments {
     #[arg(long, env = "ASH_MODE", value_enum, default_value = "standalone", help_heading = "Fleet")]
     pub(crate) mode: Mode,
     /// Address and port for runners (coordinator)
-    #[arg(long, env = "ASH_FLEET_LISTEN", default_value = "127.0.0.1:4200", value_name = "ADDRESS", help_heading = "Fleet")]
+    #[arg(
+        long,
+        env = "ASH_FLEET_LISTEN",
+        default_value = "127.0.0.1:4200",
+        value_name = "ADDRESS",
+        help_heading = "Fleet"
+    )]
     pub(crate) fleet_listen: SocketAddr,
     /// File with the secret that coordinators and runners share (coordinator)
     #[arg(long, env = "ASH_FLEET_SECRET_FILE", value_name = "FILE", help_heading = "Fleet")]

@@ -50,12 +50,8 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let service = Arc::new(CoordinatorService::new(Arc::clone(&coordinator.registry), Arc::clone(&coordinator.port)));
     let fleet_stop = CancellationToken::new();
-    let for_runners = tokio::spawn(ash_link::serve(
-        coordinator.fleet_listener,
-        coordinator.secret,
-        service,
-        fleet_stop.clone(),
-    ));
+    let for_runners =
+        tokio::spawn(ash_link::serve(coordinator.fleet_listener, coordinator.secret, service, fleet_stop.clone()));
     tokio::spawn(ash_coordinator::watch(coordinator.registry, coordinator.port, stop.clone()));
     let stopped = stop.clone().cancelled_owned();
     let serving = tokio::spawn(async move {

@@ -7,8 +7,7 @@ use super::arguments::LogFormat;
 
 /// Begins to log. Ids are fields of every line's spans; no line has a secret or the text of a message.
 pub(crate) fn init(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter =
-        EnvFilter::try_new(filter).context("--log is no filter; write it like info,ash_runner=debug")?;
+    let filter = EnvFilter::try_new(filter).context("--log is no filter; write it like info,ash_runner=debug")?;
     let registry = tracing_subscriber::registry().with(filter);
     let lines = fmt::layer().with_writer(std::io::stderr);
     match format {

@@ -16,7 +16,9 @@ pub fn leftovers(data: &Path) -> (Vec<Held>, Vec<SessionId>) {
     let Ok(folders) = std::fs::read_dir(data.join("sandboxes")) else { return (Vec::new(), Vec::new()) };
     let (mut held, mut homes) = (Vec::new(), Vec::new());
     for folder in folders.flatten().take(MAX_FOLDERS) {
-        let Some(session) = folder.file_name().to_str().and_then(|name| name.parse::<SessionId>().ok()) else { continue };
+        let Some(session) = folder.file_name().to_str().and_then(|name| name.parse::<SessionId>().ok()) else {
+            continue;
+        };
         homes.push(session);
         let sandbox = ash_sandbox::recorded_id(&folder.path()).and_then(|id| id.parse::<SandboxId>().ok());
         held.extend(sandbox.map(|sandbox| Held { session, sandbox }));

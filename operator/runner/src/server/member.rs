@@ -153,7 +153,8 @@ impl Membership {
     /// Keeps sandboxes of these versions warm, and of no others.
     pub(crate) fn keep_warm(&self, runner: &LocalRunner, list: &WarmList) {
         let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
-        let before: HashMap<AgentId, &AgentVersion> = warm.versions.iter().map(|version| (version.agent, version)).collect();
+        let before: HashMap<AgentId, &AgentVersion> =
+            warm.versions.iter().map(|version| (version.agent, version)).collect();
         for version in &list.versions {
             if before.get(&version.agent).is_none_or(|before| before.number != version.number) {
                 runner.prepare(version.clone());

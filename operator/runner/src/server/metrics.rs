@@ -21,6 +21,10 @@ impl Metrics {
         registry.register("coordinator_answers", "Whether a coordinator answers", self.answered.clone());
         registry.register("heartbeats_unanswered", "Heartbeats that no coordinator answered", self.unanswered.clone());
         registry.register("registrations", "Times the runner said who it is", self.registrations.clone());
-        registry.register("sessions_disowned", "Sandboxes ended because their session is served elsewhere", self.disowned.clone());
+        registry.register(
+            "sessions_disowned",
+            "Sandboxes ended because their session is served elsewhere",
+            self.disowned.clone(),
+        );
     }
 }

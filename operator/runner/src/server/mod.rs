@@ -8,7 +8,7 @@ mod stream;
 use std::sync::Arc;
 
 use ash_core::{
-    fleet::{Answer, Configure, Place, Read, RunnerId, Send, Taken, WarmList},
+    fleet::{Answer, Configure, ModelKey, Place, Read, RunnerId, Send, Taken, WarmList},
     id::SessionId,
     ports::{Runner, RunnerError, Sent, StoreError},
     session::Session,
@@ -28,18 +28,51 @@ pub use self::{
 };
 use crate::LocalRunner;
 
+/// What a coordinator says to a runner beside the calls of its port.
+pub trait Told: std::marker::Send + Sync {
+    /// A session's key of the model API.
+    fn keep_model_key(&self, session: SessionId, key: Option<&ModelKey>);
+
+    /// The versions to keep warm.
+    fn keep_warm(&self, list: &WarmList);
+}
+
+struct LocalTold {
+    runner: Arc<LocalRunner>,
+    membership: Arc<Membership>,
+}
+
+impl Told for LocalTold {
+    fn keep_model_key(&self, session: SessionId, key: Option<&ModelKey>) {
+        self.runner.keep_model_key(session, key);
+    }
+
+    fn keep_warm(&self, list: &WarmList) {
+        self.membership.keep_warm(&self.runner, list);
+    }
+}
+
 /// Carries out the calls of coordinators.
 pub struct RunnerService {
-    runner: Arc<LocalRunner>,
     id: RunnerId,
-    membership: Arc<Membership>,
+    calls: Arc<Calls>,
+}
+
+struct Calls {
+    runner: Arc<dyn Runner>,
+    told: Arc<dyn Told>,
 }
 
 impl RunnerService {
     /// The calls for this life of a runner.
     pub fn new(runner: Arc<LocalRunner>, membership: Arc<Membership>) -> Self {
         let id = membership.id().clone();
-        Self { runner, id, membership }
+        Self::of(id, Arc::clone(&runner) as _, Arc::new(LocalTold { runner, membership }))
+    }
+
+    /// The calls for whatever is a runner.
+    pub fn of(id: RunnerId, runner: Arc<dyn Runner>, told: Arc<dyn Told>) -> Self {
+        Self { id, calls: Arc::new(Calls { runner, told }) }
     }
 }
 
@@ -50,31 +83,29 @@ impl Service for RunnerService {
         if meant != Some(self.id.incarnation.to_string().as_str()) {
             return refuse(StatusCode::GONE, "the runner was started anew: what was meant is gone");
         }
-        let (runner, membership) = (Arc::clone(&self.runner), Arc::clone(&self.membership));
+        let calls = Arc::clone(&self.calls);
         // What was begun is not left half done when the coordinator goes away.
-        let carried = tokio::spawn(carry_out(runner, membership, request).in_current_span()).await;
-        carried.unwrap_or_else(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("a call did not end: {error}")))
+        let carried = tokio::spawn(async move { carry_out(&calls, request).await }.in_current_span()).await;
+        carried
+            .unwrap_or_else(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("a call did not end: {error}")))
     }
 }
 
-async fn carry_out(
-    runner: Arc<LocalRunner>,
-    membership: Arc<Membership>,
-    request: Request<Incoming>,
-) -> Response<Body> {
+async fn carry_out(calls: &Calls, request: Request<Incoming>) -> Response<Body> {
+    let runner = &calls.runner;
     let called = request.uri().path().to_owned();
     let body = request.into_body();
     let answered = match called.as_str() {
         path::WARM => read_json(body).await.map(|list: WarmList| {
-            membership.keep_warm(&runner, &list);
+            calls.told.keep_warm(&list);
             answer_json(&())
         }),
         path::PLACE => match read_json(body).await {
-            Ok(place) => Ok(answer(place_session(&runner, place).await)),
+            Ok(place) => Ok(answer(place_session(calls, place).await)),
             Err(reason) => Err(reason),
         },
         path::SEND => match read_json(body).await {
-            Ok(send) => Ok(send_message(&runner, send).await),
+            Ok(send) => Ok(send_message(calls, send).await),
             Err(reason) => Err(reason),
         },
         path::READ => match read_json(body).await {
@@ -107,15 +138,15 @@ async fn carry_out(
     answered.unwrap_or_else(|reason| refuse(StatusCode::BAD_REQUEST, reason))
 }
 
-async fn place_session(runner: &LocalRunner, place: Place) -> Result<Session, RunnerError> {
-    runner.keep_model_key(place.session.id, place.model_key.as_ref());
-    runner.place(place.session, place.agent).await
+async fn place_session(calls: &Calls, place: Place) -> Result<Session, RunnerError> {
+    calls.told.keep_model_key(place.session.id, place.model_key.as_ref());
+    calls.runner.place(place.session, place.agent).await
 }
 
-async fn send_message(runner: &LocalRunner, send: Send) -> Response<Body> {
+async fn send_message(calls: &Calls, send: Send) -> Response<Body> {
     let Send { place, message } = send;
-    runner.keep_model_key(place.session.id, place.model_key.as_ref());
-    match runner.send(place.session, place.agent, message).await {
+    calls.told.keep_model_key(place.session.id, place.model_key.as_ref());
+    match calls.runner.send(place.session, place.agent, message).await {
         Ok(Sent { joined, reader }) => streamed(&Taken { joined }, reader),
         Err(error) => failed(error),
     }
@@ -139,7 +170,9 @@ fn streamed(head: &impl Serialize, reader: Box<dyn ash_core::ports::EntryReader>
 
 /// An error as it crosses the wire: what is wrong with the log stays in this runner's.
 fn said(error: RunnerError) -> RunnerError {
-    if let RunnerError::Store(error @ StoreError::Damaged(_)) | RunnerError::Store(error @ StoreError::Unavailable(_)) = &error {
+    if let RunnerError::Store(error @ StoreError::Damaged(_)) | RunnerError::Store(error @ StoreError::Unavailable(_)) =
+        &error
+    {
         tracing::error!(%error, "a call of a coordinator failed");
     }
     error

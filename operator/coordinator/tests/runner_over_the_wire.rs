@@ -1,0 +1,285 @@
+//! Every call of the runner's port, from a coordinator to a runner over a real socket: what is asked arrives, what is answered
+//! comes back, errors too. The runner here keeps what it is asked; the real one is tried end to end.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../store/tests/contract/fixtures.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod fixtures;
+mod support;
+
+use std::sync::{Arc, Mutex};
+
+use ash_coordinator::{FleetRunner, Registry};
+use ash_core::{
+    Entry, EntryKind, Epoch, Sequence,
+    agent::AgentVersion,
+    fleet::{ModelKey, WarmList},
+    id::{SessionId, TurnId},
+    ports::{
+        Batch, EntryReader, Load, LoggedEntry, NewMessage, ReadError, Runner, RunnerError, Sent, Store, StoreError,
+    },
+    session::{Session, SessionState},
+    sse::Position,
+};
+use ash_protocol::{
+    message::Decision,
+    options::{SessionOptions, TurnOptions},
+};
+use ash_runner::{RunnerService, Told};
+use ash_store::SqliteStore;
+use async_trait::async_trait;
+use serde_json::value::RawValue;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Says what it was asked.
+#[derive(Default)]
+struct Asked {
+    calls: Mutex<Vec<String>>,
+    error: Mutex<Option<RunnerError>>,
+}
+
+impl Asked {
+    fn note(&self, call: impl Into<String>) -> Result<(), RunnerError> {
+        self.calls.lock().unwrap().push(call.into());
+        self.error.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    fn last(&self) -> String {
+        self.calls.lock().unwrap().last().cloned().unwrap_or_default()
+    }
+}
+
+impl Told for Asked {
+    fn keep_model_key(&self, session: SessionId, key: Option<&ModelKey>) {
+        assert!(matches!(key, Some(ModelKey::ApiKey(key)) if key.0 == support::MODEL_KEY));
+        let _ = self.note(format!("key {session}"));
+    }
+
+    fn keep_warm(&self, list: &WarmList) {
+        let _ = self.note(format!("warm {}", list.versions.len()));
+    }
+}
+
+/// Gives two batches, then what the test says.
+struct Batches {
+    position: Sequence,
+    end: Option<ReadError>,
+}
+
+fn body(n: u32) -> Vec<u8> {
+    // One that is longer than a frame of data, and bytes that no text has.
+    vec![u8::try_from(n).unwrap() | 0x80; 100_000 * n as usize]
+}
+
+#[async_trait]
+impl EntryReader for Batches {
+    async fn next(&mut self) -> Result<Option<Batch>, ReadError> {
+        let n = self.position.n();
+        if n >= 5 {
+            return match self.end.take() {
+                Some(error) => Err(error),
+                None => std::future::pending().await,
+            };
+        }
+        let entries = [n + 1, n + 2].map(|n| {
+            let entry = Entry {
+                sequence: Epoch(1).sequence(n),
+                kind: EntryKind::Claude,
+                flags: ash_core::EntryFlags(0),
+                body: body(n).into(),
+            };
+            Arc::new(LoggedEntry::new(entry))
+        });
+        self.position = Epoch(1).sequence(n + 2);
+        Ok(Some(entries.into()))
+    }
+
+    fn position(&self) -> Sequence {
+        self.position
+    }
+
+    fn turn_in_progress(&self) -> bool {
+        self.position.n() < 5
+    }
+}
+
+fn batches(after: Sequence) -> Box<dyn EntryReader> {
+    let end = Some(ReadError::Unwritten("the disk is full".to_owned()));
+    Box::new(Batches { position: after.max(Epoch(1).opening()), end })
+}
+
+#[async_trait]
+impl Runner for Asked {
+    fn prepare(&self, _: AgentVersion) {}
+
+    fn forget(&self, _: &AgentVersion) {}
+
+    async fn place(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError> {
+        self.note(format!("place {} {}", session.id, agent.digest))?;
+        Ok(Session { error: Some("placed".to_owned()), ..session })
+    }
+
+    async fn send(&self, session: Session, _: AgentVersion, message: NewMessage) -> Result<Sent, RunnerError> {
+        self.note(format!("send {} {} {}", session.id, message.turn, message.content.get()))?;
+        Ok(Sent { joined: true, reader: batches(Sequence::START) })
+    }
+
+    async fn read(&self, session: &Session, after: Position) -> Result<Box<dyn EntryReader>, RunnerError> {
+        self.note(format!("read {} {}", session.id, after.sequence))?;
+        Ok(batches(after.sequence))
+    }
+
+    async fn interrupt(&self, session: SessionId) -> Result<bool, RunnerError> {
+        self.note(format!("interrupt {session}")).map(|()| true)
+    }
+
+    async fn answer(&self, session: SessionId, permission: &str, decision: Decision) -> Result<(), RunnerError> {
+        self.note(format!("answer {session} {permission} {decision:?}"))
+    }
+
+    async fn configure(&self, session: SessionId, options: SessionOptions) -> Result<(), RunnerError> {
+        self.note(format!("configure {session} {:?}", options.model))
+    }
+
+    async fn end(&self, session: Session) -> Result<Session, RunnerError> {
+        self.note(format!("end {}", session.id))?;
+        Ok(Session { state: SessionState::Ended, ..session })
+    }
+
+    fn load(&self) -> Load {
+        Load::default()
+    }
+}
+
+struct Fixture {
+    _folder: tempfile::TempDir,
+    _registry: Arc<Registry>,
+    store: Arc<dyn Store>,
+    asked: Arc<Asked>,
+    fleet: FleetRunner,
+    agent: AgentVersion,
+    session: Session,
+}
+
+async fn fixture() -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.path().join("ash.db")).await.unwrap());
+    let (registry, address) = support::serve(folder.path(), Arc::clone(&store), &stop).await;
+    let id = support::runner("one");
+    let asked = Arc::new(Asked::default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = format!("http://{}", listener.local_addr().unwrap());
+    let service = RunnerService::of(id.clone(), Arc::clone(&asked) as _, Arc::clone(&asked) as _);
+    tokio::spawn(ash_link::serve(listener, support::secret(folder.path()), Arc::new(service), stop));
+    support::join(folder.path(), &address, &id, &own, Vec::new()).await;
+    let fleet = FleetRunner::new(Arc::clone(&registry), Arc::clone(&store));
+    let session = fixtures::session(&*store).await;
+    let agent = store.agent_version(&session.tenant, session.agent, session.agent_version).await.unwrap().unwrap();
+    Fixture { _folder: folder, _registry: registry, store, asked, fleet, agent, session }
+}
+
+fn message(content: &str) -> NewMessage {
+    let content = RawValue::from_string(content.to_owned()).unwrap();
+    NewMessage { turn: TurnId::new(), content, options: TurnOptions::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_call_arrives_and_is_answered() {
+    let Fixture { asked, fleet, agent, session, .. } = &fixture().await;
+    let id = session.id;
+    // Nobody has it yet: there is nothing to interrupt.
+    assert_eq!(fleet.interrupt(id).await, Ok(false));
+    let placed = fleet.place(session.clone(), agent.clone()).await.unwrap();
+    assert_eq!(placed, Session { error: Some("placed".to_owned()), ..session.clone() });
+    assert_eq!(asked.last(), format!("place {id} {}", agent.digest));
+    assert!(asked.calls.lock().unwrap().contains(&format!("key {id}")));
+    assert_eq!(fleet.interrupt(id).await, Ok(true));
+    let decision: Decision =
+        serde_json::from_str(r#"{"behavior":"allow"}"#).or_else(|_| serde_json::from_str(r#"{"allow":true}"#)).unwrap();
+    fleet.answer(id, "the-request", decision).await.unwrap();
+    assert!(asked.last().starts_with(&format!("answer {id} the-request")));
+    fleet.configure(id, SessionOptions { model: Some("other".to_owned()), ..SessionOptions::default() }).await.unwrap();
+    assert_eq!(asked.last(), format!("configure {id} Some(\"other\")"));
+    assert_eq!(fleet.load().running, 3);
+    fleet.prepare(agent.clone());
+    while asked.last() != "warm 1" {
+        tokio::task::yield_now().await;
+    }
+    fleet.forget(agent);
+    while asked.last() != "warm 0" {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fleet.end(session.clone()).await.unwrap().state, SessionState::Ended);
+    assert_eq!(asked.last(), format!("end {id}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_come_as_they_are() {
+    let Fixture { asked, fleet, agent, session, .. } = &fixture().await;
+    let content = r#"[{"type":"text","text":"kept  as it \u00e9 is"}]"#;
+    let message = message(content);
+    let turn = message.turn;
+    let Sent { joined, mut reader } = fleet.send(session.clone(), agent.clone(), message).await.unwrap();
+    assert!(joined);
+    assert_eq!(asked.last(), format!("send {} {turn} {content}", session.id));
+    let mut entries = Vec::new();
+    let end = loop {
+        assert!(reader.turn_in_progress() || !entries.is_empty());
+        match reader.next().await {
+            Ok(batch) => entries.extend(batch.unwrap()),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(end, ReadError::Unwritten("the disk is full".to_owned()));
+    let numbers: Vec<u32> = entries.iter().map(|logged| logged.entry.sequence.n()).collect();
+    assert_eq!(numbers, [2, 3, 4, 5]);
+    assert!(entries.iter().all(|logged| logged.entry.body == body(logged.entry.sequence.n())));
+    // From a position on.
+    let after = Position::after(Epoch(1).sequence(3));
+    let mut reader = fleet.read(session, after).await.unwrap();
+    let batch = reader.next().await.unwrap().unwrap();
+    assert_eq!(batch[0].entry.sequence, Epoch(1).sequence(4));
+    assert_eq!(reader.position(), Epoch(1).sequence(5));
+    assert!(!reader.turn_in_progress());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_come_back_as_they_are() {
+    let Fixture { asked, fleet, agent, session, .. } = &fixture().await;
+    fleet.place(session.clone(), agent.clone()).await.unwrap();
+    for error in [
+        RunnerError::TurnInProgress,
+        RunnerError::State(SessionState::Stopped),
+        RunnerError::LogFull { quota_bytes: 7 },
+        RunnerError::NoCapacity { waited_seconds: 30 },
+        RunnerError::PermissionClosed,
+        RunnerError::UnknownPermission,
+        RunnerError::OptionRefused("no".to_owned()),
+        RunnerError::ShuttingDown,
+        RunnerError::Store(StoreError::Full),
+        RunnerError::Internal("broken".to_owned()),
+    ] {
+        *asked.error.lock().unwrap() = Some(error.clone());
+        assert_eq!(fleet.send(session.clone(), agent.clone(), message("\"hi\"")).await.unwrap_err(), error);
+        fleet.place(session.clone(), agent.clone()).await.unwrap();
+        assert_eq!(fleet.interrupt(session.id).await.map(|_| ()), Ok(()), "its place was given back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_on_no_runner_is_read_and_ended_without_one() {
+    let Fixture { store, asked, fleet, session, .. } = &fixture().await;
+    let mut reader = fleet.read(session, Position::START).await.unwrap();
+    assert!(!reader.turn_in_progress());
+    let ended = fleet.end(session.clone()).await.unwrap();
+    assert_eq!(ended.state, SessionState::Ended);
+    assert_eq!(fixtures::now(&**store, session).await.state, SessionState::Ended);
+    assert_eq!(asked.last(), "");
+    // Whoever follows it is woken by nothing of a runner's, and has the end with the next change.
+    fleet.end(session.clone()).await.unwrap();
+    let batch = tokio::time::timeout(support::WAIT, reader.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(batch[0].entry.kind, EntryKind::Opening);
+}
