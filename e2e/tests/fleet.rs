@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use ash_client::{Message, Session, StreamOptions};
 use ash_e2e::harness::{
-    MODEL_KEY, TestFleet, Turn, check_order, compare_with_log, eventually, program, without_withdrawn,
+    MODEL_KEY, TestFleet, Turn, check_order, compare_with_log, eventually, pid_of, position, program, signal,
+    without_withdrawn,
 };
 
 /// Deltas of a turn that is disturbed.
@@ -129,6 +130,41 @@ async fn a_session_whose_runner_is_killed_answers_on_the_other_with_its_conversa
     fleet.runners[had].start();
     fleet.wait_runners(2).await;
     assert_eq!(fleet.say(&session, "[[count]]").await.error(), None);
+}
+
+/// Its process is stopped, its sandbox is not: what is cut off from its coordinator goes on writing until it hears of its loss.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_that_comes_back_gives_up_what_is_served_elsewhere() {
+    let fleet = TestFleet::start(2, &["--max-sandboxes=4", "--warm=0"]).await;
+    fleet.deploy("simple").await;
+    let session = fleet.session_of("simple").await;
+    assert_eq!(fleet.say(&session, "[[text: one]]").await.result().as_deref(), Some("one"));
+    let had = fleet.runner_of(&session).await;
+    let mut stream = fleet.client.send_message(&session.id, &burst()).await.expect("the message is taken");
+    let mut turn = Turn::default();
+    for _ in 0..20 {
+        turn.read_until(&mut stream, "text_delta").await;
+    }
+    signal(fleet.runners[had].pid(), "STOP");
+    turn.read_rest(stream).await;
+    assert!(turn.error().is_some_and(|error| error.contains("send the message again")), "{:?}", turn.error());
+    check(&fleet, &session, &turn, "a runner stopped").await;
+    let next = fleet.say(&session, "[[text: elsewhere]]").await;
+    assert_eq!(next.result().as_deref(), Some("elsewhere"), "{:?}", next.error());
+    let epoch = |turn: &Turn| turn.frames.iter().rev().find_map(position).expect("an id").sequence.epoch();
+    let before = epoch(&next);
+    signal(fleet.runners[had].pid(), "CONT");
+    eventually("the sandbox of the runner that was lost ends", async || {
+        pid_of(&fleet.runners[had].session_folder(&session.id), "claude").is_none().then_some(())
+    })
+    .await;
+    fleet.wait_runners(2).await;
+    assert!(fleet.runners[had].log().contains("served elsewhere"));
+    // Its return opened no epoch: the session is where it was, and nothing of the lost turn came into its log.
+    let next = fleet.say(&session, "[[text: still there]]").await;
+    assert_eq!((next.result().as_deref(), epoch(&next)), (Some("still there"), before));
+    assert_ne!(fleet.runner_of(&session).await, had);
+    compare_with_log(&fleet.client, &session, &turn.frames, "after its return").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

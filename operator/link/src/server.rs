@@ -118,6 +118,8 @@ impl Connection {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            // Readers that leave at the same time are no attack: whoever gets here has the secret, or is closed soon.
+            .max_pending_accept_reset_streams(STREAMS_PER_CONNECTION as usize)
             .max_header_list_size(HEADER_LIST_BYTES)
             .max_send_buf_size(SEND_BUFFER_BYTES)
             .keep_alive_interval(PING_INTERVAL)

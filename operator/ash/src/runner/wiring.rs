@@ -22,8 +22,8 @@ use uuid::Uuid;
 use super::{Arguments, observed};
 use crate::serve::{claude, key::hexadecimal, sinks, wiring};
 
-/// Held by the runner of a data directory, as the store's is by a server.
-const LOCK: &str = "runner.lock";
+/// Held by the runner of a data directory: the file that a server with a store there holds, so that there is one of either.
+const LOCK: &str = "ash.lock";
 
 /// A wired runner.
 pub(super) struct Runner {
@@ -98,7 +98,7 @@ fn lock(data: &Path) -> anyhow::Result<File> {
     let file = File::options().create(true).append(true).open(&path);
     let file = file.with_context(|| format!("cannot write {}", path.display()))?;
     file.try_lock().with_context(|| {
-        format!("another runner uses {}: stop it, or name another folder with --data-dir", data.display())
+        format!("another runner or server uses {}: stop it, or name another folder with --data-dir", data.display())
     })?;
     Ok(file)
 }
