@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
-use ash_client::{Message, Session, StreamOptions};
+use ash_client::{Behavior, CreateSession, Decision, Event, Message, PermissionMode, Session, StreamOptions};
 use ash_e2e::harness::{
     MODEL_KEY, TestFleet, Turn, check_order, compare_with_log, eventually, pid_of, position, program, signal,
     without_withdrawn,
@@ -293,4 +293,55 @@ async fn a_coordinator_without_its_keys_says_what_to_give() {
         assert!(!output.status.success() && errors.contains(said), "{said}: {errors}");
     }
     assert!(!folder.path().join("data/initial-api-key").exists() && !folder.path().join("data/gateway.key").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn warm_sandboxes_approvals_and_interrupts_go_through_a_runner() {
+    let mut fleet = TestFleet::start(2, &["--max-sandboxes=4", "--warm=1"]).await;
+    fleet.deploy("simple").await;
+    let warm = async |fleet: &TestFleet| {
+        eventually("a warm sandbox on each runner", async || {
+            let health = fleet.client.health().await.ok()?;
+            (health.pool.warm == 2).then_some(())
+        })
+        .await;
+    };
+    warm(&fleet).await;
+    // A coordinator that starts again finds them as they are, and says nothing new.
+    fleet.kill_coordinator();
+    fleet.start_coordinator().await;
+    fleet.wait_runners(2).await;
+    warm(&fleet).await;
+    let create = CreateSession {
+        agent: "simple".to_owned(),
+        permission_mode: Some(PermissionMode::Default),
+        ..CreateSession::default()
+    };
+    let session = fleet.client.create_session(&create).await.expect("a session");
+    let message = Message::text(r#"[[tool: Bash {"command":"echo allowed > written; cat written"}]] [[result]]"#);
+    let mut stream = fleet.client.send_message(&session.id, &message).await.expect("the message is taken");
+    let mut turn = Turn::default();
+    let Event::PermissionRequest { id, .. } = turn.read_until(&mut stream, "permission_request").await else {
+        panic!("{:?}", turn.names())
+    };
+    let refused = fleet.client.send_message(&session.id, &Message::text("me too")).await.expect_err("a turn runs");
+    assert_eq!(refused.status(), Some(409), "{refused}");
+    let allowed = Decision { behavior: Behavior::Allow, updated_input: None, answers: None, message: None };
+    fleet.client.answer_permission(&session.id, &id, &allowed).await.expect("the first answer");
+    let again = fleet.client.answer_permission(&session.id, &id, &allowed).await.expect_err("the second answer");
+    assert_eq!(again.status(), Some(409), "{again}");
+    turn.read_rest(stream).await;
+    assert_eq!(turn.result().as_deref().map(str::trim), Some("allowed"), "{:?}", turn.error());
+
+    let message = Message::text("[[text: never to its end]] [[delay: 600s]] [[text: never]]");
+    let mut stream = fleet.client.send_message(&session.id, &message).await.expect("the message is taken");
+    let mut turn = Turn::default();
+    turn.read_until(&mut stream, "text_delta").await;
+    fleet.client.interrupt(&session.id).await.expect("an interrupt");
+    turn.read_rest(stream).await;
+    assert!(turn.error().is_some(), "{:?}", turn.names());
+    assert_eq!(fleet.say(&session, "[[text: and on]]").await.result().as_deref(), Some("and on"));
+    let metrics = fleet.runners[fleet.runner_of(&session).await].metrics().await;
+    assert!(metrics.contains(r#"ash_runner_claims_total{how="Live"} 1"#), "{metrics}");
+    fleet.client.end_session(&session.id).await.expect("an end");
 }
