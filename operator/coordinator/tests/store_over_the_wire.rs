@@ -20,7 +20,7 @@ use ash_core::{
     transcript::Transcript,
 };
 use ash_runner::RemoteStore;
-use ash_store::SqliteStore;
+use ash_store::{Database as _, SqliteStore};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;

@@ -13,12 +13,12 @@ use ash_coordinator::{CoordinatorService, FleetRunner, Registry, RegistryConfig}
 use ash_core::{
     fleet::{Held, ModelKey},
     id::TenantId,
-    ports::{AgentStore as _, KeyStore as _, Runner as _, SessionStore as _, Store},
+    ports::{Runner as _, Store},
 };
 use ash_gateway::Credential;
 use ash_link::SecretFile;
 use ash_protocol::fleet::Hidden;
-use ash_store::{Settings, SqliteStore};
+use ash_store::{Database, DirectoryLock};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use secrecy::{ExposeSecret as _, SecretBox, SecretString};
 use tokio::{net::TcpListener, time::timeout};
@@ -40,7 +40,9 @@ struct Coordinator {
     registry: Arc<Registry>,
     secret: Arc<SecretFile>,
     port: Arc<dyn Store>,
-    store: Arc<SqliteStore>,
+    store: Arc<dyn Database>,
+    /// Of the data directory, with Postgres: held for as long as the coordinator runs.
+    _lock: Option<DirectoryLock>,
 }
 
 /// Serves until told to stop. Turns go on without a coordinator: only the streams are given time to end.
@@ -95,13 +97,16 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
         wiring::listen(fleet.fleet_listen).with_context(|| busy("--fleet-listen", fleet.fleet_listen))?;
 
     let data = wiring::data_directory(&arguments.data_dir)?;
-    let store = Arc::new(SqliteStore::open_with(&data.join(wiring::DATABASE), Settings::default()).await?);
+    let (store, lock) = wiring::open_store(&data, arguments.database_url.as_ref()).await?;
     if api_key.is_none() && !store.has_keys().await? {
         bail!("a coordinator makes no API key: give one as ASH_API_KEY, or in a file that --api-key-file names");
     }
-    let port: Arc<dyn Store> = Arc::clone(&store) as _;
+    let port: Arc<dyn Store> = store.clone();
     let mut metrics = MetricsRegistry::default();
-    metrics.register_collector(Box::new(store_metrics::StoreMetrics(Arc::clone(&store))));
+    metrics.register_collector(Box::new(store_metrics::StoreMetrics {
+        store: Arc::clone(&store),
+        write_ahead_log: data.join(format!("{}-wal", wiring::DATABASE)),
+    }));
     let placed = store.placed_sessions().await?;
     let held = placed.iter().filter_map(|row| Some(Held { session: row.id, sandbox: row.sandbox? }));
     let model_key = wiring::credential(arguments).map(|credential| match credential {
@@ -119,7 +124,7 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
     let config = ApiConfig { allow_path: false, api_key, ..ApiConfig::default() };
     let limits = ServeLimits { shutdown_grace: arguments.shutdown_timeout + DRAIN, ..ServeLimits::default() };
     let state = ApiState::new(Arc::clone(&port), runner, shared, config);
-    Ok(Coordinator { listener, fleet_listener, state, limits, registry, secret, port, store })
+    Ok(Coordinator { listener, fleet_listener, state, limits, registry, secret, port, store, _lock: lock })
 }
 
 fn read(path: &Path) -> anyhow::Result<SecretString> {

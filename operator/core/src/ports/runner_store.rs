@@ -2,7 +2,7 @@
 //!
 //! Standalone it is the store itself; a remote runner reaches it through a coordinator.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use ash_protocol::Sequence;
 use async_trait::async_trait;
@@ -45,6 +45,11 @@ pub trait RunnerStore: Send + Sync {
 
     /// Appends to the logs of many sessions.
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>>;
+
+    /// How long appends wait for more, where nobody waits for them. Zero: the caller's own measure is right.
+    fn append_spacing(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Entries after a position.
     async fn read(&self, session: SessionId, after: Sequence, max_bytes: usize) -> Result<Page, StoreError>;
@@ -95,6 +100,10 @@ impl RunnerStore for WholeStore {
 
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {
         self.0.append(appends).await
+    }
+
+    fn append_spacing(&self) -> Duration {
+        self.0.append_spacing()
     }
 
     async fn read(&self, session: SessionId, after: Sequence, max_bytes: usize) -> Result<Page, StoreError> {
