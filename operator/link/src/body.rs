@@ -10,7 +10,10 @@ use hyper::body::Frame as Piece;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
-use crate::limits::{MAX_JSON_BYTES, PIECES};
+use crate::{
+    error::with_causes,
+    limits::{MAX_JSON_BYTES, PIECES},
+};
 
 /// Frames with bodies up to this size are joined into pieces; a longer body is a piece of its own and is not copied.
 const DIRECT_BYTES: usize = 16 << 10;
@@ -100,14 +103,14 @@ pub fn channel() -> (Outgoing, Body) {
 pub async fn read_bounded<B>(body: B, most: usize) -> Result<Bytes, String>
 where
     B: hyper::body::Body<Data = Bytes>,
-    B::Error: std::fmt::Display,
+    B::Error: std::error::Error,
 {
     let mut body = std::pin::pin!(body);
     let mut first: Option<Bytes> = None;
     let mut joined = BytesMut::new();
     let mut length = 0;
     while let Some(piece) = body.frame().await {
-        let Ok(piece) = piece.map_err(|error| error.to_string())?.into_data() else { continue };
+        let Ok(piece) = piece.map_err(|error| with_causes(&error))?.into_data() else { continue };
         length += piece.len();
         if length > most {
             return Err(format!("a body is longer than {most} bytes"));
@@ -128,7 +131,7 @@ where
 pub async fn read_json<T: DeserializeOwned, B>(body: B) -> Result<T, String>
 where
     B: hyper::body::Body<Data = Bytes>,
-    B::Error: std::fmt::Display,
+    B::Error: std::error::Error,
 {
     let bytes = read_bounded(body, MAX_JSON_BYTES).await?;
     serde_json::from_slice(&bytes).map_err(|error| format!("a body is no JSON of the kind that was agreed: {error}"))

@@ -32,7 +32,7 @@ use url::Url;
 
 use crate::{
     body::{self, Body, read_bounded, read_json},
-    error::{LinkError, shown},
+    error::{LinkError, shown, with_causes},
     io::prepare,
     limits::{
         CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, CONNECTIONS_PER_PEER, HEADER_LIST_BYTES, MAX_REFUSAL_BYTES,
@@ -170,7 +170,7 @@ impl Peer {
                 Ok(Ok(response)) => response,
                 Ok(Err(error)) => {
                     self.retire(&connection);
-                    let broken = LinkError::Broken { address: self.address.clone(), reason: error.to_string() };
+                    let broken = LinkError::Broken { address: self.address.clone(), reason: with_causes(&error) };
                     if error.is_canceled() {
                         last = Some(broken);
                         continue;

@@ -101,3 +101,9 @@ pub enum TrustError {
 pub(crate) fn shown(version: ProtocolVersion) -> String {
     ash_protocol::fleet::version_text(version)
 }
+
+/// An error and what caused it, in one sentence: what breaks a connection is told by the causes.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .fold(error.to_string(), |sentence, cause| format!("{sentence}: {cause}"))
+}

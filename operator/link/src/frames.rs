@@ -4,6 +4,8 @@ use ash_protocol::frame::Frame;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 
+use crate::error::with_causes;
+
 /// Reads the frames of a body. Holds what is not complete yet: one frame at the most.
 #[derive(Debug)]
 pub struct FrameReader<B> {
@@ -14,7 +16,7 @@ pub struct FrameReader<B> {
 impl<B> FrameReader<B>
 where
     B: hyper::body::Body<Data = Bytes> + Unpin,
-    B::Error: std::fmt::Display,
+    B::Error: std::error::Error,
 {
     /// Reads from the beginning of a body.
     pub fn new(body: B) -> Self {
@@ -33,7 +35,7 @@ where
                         self.buffer.extend_from_slice(&data);
                     }
                 }
-                Some(Err(error)) => return Err(error.to_string()),
+                Some(Err(error)) => return Err(with_causes(&error)),
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err("a body ended in the middle of a frame".to_owned()),
             }

@@ -38,7 +38,13 @@ struct Echo {
 
 async fn flood(outgoing: Outgoing) {
     let body = Bytes::from(vec![7; 60 << 10]);
-    while outgoing.send(frames([Frame::new(FrameKind::Event, 1, body.clone())]).remove(0)).await {}
+    loop {
+        for piece in frames([Frame::new(FrameKind::Event, 1, body.clone())]) {
+            if !outgoing.send(piece).await {
+                return;
+            }
+        }
+    }
 }
 
 #[async_trait]
