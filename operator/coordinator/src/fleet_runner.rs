@@ -112,7 +112,7 @@ impl Runner for FleetRunner {
         // Without room, or a runner, its first message finds it one.
         let Some(target) = self.registry.find_place(session.id, Want::Free) else { return Ok(session) };
         let model_key = self.registry.config.model_key.clone();
-        let place = Place { session: session.clone(), agent, model_key };
+        let place = Place { session: session.clone(), agent, model_key, sandbox: None };
         match calls::call(&target, path::PLACE, CALL, &place).await {
             Ok(placed) => Ok(placed),
             Err(error) => {
@@ -127,7 +127,7 @@ impl Runner for FleetRunner {
     async fn send(&self, session: Session, agent: AgentVersion, message: NewMessage) -> Result<Sent, RunnerError> {
         let deadline = Instant::now() + RUNNER_WAIT;
         let model_key = self.registry.config.model_key.clone();
-        let send = Send { place: Place { session: session.clone(), agent, model_key }, message };
+        let send = Send { place: Place { session: session.clone(), agent, model_key, sandbox: None }, message };
         let mut uncertain: Option<Target> = None;
         loop {
             let changed = self.registry.changed();

@@ -32,7 +32,7 @@ impl CoordinatorService {
     }
 
     async fn register(&self, register: Register) -> Response<Body> {
-        let Register { runner, address, capacity, held, homes } = register;
+        let Register { runner, address, capacity, held, homes, .. } = register;
         let placed = match self.store.placed_sessions().await {
             Ok(placed) => placed,
             Err(error) => {

@@ -10,7 +10,7 @@ use crate::{
     agent::AgentVersion,
     id::{AgentId, SandboxId, SessionId, TenantId, TurnId},
     name::AgentName,
-    ports::{Load, NewMessage},
+    ports::{Load, NewMessage, PodSandbox},
     session::Session,
 };
 
@@ -65,6 +65,15 @@ pub struct Register {
     pub runner: RunnerId,
     /// Where coordinators reach it: a URL.
     pub address: String,
+    /// The node pool that it serves; empty outside Kubernetes.
+    #[serde(default)]
+    pub pool: String,
+    /// The node that it is on; empty outside Kubernetes.
+    #[serde(default)]
+    pub node: String,
+    /// The release that it runs.
+    #[serde(default)]
+    pub release: String,
     /// Sandboxes at the most.
     pub capacity: u32,
     /// Sessions that have a sandbox of it, as far as it knows.
@@ -137,6 +146,32 @@ pub struct Place {
     pub agent: AgentVersion,
     /// Its key of the model API.
     pub model_key: Option<ModelKey>,
+    /// The warm sandbox that was claimed for it, where sandboxes are pods; elsewhere the runner finds one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxId>,
+}
+
+/// What a coordinator knows of a pod whose bridge proved itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Admitted {
+    /// The sandbox.
+    pub pod: PodSandbox,
+    /// The version that it runs.
+    pub agent: AgentVersion,
+    /// The session that has it, or that it was made for.
+    pub placed: Option<Placed>,
+}
+
+/// A sandbox pod, in a call about it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OfPod {
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// Why it is over: a sentence for the session's reader and the agent's condition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// A message for a session.

@@ -1,10 +1,18 @@
 //! The ports: what the parts of Ash ask of each other, as traits. Adapters implement them; nobody names an adapter but the
 //! function that wires the process.
 
+mod credentials;
+mod membership;
+mod pods;
+mod resources;
 mod runner;
 mod runner_store;
 mod store;
 
+pub use credentials::{Clear, Credential, CredentialKind, CredentialStore};
+pub use membership::{CoordinatorRow, MembershipStore, NewRunner, Reserved, RunnerRow};
+pub use pods::{PodIdentity, PodSandbox, PodState, PodStore};
+pub use resources::{AgentRequest, ResourceError, Resources, SessionRequest};
 pub use runner::{Batch, EntryReader, Load, LoggedEntry, NewMessage, ReadError, Runner, RunnerError, Sent};
 pub use runner_store::{RunnerStore, WholeStore};
 pub use store::{

@@ -66,6 +66,12 @@ pub mod coordinator {
     pub const UNFINISHED_TURN: &str = "/fleet/v1/store/unfinished-turn";
     /// A turn by its id.
     pub const TURN: &str = "/fleet/v1/store/turn";
+    /// Which sandbox a pod is, whose bridge proved itself.
+    pub const ADMIT_POD: &str = "/fleet/v1/pods/admit";
+    /// A pod's Claude is ready for any session.
+    pub const POD_WARM: &str = "/fleet/v1/pods/warm";
+    /// A pod's sandbox is over: nobody may claim it any more, and its pod goes.
+    pub const POD_OVER: &str = "/fleet/v1/pods/over";
 }
 
 /// Paths of a runner, for coordinators.

@@ -57,7 +57,16 @@ pub async fn join(
     let peer = Peer::new(coordinator, secret(folder)).unwrap();
     let headers = [(RUNNER_HEADER, id.name.to_string()), (INCARNATION_HEADER, id.incarnation.to_string())];
     let (runner, address) = (id.clone(), address.to_owned());
-    let register = Register { runner, address, capacity: 8, held, homes: Vec::new() };
+    let register = Register {
+        runner,
+        address,
+        pool: String::new(),
+        node: String::new(),
+        release: String::new(),
+        capacity: 8,
+        held,
+        homes: Vec::new(),
+    };
     let registered: Registered = peer.exchange(path::REGISTER, &headers, WAIT, &register).await.unwrap();
     assert_eq!((registered.token_key.0.len(), registered.disowned.len()), (64, 0));
     let beat = Heartbeat { load: Load { running: 3, ..Load::default() }, warm_revision: registered.warm.revision };

@@ -89,7 +89,16 @@ impl Membership {
 
     async fn register(&self, held: Vec<Held>, homes: Vec<SessionId>) -> Result<Registered, LinkError> {
         let MembershipConfig { runner, address, capacity, .. } = self.config.clone();
-        let register = Register { runner, address, capacity, held, homes };
+        let register = Register {
+            runner,
+            address,
+            pool: String::new(),
+            node: String::new(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            capacity,
+            held,
+            homes,
+        };
         let registered: Registered = self.coordinators.exchange(path::REGISTER, CALL, &register).await?;
         self.metrics.registrations.inc();
         self.metrics.answered.set(1);
