@@ -52,6 +52,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/api/sessions/{id}/events", get(history::events))
         .route("/api/sessions/{id}/stream", get(messages::stream))
         .route("/api/sessions/{id}/interrupt", post(sessions::interrupt))
+        .route("/api/sessions/{id}/pause", post(sessions::pause))
+        .route("/api/sessions/{id}/resume", post(sessions::resume))
+        .route("/api/sessions/{id}/stop", post(sessions::stop))
         .route("/api/sessions/{id}/permissions/{request}", post(permissions::answer))
         .route_layer(from_fn_with_state(state.clone(), auth::require_key));
     Router::new()

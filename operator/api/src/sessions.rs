@@ -1,4 +1,4 @@
-//! Sessions: create, list, get, end, interrupt.
+//! Sessions: create, list, get, end, interrupt, pause, stop, resume.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use ash_core::{
     agent::AgentVersion,
     environment,
     id::SessionId,
-    ports::{NewSession, SessionFilter},
-    session::{Session, SessionState},
+    ports::{NewSession, RunnerError, SessionFilter},
+    session::{Closing, Session, SessionState},
 };
 use ash_protocol::options::SessionOptions;
 use axum::{
@@ -228,8 +228,58 @@ pub(crate) async fn delete(
     let session = if session.state == SessionState::Ended {
         session
     } else {
-        to_the_end(async move { state.runner.end(session).await }).await??
+        to_the_end(async move { state.runner.close(session, Closing::End).await }).await??
     };
+    Ok(single(&session, &version).into_response())
+}
+
+/// `POST /api/sessions/{id}/pause`: gives its sandbox back, and refuses messages until it is resumed.
+pub(crate) async fn pause(
+    state: State<ApiState>,
+    caller: Extension<Caller>,
+    id: Path<String>,
+) -> Result<Response, ApiError> {
+    close(state, caller, id, Closing::Pause).await
+}
+
+/// `POST /api/sessions/{id}/stop`: as pause, under the state `stopped`.
+pub(crate) async fn stop(
+    state: State<ApiState>,
+    caller: Extension<Caller>,
+    id: Path<String>,
+) -> Result<Response, ApiError> {
+    close(state, caller, id, Closing::Stop).await
+}
+
+async fn close(
+    State(state): State<ApiState>,
+    Extension(Caller(tenant)): Extension<Caller>,
+    Path(id): Path<String>,
+    closing: Closing,
+) -> Result<Response, ApiError> {
+    let session = state.session(&tenant, &id).await?;
+    let version = state.version_of(&session).await?;
+    let session = to_the_end(async move { state.runner.close(session, closing).await }).await??;
+    Ok(single(&session, &version).into_response())
+}
+
+/// `POST /api/sessions/{id}/resume`: lets a session go on that is paused, stopped or in error; fine where it is active. One that
+/// has ended is gone: 410.
+pub(crate) async fn resume(
+    State(state): State<ApiState>,
+    Extension(Caller(tenant)): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let session = state.session(&tenant, &id).await?;
+    let version = state.version_of(&session).await?;
+    let agent = version.clone();
+    let resumed = to_the_end(async move { state.runner.resume(session, agent).await }).await?;
+    let session = resumed.map_err(|error| match error {
+        RunnerError::State(SessionState::Ended) => {
+            ApiError::new(StatusCode::GONE, "Session is ended: create another one")
+        }
+        error => error.into(),
+    })?;
     Ok(single(&session, &version).into_response())
 }
 

@@ -375,6 +375,39 @@ async fn interrupts_take_an_empty_body() {
 }
 
 #[tokio::test]
+async fn sessions_are_paused_stopped_resumed_and_ended() {
+    let server = Server::new().await;
+    let id = server.session().await;
+    // Statuses, states and words that published clients rely on.
+    for (how, status, said) in [
+        ("resume", 200, "active"),
+        ("pause", 200, "paused"),
+        ("pause", 200, "paused"),
+        ("stop", 200, "stopped"),
+        ("pause", 400, "Session is stopped"),
+        ("resume", 200, "active"),
+        ("resume", 200, "active"),
+        ("stop", 200, "stopped"),
+    ] {
+        let answer = server.call("POST", &format!("/api/sessions/{id}/{how}"), "").await;
+        let body = answer.json();
+        let is = if status == 200 { &body["session"]["status"] } else { &body["error"] };
+        assert_eq!((answer.status.as_u16(), is), (status, &json!(said)), "{how}");
+    }
+    server.call("DELETE", &format!("/api/sessions/{id}"), "").await;
+    for (how, status) in [("pause", 400), ("stop", 400), ("resume", 410)] {
+        let answer = server.call("POST", &format!("/api/sessions/{id}/{how}"), "").await;
+        assert_eq!(answer.status.as_u16(), status, "{how}");
+        assert!(answer.json()["error"].as_str().unwrap().contains("Session is ended"), "{how}");
+    }
+    let missing = "0190a6b0-0000-7000-8000-000000000000";
+    for how in ["pause", "stop", "resume"] {
+        let answer = server.call("POST", &format!("/api/sessions/{missing}/{how}"), "").await;
+        assert_eq!(answer.status.as_u16(), 404, "{how}");
+    }
+}
+
+#[tokio::test]
 async fn permissions_are_answered() {
     let server = Server::new().await;
     let id = server.session().await;

@@ -40,6 +40,21 @@ pub(crate) enum Command {
     },
     /// Send a message and print the answer; with --json, every frame of the stream as a line
     Send(Send),
+    /// Give a session's sandbox back and refuse messages until it is resumed; a turn in progress is interrupted
+    Pause {
+        /// Its id
+        session: String,
+    },
+    /// The same under another state, for clients that know it
+    Stop {
+        /// Its id
+        session: String,
+    },
+    /// Let a paused or stopped session go on
+    Resume {
+        /// Its id
+        session: String,
+    },
     /// End a session; its history is kept
     End {
         /// Its id
@@ -138,12 +153,16 @@ pub(crate) async fn run(command: Command, client: Client, output: Output) -> any
             output.result(&json!({ "session": session }), || listing::session(&session))?;
         }
         Command::Send(send) => return self::send(send, client, output).await,
-        Command::End { session } => {
-            let session = client.end_session(&session).await?;
-            output.result(&json!({ "session": session }), || format!("Ended {}.", session.id))?;
-        }
+        Command::Pause { session } => said(client.pause_session(&session).await?, "Paused", output)?,
+        Command::Stop { session } => said(client.stop_session(&session).await?, "Stopped", output)?,
+        Command::Resume { session } => said(client.resume_session(&session).await?, "Resumed", output)?,
+        Command::End { session } => said(client.end_session(&session).await?, "Ended", output)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn said(session: Session, what: &str, output: Output) -> anyhow::Result<()> {
+    output.result(&json!({ "session": session }), || format!("{what} {}.", session.id))
 }
 
 /// Sessions as asked for. A listing says nothing about an agent that it has nothing of: the server knows whether there is one,

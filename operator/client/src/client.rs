@@ -194,6 +194,26 @@ impl Client {
         Ok(ended.map_err(Kind::Session.missing(id))?.session)
     }
 
+    /// Pauses a session: messages are refused until it is resumed.
+    pub async fn pause_session(&self, id: &str) -> Result<Session, Error> {
+        self.change_session(id, "pause").await
+    }
+
+    /// Stops a session: as a pause, under another state.
+    pub async fn stop_session(&self, id: &str) -> Result<Session, Error> {
+        self.change_session(id, "stop").await
+    }
+
+    /// Lets a paused or stopped session go on. Refused with 410 where it has ended.
+    pub async fn resume_session(&self, id: &str) -> Result<Session, Error> {
+        self.change_session(id, "resume").await
+    }
+
+    async fn change_session(&self, id: &str, how: &str) -> Result<Session, Error> {
+        let changed = self.json::<OneSession>(self.request(Method::POST, &["api", "sessions", id, how])).await;
+        Ok(changed.map_err(Kind::Session.missing(id))?.session)
+    }
+
     /// Interrupts the turn that is running.
     pub async fn interrupt(&self, id: &str) -> Result<(), Error> {
         let interrupted = self.json::<Value>(self.request(Method::POST, &["api", "sessions", id, "interrupt"])).await;

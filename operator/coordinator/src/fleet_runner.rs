@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use ash_core::{
     agent::AgentVersion,
-    fleet::{Answer, Configure, Place, Send, Taken},
+    fleet::{Answer, Close, Configure, Place, Send, Taken},
     id::SessionId,
+    opening::OpeningReason,
     placement::{Stage, Want},
-    ports::{EntryReader, Load, NewMessage, Runner, RunnerError, Sent, Store},
-    session::Session,
+    ports::{EntryReader, Load, NewMessage, Runner, RunnerError, Sent, Store, StoreError},
+    session::{Closing, Impossible, Session, SessionEvent},
     sse::Position,
 };
 use ash_protocol::{Sequence, fleet::runner as path, message::Decision, options::SessionOptions};
@@ -91,6 +92,10 @@ impl FleetRunner {
         let reader = self.reader(session, Sequence(turn.first.0.saturating_sub(1))).of_turn(message.turn);
         Ok(Sent { joined: true, reader: Box::new(reader) })
     }
+}
+
+fn allowed(changed: Result<Result<Session, Impossible>, StoreError>) -> Result<Session, RunnerError> {
+    changed?.map_err(|impossible| RunnerError::State(impossible.0))
 }
 
 #[async_trait]
@@ -203,22 +208,42 @@ impl Runner for FleetRunner {
         calls::call(&target, path::CONFIGURE, CALL, &configure).await.map_err(|error| self.failed(error))
     }
 
-    async fn end(&self, session: Session) -> Result<Session, RunnerError> {
+    async fn close(&self, session: Session, closing: Closing) -> Result<Session, RunnerError> {
         self.wait_awaited(session.id).await;
-        let ended = match self.registry.locate(session.id) {
+        let close = Close { session, closing };
+        let by_itself = || lost::change(&*self.store, &close.session, closing.event(), closing.reason());
+        let closed = match self.registry.locate(close.session.id) {
             Whereabouts::On(target) => {
-                calls::call(&target, path::END, CALL, &session).await.map_err(|error| self.failed(error))?
+                calls::call(&target, path::CLOSE, CALL, &close).await.map_err(|error| self.failed(error))?
             }
             // The readers of a session that sleeps are where its files are.
-            Whereabouts::Home(target) => match calls::call(&target, path::END, CALL, &session).await {
-                Ok(ended) => ended,
+            Whereabouts::Home(target) => match calls::call(&target, path::CLOSE, CALL, &close).await {
+                Ok(closed) => closed,
                 Err(CallError::Runner(error)) => return Err(error),
-                Err(_) => lost::end(&*self.store, &session).await?,
+                Err(_) => allowed(by_itself().await)?,
             },
-            Whereabouts::Awaited | Whereabouts::Nowhere => lost::end(&*self.store, &session).await?,
+            Whereabouts::Awaited | Whereabouts::Nowhere => allowed(by_itself().await)?,
         };
-        self.registry.change(|fleet, _| fleet.forget(session.id));
-        Ok(ended)
+        match closing {
+            Closing::End => self.registry.change(|fleet, _| fleet.forget(close.session.id)),
+            Closing::Pause | Closing::Stop => {}
+        }
+        Ok(closed)
+    }
+
+    async fn resume(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError> {
+        self.wait_awaited(session.id).await;
+        let by_itself = || lost::change(&*self.store, &session, SessionEvent::Resume, OpeningReason::Resumed);
+        let Some(target) = self.registry.find_place(session.id, Want::Free) else { return allowed(by_itself().await) };
+        let model_key = self.registry.config.model_key.clone();
+        let place = Place { session: session.clone(), agent, model_key, sandbox: None };
+        match calls::call(&target, path::RESUME, CALL, &place).await {
+            Ok(resumed) => Ok(resumed),
+            Err(error) => {
+                self.give_back(session.id);
+                Err(self.failed(error))
+            }
+        }
     }
 
     fn load(&self) -> Load {

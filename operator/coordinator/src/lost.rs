@@ -6,7 +6,7 @@ use ash_core::{
     id::SessionId,
     opening::{Opening, OpeningReason},
     ports::{OpenEpoch, Store, StoreError},
-    session::{PausedReason, Session, SessionEvent},
+    session::{Impossible, PausedReason, Session, SessionEvent},
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -95,18 +95,25 @@ async fn open_lost(store: &dyn Store, row: &Session) -> Result<(), StoreError> {
     store.open_epoch(open).await.map(|_| ())
 }
 
-/// Ends a session that is on no runner.
-pub(crate) async fn end(store: &dyn Store, session: &Session) -> Result<Session, StoreError> {
+/// Changes the state of a session that is on no runner, because a person wants it. One whose state is that already stays as it is;
+/// the outer error says what the store does not do, the inner one what its state does not allow.
+pub(crate) async fn change(
+    store: &dyn Store,
+    session: &Session,
+    event: SessionEvent,
+    reason: OpeningReason,
+) -> Result<Result<Session, Impossible>, StoreError> {
     let mut tries = LOST_TRIES;
     loop {
         let row = store.session(&session.tenant, session.id).await?;
         let row = row.ok_or_else(|| StoreError::NotFound("the session is gone".to_owned()))?;
-        let Ok(state) = row.state.after(SessionEvent::End) else { return Ok(row) };
-        if row.state == state {
-            return Ok(row);
-        }
+        let state = match row.state.after(event) {
+            Ok(state) if row.state == state => return Ok(Ok(row)),
+            Ok(state) => state,
+            Err(impossible) => return Ok(Err(impossible)),
+        };
         let opening = Opening {
-            reason: OpeningReason::Ended,
+            reason,
             last_committed: row.last,
             interrupted: store.unfinished_turn(row.id).await?.map(|turn| turn.0),
             message: None,
@@ -114,7 +121,7 @@ pub(crate) async fn end(store: &dyn Store, session: &Session) -> Result<Session,
         let open = OpenEpoch { session: row.id, expected: row.epoch, state, error: None, sandbox: None, opening };
         match store.open_epoch(open).await {
             Err(StoreError::Overtaken { .. }) if tries > 0 => tries -= 1,
-            answer => return answer,
+            answer => return answer.map(Ok),
         }
     }
 }

@@ -19,7 +19,7 @@ use ash_core::{
     ports::{
         Batch, EntryReader, Load, LoggedEntry, NewMessage, ReadError, Runner, RunnerError, Sent, Store, StoreError,
     },
-    session::{Session, SessionState},
+    session::{Closing, PausedReason, Session, SessionEvent, SessionState},
     sse::Position,
 };
 use ash_protocol::{
@@ -143,9 +143,14 @@ impl Runner for Asked {
         self.note(format!("configure {session} {:?}", options.model))
     }
 
-    async fn end(&self, session: Session) -> Result<Session, RunnerError> {
-        self.note(format!("end {}", session.id))?;
-        Ok(Session { state: SessionState::Ended, ..session })
+    async fn close(&self, session: Session, closing: Closing) -> Result<Session, RunnerError> {
+        self.note(format!("{closing:?} {}", session.id))?;
+        Ok(Session { state: session.state.after(closing.event()).unwrap(), ..session })
+    }
+
+    async fn resume(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError> {
+        self.note(format!("resume {} {}", session.id, agent.number))?;
+        Ok(Session { state: session.state.after(SessionEvent::Resume).unwrap(), ..session })
     }
 
     fn load(&self) -> Load {
@@ -212,8 +217,12 @@ async fn every_call_arrives_and_is_answered() {
     while asked.last() != "warm 0" {
         tokio::task::yield_now().await;
     }
-    assert_eq!(fleet.end(session.clone()).await.unwrap().state, SessionState::Ended);
-    assert_eq!(asked.last(), format!("end {id}"));
+    let paused = fleet.close(session.clone(), Closing::Pause).await.unwrap();
+    assert_eq!((paused.state, asked.last()), (SessionState::Paused(PausedReason::Person), format!("Pause {id}")));
+    assert_eq!(fleet.resume(paused, agent.clone()).await.unwrap().state, SessionState::Active);
+    assert_eq!(asked.last(), format!("resume {id} {}", agent.number));
+    assert_eq!(fleet.close(session.clone(), Closing::End).await.unwrap().state, SessionState::Ended);
+    assert_eq!(asked.last(), format!("End {id}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -274,12 +283,16 @@ async fn a_session_on_no_runner_is_read_and_ended_without_one() {
     let Fixture { store, asked, fleet, session, .. } = &fixture().await;
     let mut reader = fleet.read(session, Position::START).await.unwrap();
     assert!(!reader.turn_in_progress());
-    let ended = fleet.end(session.clone()).await.unwrap();
+    let stopped = fleet.close(session.clone(), Closing::Stop).await.unwrap();
+    assert_eq!(stopped.state, SessionState::Stopped);
+    let refused = fleet.close(session.clone(), Closing::Pause).await.unwrap_err();
+    assert_eq!(refused, RunnerError::State(SessionState::Stopped));
+    let ended = fleet.close(session.clone(), Closing::End).await.unwrap();
     assert_eq!(ended.state, SessionState::Ended);
     assert_eq!(fixtures::now(&**store, session).await.state, SessionState::Ended);
     assert_eq!(asked.last(), "");
     // Whoever follows it is woken by nothing of a runner's, and has the end with the next change.
-    fleet.end(session.clone()).await.unwrap();
+    fleet.close(session.clone(), Closing::End).await.unwrap();
     let batch = tokio::time::timeout(support::WAIT, reader.next()).await.unwrap().unwrap().unwrap();
     assert_eq!(batch[0].entry.kind, EntryKind::Opening);
 }

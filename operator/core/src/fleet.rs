@@ -11,7 +11,7 @@ use crate::{
     id::{AgentId, SandboxId, SessionId, TenantId, TurnId},
     name::AgentName,
     ports::{Load, NewMessage, PodSandbox},
-    session::Session,
+    session::{Closing, Session},
 };
 
 /// The name of a runner: written like an agent's. A runner that starts again keeps it; two at a time must not share one.
@@ -210,6 +210,16 @@ pub struct Placed {
     pub session: Session,
     /// Its key of the model API.
     pub model_key: Option<ModelKey>,
+}
+
+/// A session that is taken off its sandbox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Close {
+    /// The session.
+    pub session: Session,
+    /// What a person wants.
+    pub closing: Closing,
 }
 
 /// An answer to a permission request.

@@ -35,6 +35,8 @@ pub enum OpeningReason {
     Failed,
     /// A person paused or stopped the session.
     Suspended,
+    /// A person resumed it: it has no sandbox yet.
+    Resumed,
     /// The session was ended.
     Ended,
 }

@@ -10,6 +10,7 @@ use crate::{
     Epoch, Sequence,
     id::{AgentId, SandboxId, SessionId, TenantId},
     name::AgentName,
+    opening::OpeningReason,
 };
 
 /// One durable conversation with one agent.
@@ -97,6 +98,46 @@ pub enum SessionEvent {
     End,
     /// Its sandbox could not start.
     Fail,
+}
+
+/// What a person wants that takes a session off its sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Closing {
+    /// Put it aside, to be resumed.
+    Pause,
+    /// The same, under the other name that clients know.
+    Stop,
+    /// For good.
+    End,
+}
+
+impl Closing {
+    /// What it is for the session's state.
+    pub fn event(self) -> SessionEvent {
+        match self {
+            Self::Pause => SessionEvent::Pause(PausedReason::Person),
+            Self::Stop => SessionEvent::Stop,
+            Self::End => SessionEvent::End,
+        }
+    }
+
+    /// What it is for the session's log.
+    pub fn reason(self) -> OpeningReason {
+        match self {
+            Self::Pause | Self::Stop => OpeningReason::Suspended,
+            Self::End => OpeningReason::Ended,
+        }
+    }
+
+    /// What the readers of a turn are told that it interrupted.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::Pause => "The session was paused.",
+            Self::Stop => "The session was stopped.",
+            Self::End => "The session was ended.",
+        }
+    }
 }
 
 /// Why an event cannot happen in a state. Maps to HTTP 400, except for resuming an ended session: 410.

@@ -90,8 +90,10 @@ pub mod runner {
     pub const ANSWER: &str = "/fleet/v1/answer";
     /// Other options of a session.
     pub const CONFIGURE: &str = "/fleet/v1/configure";
-    /// The end of a session.
-    pub const END: &str = "/fleet/v1/end";
+    /// The pause, stop or end of a session.
+    pub const CLOSE: &str = "/fleet/v1/close";
+    /// The resumption of a session.
+    pub const RESUME: &str = "/fleet/v1/resume";
 }
 
 /// The body of a frame of kind `Status` in a stream of entries. It comes first, after every batch of entries, and whenever there

@@ -9,7 +9,7 @@ use ash_core::{
     meter::LogFull,
     opening::{Opening, OpeningReason},
     ports::{EntryReader, Load, NewMessage, Runner, RunnerError, RunnerStore, Sent},
-    session::{PausedReason, Session, SessionEvent, SessionState},
+    session::{Closing, PausedReason, Session, SessionEvent, SessionState},
     sse::Position,
 };
 use ash_gateway::Gateway;
@@ -136,6 +136,39 @@ impl LocalRunner {
         }
     }
 
+    /// Starts a sandbox for a session behind the answer, where there is room; without, its next message finds it one.
+    fn start_behind(&self, hub: Arc<crate::hub::Hub>, agent: AgentVersion) {
+        let Ok(place) = Arc::clone(&self.shared.places).try_acquire_owned() else {
+            hub.set_place(Place::None);
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            if let Err(error) = turns::start_for(&shared, &hub, &agent, Room::Place(place)).await {
+                turns::give_up(&shared, &hub, NoSandbox::Failed(error)).await;
+            }
+        });
+    }
+
+    /// Opens the epoch of a person's wish for a session without a sandbox.
+    async fn open_without_sandbox(
+        &self,
+        hub: &Arc<crate::hub::Hub>,
+        state: SessionState,
+        reason: OpeningReason,
+    ) -> Result<Session, RunnerError> {
+        let opening = Opening {
+            reason,
+            last_committed: hub.session().last,
+            interrupted: hub.turn().map(|turn| turn.id.0),
+            message: None,
+        };
+        let opened = open_without_sandbox(&self.shared, hub, state, None, opening).await;
+        opened.ok_or_else(|| {
+            RunnerError::Internal(format!("the session cannot become {}: its log cannot be written", state.name()))
+        })
+    }
+
     fn reader(&self, hub: Arc<crate::hub::Hub>, after: Sequence) -> Box<dyn EntryReader> {
         Box::new(HubReader::new(hub, Arc::clone(&self.shared.store), after, self.shared.silent.clone()))
     }
@@ -165,16 +198,7 @@ impl Runner for LocalRunner {
             }
             return Ok(hub.session());
         }
-        let Ok(place) = Arc::clone(&self.shared.places).try_acquire_owned() else {
-            hub.set_place(Place::None);
-            return Ok(hub.session());
-        };
-        let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move {
-            if let Err(error) = turns::start_for(&shared, &hub, &agent, Room::Place(place)).await {
-                turns::give_up(&shared, &hub, NoSandbox::Failed(error)).await;
-            }
-        });
+        self.start_behind(hub, agent);
         Ok(session)
     }
 
@@ -263,36 +287,54 @@ impl Runner for LocalRunner {
         }
     }
 
-    async fn end(&self, session: Session) -> Result<Session, RunnerError> {
+    async fn close(&self, session: Session, closing: Closing) -> Result<Session, RunnerError> {
         let hub = self.shared.hub(&session).await?;
-        loop {
-            // A bridge that does not come back after a restart of its host does not keep its session from being ended.
-            match timeout(BRIDGE_AWAY, hub.wait_settled()).await.unwrap_or_else(|_| hub.place()) {
+        let state = loop {
+            // A bridge that does not come back after a restart of its host does not keep its session from being closed.
+            let place = timeout(BRIDGE_AWAY, hub.wait_settled()).await.unwrap_or_else(|_| hub.place());
+            let before = hub.session().state;
+            let state = before.after(closing.event()).map_err(|impossible| RunnerError::State(impossible.0))?;
+            match place {
                 Place::Live(sandbox) | Place::Recovering(sandbox) => {
                     if hub.begin_leaving(&sandbox) {
-                        close(&self.shared.metrics, &sandbox, EndReason::Ended).await;
+                        close(&self.shared.metrics, &sandbox, EndReason::Closed(closing)).await;
                     } else {
                         sandbox.gone.cancelled().await;
                     }
                 }
-                _ if hub.session().state == SessionState::Ended => return Ok(hub.session()),
-                _ if hub.begin_starting() => break,
+                _ if before == state => return Ok(hub.session()),
+                _ if hub.begin_starting() => break state,
                 _ => {}
             }
-        }
-        let row = hub.session();
-        let opening = Opening {
-            reason: OpeningReason::Ended,
-            last_committed: row.last,
-            interrupted: hub.turn().map(|turn| turn.id.0),
-            message: None,
         };
-        let ended =
-            open_without_sandbox(&self.shared, &hub, SessionState::Ended, None, opening).await.ok_or_else(|| {
-                RunnerError::Internal("the session could not be ended: its log cannot be written".to_owned())
-            })?;
-        hub.close_meter();
-        Ok(ended)
+        let closed = self.open_without_sandbox(&hub, state, closing.reason()).await?;
+        if closing == Closing::End {
+            hub.close_meter();
+        }
+        Ok(closed)
+    }
+
+    async fn resume(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError> {
+        let hub = self.shared.hub(&session).await?;
+        let state = loop {
+            hub.wait_recovered().await;
+            let before = hub.session().state;
+            let state = before.after(SessionEvent::Resume).map_err(|impossible| RunnerError::State(impossible.0))?;
+            if before == state {
+                return Ok(hub.session());
+            }
+            match hub.wait_settled().await {
+                // It is on its way to a sandbox, or off one.
+                Place::Live(sandbox) | Place::Recovering(sandbox) => sandbox.gone.cancelled().await,
+                _ if hub.begin_starting() => break state,
+                _ => {}
+            }
+        };
+        let resumed = self.open_without_sandbox(&hub, state, OpeningReason::Resumed).await?;
+        if hub.begin_starting() {
+            self.start_behind(hub, agent);
+        }
+        Ok(resumed)
     }
 
     fn load(&self) -> Load {

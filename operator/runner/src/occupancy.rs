@@ -125,7 +125,7 @@ mod tests {
                     Step::GiveBack => occupancy.give_back(),
                     Step::End => occupancy.announce_end(EndReason::Lost),
                     Step::EndUnclaimed => {
-                        prop_assert_eq!(occupancy.announce_end_if_unclaimed(EndReason::Ended), had.is_none());
+                        prop_assert_eq!(occupancy.announce_end_if_unclaimed(EndReason::Closed(ash_core::session::Closing::End)), had.is_none());
                     }
                 }
                 prop_assert!(!ended || occupancy.end().is_some());

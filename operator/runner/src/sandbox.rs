@@ -71,8 +71,8 @@ pub(crate) enum EndReason {
     Lost,
     /// Its place is needed, or nobody used it for a while, or the server stops.
     Asleep(ash_core::session::PausedReason),
-    /// Its session was ended.
-    Ended,
+    /// A person paused, stopped or ended its session.
+    Closed(ash_core::session::Closing),
     /// It did something that it may not; the sentence is for the session's reader.
     Failed(String),
 }

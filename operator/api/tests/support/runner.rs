@@ -10,7 +10,7 @@ use ash_core::{
     agent::AgentVersion,
     id::{SandboxId, SessionId, TurnId},
     ports::{Batch, EntryReader, Load, LoggedEntry, NewMessage, ReadError, Runner as Port, RunnerError, Sent},
-    session::{Session, SessionState},
+    session::{Closing, Session, SessionEvent, SessionState},
     sse::Position,
 };
 use ash_protocol::{message::Decision, options::SessionOptions};
@@ -56,6 +56,14 @@ impl Runner {
     fn working(&self) -> Result<(), RunnerError> {
         assert!(!*self.panics.lock().unwrap(), "a defect, on purpose");
         self.failure.lock().unwrap().take().map_or(Ok(()), Err)
+    }
+
+    fn change(&self, session: Session, event: SessionEvent) -> Result<Session, RunnerError> {
+        let state = session.state.after(event).map_err(|impossible| RunnerError::State(impossible.0))?;
+        Ok(self.store.update(session.id, |session| {
+            session.state = state;
+            session.sandbox = None;
+        }))
     }
 
     fn reader(&self, session: SessionId, position: Sequence) -> Box<dyn EntryReader> {
@@ -128,12 +136,14 @@ impl Port for Runner {
         self.working()
     }
 
-    async fn end(&self, session: Session) -> Result<Session, RunnerError> {
+    async fn close(&self, session: Session, closing: Closing) -> Result<Session, RunnerError> {
         self.working()?;
-        Ok(self.store.update(session.id, |session| {
-            session.state = SessionState::Ended;
-            session.sandbox = None;
-        }))
+        self.change(session, closing.event())
+    }
+
+    async fn resume(&self, session: Session, _: AgentVersion) -> Result<Session, RunnerError> {
+        self.working()?;
+        self.change(session, SessionEvent::Resume)
     }
 
     fn load(&self) -> Load {

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use crate::{
     agent::AgentVersion,
     id::{SessionId, TurnId},
-    session::{Session, SessionState},
+    session::{Closing, Session, SessionState},
     sse::{self, Position, Rendered},
 };
 
@@ -47,8 +47,13 @@ pub trait Runner: Send + Sync {
     /// Changes the options of a session that has a sandbox; nothing to do for one that has none.
     async fn configure(&self, session: SessionId, options: SessionOptions) -> Result<(), RunnerError>;
 
-    /// Ends a session: its turn is interrupted, its sandbox ended, its epoch closed. Gives the session as it is then.
-    async fn end(&self, session: Session) -> Result<Session, RunnerError>;
+    /// Takes a session off its sandbox because a person wants it: its turn is interrupted, its sandbox ended, its epoch closed.
+    /// Gives the session as it is then. [`RunnerError::State`] where its state does not allow it.
+    async fn close(&self, session: Session, closing: Closing) -> Result<Session, RunnerError>;
+
+    /// Lets a session that is paused, stopped or in error go on; nothing happens to an active one. Where there is room, its
+    /// sandbox is started behind the answer. [`RunnerError::State`] for one that has ended.
+    async fn resume(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError>;
 
     /// How much the runner has and does.
     fn load(&self) -> Load;

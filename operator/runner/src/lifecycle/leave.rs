@@ -42,7 +42,7 @@ pub(super) async fn leave(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, hub: &Ar
             OpeningReason::Asleep,
             Some("The turn was interrupted: its server stopped or needed the sandbox.".to_owned()),
         ),
-        EndReason::Ended => (SessionEvent::End, OpeningReason::Ended, Some("The session was ended.".to_owned())),
+        EndReason::Closed(closing) => (closing.event(), closing.reason(), Some(closing.message().to_owned())),
         EndReason::Failed(message) => (SessionEvent::Pause(PausedReason::Lost), OpeningReason::Lost, Some(message)),
     };
     let opening =

@@ -8,7 +8,7 @@ mod stream;
 use std::sync::Arc;
 
 use ash_core::{
-    fleet::{Answer, Configure, ModelKey, Place, Read, RunnerId, Send, Taken, WarmList},
+    fleet::{Answer, Close, Configure, ModelKey, Place, Read, RunnerId, Send, Taken, WarmList},
     id::SessionId,
     ports::{Runner, RunnerError, Sent, StoreError},
     session::Session,
@@ -129,8 +129,12 @@ async fn carry_out(calls: &Calls, request: Request<Incoming>) -> Response<Body> 
             Ok(Configure { session, options }) => Ok(answer(runner.configure(session, options).await)),
             Err(reason) => Err(reason),
         },
-        path::END => match read_json::<Session, _>(body).await {
-            Ok(session) => Ok(answer(runner.end(session).await)),
+        path::CLOSE => match read_json(body).await {
+            Ok(Close { session, closing }) => Ok(answer(runner.close(session, closing).await)),
+            Err(reason) => Err(reason),
+        },
+        path::RESUME => match read_json(body).await {
+            Ok(place) => Ok(answer(resume_session(calls, place).await)),
             Err(reason) => Err(reason),
         },
         _ => return refuse(StatusCode::NOT_FOUND, "a runner has nothing at this address: is the coordinator newer?"),
@@ -141,6 +145,11 @@ async fn carry_out(calls: &Calls, request: Request<Incoming>) -> Response<Body> 
 async fn place_session(calls: &Calls, place: Place) -> Result<Session, RunnerError> {
     calls.told.keep_model_key(place.session.id, place.model_key.as_ref());
     calls.runner.place(place.session, place.agent).await
+}
+
+async fn resume_session(calls: &Calls, place: Place) -> Result<Session, RunnerError> {
+    calls.told.keep_model_key(place.session.id, place.model_key.as_ref());
+    calls.runner.resume(place.session, place.agent).await
 }
 
 async fn send_message(calls: &Calls, send: Send) -> Response<Body> {
