@@ -153,15 +153,15 @@ pub(crate) async fn run(command: Command, client: Client, output: Output) -> any
             output.result(&json!({ "session": session }), || listing::session(&session))?;
         }
         Command::Send(send) => return self::send(send, client, output).await,
-        Command::Pause { session } => said(client.pause_session(&session).await?, "Paused", output)?,
-        Command::Stop { session } => said(client.stop_session(&session).await?, "Stopped", output)?,
-        Command::Resume { session } => said(client.resume_session(&session).await?, "Resumed", output)?,
-        Command::End { session } => said(client.end_session(&session).await?, "Ended", output)?,
+        Command::Pause { session } => said(&client.pause_session(&session).await?, "Paused", output)?,
+        Command::Stop { session } => said(&client.stop_session(&session).await?, "Stopped", output)?,
+        Command::Resume { session } => said(&client.resume_session(&session).await?, "Resumed", output)?,
+        Command::End { session } => said(&client.end_session(&session).await?, "Ended", output)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn said(session: Session, what: &str, output: Output) -> anyhow::Result<()> {
+fn said(session: &Session, what: &str, output: Output) -> anyhow::Result<()> {
     output.result(&json!({ "session": session }), || format!("{what} {}.", session.id))
 }
 
