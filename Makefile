@@ -39,8 +39,9 @@ test-tools: ## Install what only the tests need: Postgres, Python and the publis
 	@scripts/install-test-tools.sh
 
 .PHONY: generate
-generate: ## Write every generated file: crds/, docs/conditions.md (a test fails when one is stale)
+generate: ## Write every generated file: crds/, docs/conditions.md, config/base (a test fails when one is stale)
 	cargo run --quiet --locked --package ash-crd --bin ash-generate
+	scripts/render-config.sh
 
 .PHONY: format
 format: ## Format all code

@@ -36,6 +36,7 @@ fi
 # Without it the tests that need an API server say that they are skipped; in CI they fail.
 if command -v go >/dev/null; then
   "$top/e2e/cluster/build.sh" "$HOME/.cache/ash/k8s-$(cat "$top/e2e/cluster/kubernetes.version")"
+  "$top/scripts/install-chart-tools.sh"
 else
-  echo "Go is missing (https://go.dev/dl): the tests that need a Kubernetes API server will be skipped." >&2
+  echo "Go is missing (https://go.dev/dl): the tests that need a Kubernetes API server or Helm will be skipped." >&2
 fi

@@ -1,4 +1,4 @@
-//! The files that are made from this crate: `crds/` and `docs/conditions.md`.
+//! The files that are made from this crate: `crds/`, the chart's copy of it, and `docs/conditions.md`.
 
 use std::{fmt::Write as _, fs, io, path::Path};
 
@@ -35,7 +35,10 @@ pub fn files() -> Result<Vec<(String, String)>, GenerateError> {
     let mut names = Vec::new();
     for definition in definitions() {
         let name = format!("{}_{}.yaml", definition.spec.group, definition.spec.names.plural);
-        files.push((format!("crds/{name}"), yaml(&definition)?));
+        let text = yaml(&definition)?;
+        // The chart can read no file outside of its folder.
+        files.push((format!("charts/ash/files/crds/{name}"), text.clone()));
+        files.push((format!("crds/{name}"), text));
         names.push(name);
     }
     let resources: String = names.iter().map(|name| format!("  - {name}\n")).collect();
