@@ -140,10 +140,14 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* Where a workload's pods may run. Argument: its values. */}}
+{{/* Where a workload's pods may run. Argument: its values; a pool's `taint` is tolerated beside them. */}}
 {{- define "ash.scheduling" -}}
-{{- with .tolerations }}
-tolerations: {{- toYaml . | nindent 2 }}
+{{- if or .tolerations .taint }}
+tolerations:
+  {{- with .taint }}
+  - { key: ash.dev/node-pool, operator: Equal, value: {{ . | quote }} }
+  {{- end }}
+  {{- with .tolerations }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- end }}
 {{- with .affinity }}
 affinity: {{- toYaml . | nindent 2 }}

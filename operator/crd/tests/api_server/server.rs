@@ -112,11 +112,16 @@ impl Server {
         self.processes.push(command.spawn().unwrap());
     }
 
+    /// Where it is; it knows its administrator by the token `admin`.
+    pub(crate) fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
     /// Runs kubectl as an administrator, with what it reads.
     pub(crate) fn kubectl(&self, arguments: &[&str], input: Option<&str>) -> Output {
         let mut command = Command::new(self.programs.join("kubectl"));
         command.env_clear().env("HOME", self.folder.path());
-        command.arg(format!("--server=https://127.0.0.1:{}", self.port));
+        command.arg(format!("--server={}", self.url()));
         command.args(["--insecure-skip-tls-verify", "--token=admin"]).args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
