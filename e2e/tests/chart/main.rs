@@ -181,8 +181,23 @@ fn every_image_comes_from_the_one_registry_and_a_digest_stands_over_a_tag() {
         let rest = image.strip_prefix("registry.example:5000/mirror/ash/").unwrap_or_else(|| panic!("{image}"));
         assert!(rest.starts_with("ash@sha256:0123") || rest == "ash-bridge:1.2.3", "{image}");
     }
-    // The operator's own idea of the sandboxes' image is that of the chart.
-    assert!(text.contains("ASH_BRIDGE_IMAGE, value: \"registry.example:5000/mirror/ash/ash-bridge:1.2.3\""));
+}
+
+/// What is on the nodes before a sandbox needs it is what the operator has its pods run.
+#[test]
+fn the_image_that_runners_bring_is_the_sandboxes() {
+    let Some(tools) = Tools::find() else { return };
+    let texts =
+        renderings().into_iter().map(|values| tools.rendered(&values.iter().map(String::as_str).collect::<Vec<_>>()));
+    for text in texts.chain(["kind", "dev"].map(|name| tools.kustomized(&format!("config/overlays/{name}")))) {
+        let pods = pods(&text);
+        let (_, operator) = pods.iter().find(|(name, _)| name == "ash-operator").unwrap();
+        let variables = operator["containers"][0]["env"].as_array().unwrap();
+        let named = &variables.iter().find(|variable| variable["name"] == "ASH_BRIDGE_IMAGE").unwrap()["value"];
+        for (name, runner) in pods.iter().filter(|(name, _)| name.starts_with("ash-runner-")) {
+            assert_eq!(&runner["initContainers"][0]["image"], named, "{name}");
+        }
+    }
 }
 
 #[test]
