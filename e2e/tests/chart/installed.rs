@@ -2,10 +2,9 @@
 
 use std::{fs, path::Path};
 
-use crate::{
-    server::Server,
-    tools::{NAMESPACE, Tools, chart, renderings},
-};
+use ash_test_kubernetes::Server;
+
+use crate::tools::{NAMESPACE, Tools, chart, renderings};
 
 /// The namespaces that the renderings put something into.
 const NAMESPACES: &[&str] = &["team-a", "team-b", "a", "b"];
@@ -111,8 +110,15 @@ fn installs_upgrades_and_goes(installation: &Installation) {
     installation.helm_done(&["uninstall", "ash"]);
     assert_eq!(left(server), ["agents.ash.dev", "sessions.ash.dev"]);
     assert!(server.done(&["get", "agents,sessions", "-o", "name"], None).contains("agent.ash.dev/assistant"));
-    installation.helm_done(&["install", "ash", chart.to_str().unwrap(), "--set", "crds.keep=false"]);
+    let set = "crds.keep=false,namespaces[0].name=made,namespaces[0].create=true,defaultNamespace=made";
+    installation.helm_done(&["install", "ash", chart.to_str().unwrap(), "--set", set]);
+    // A namespace that the chart makes lets only restricted pods in, and outlives it.
+    let pod =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: made}\nspec: {containers: [{name: a, image: a}]}\n";
+    let said = server.refused(&["apply", "-f", "-"], Some(pod));
+    assert!(said.contains("violates PodSecurity \"restricted:latest\""), "{said}");
     installation.helm_done(&["uninstall", "ash"]);
+    server.done(&["get", "namespace", "made"], None);
     // The API server removes what is of a definition's kind before the definition.
     let definitions = ["crd/agents.ash.dev", "crd/sessions.ash.dev"];
     server.done(&["wait", "--for=delete", definitions[0], definitions[1], "--timeout=60s"], None);

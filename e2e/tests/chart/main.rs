@@ -4,8 +4,6 @@
 mod installed;
 mod rights;
 mod schemas;
-#[path = "../../../operator/crd/tests/api_server/server.rs"]
-mod server;
 mod tools;
 
 use std::{fs, process::Command};

@@ -92,4 +92,8 @@ fn no_right_is_a_wildcard_and_secrets_can_be_confined_to_names() {
     assert!(lines.iter().filter(|line| line.contains("secrets")).all(|line| line.ends_with(": get")));
     assert!(lines.contains(&"ash-operator in b: core secrets [model,git]: get".to_owned()), "{lines:#?}");
     assert!(lines.iter().all(|line| !line.starts_with("ash-runner")), "{lines:#?}");
+    // Those for people are no account's.
+    let with_people = objects(&tools.rendered(&["--set", "aggregateRoles=true"]));
+    assert_eq!(rights(&with_people).len(), RIGHTS.len() + 4);
+    assert_eq!(bindings(&with_people).len(), BINDINGS.len());
 }

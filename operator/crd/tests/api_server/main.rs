@@ -4,14 +4,12 @@
 //! skipped; with `ASH_TEST_REQUIRE_KUBERNETES` set it fails.
 #![allow(clippy::unwrap_used)]
 
-mod server;
-
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use server::Server;
+use ash_test_kubernetes::Server;
 
 /// The least number of wrong manifests that are tried.
 const WRONG_MANIFESTS: usize = 30;

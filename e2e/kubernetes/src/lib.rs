@@ -1,4 +1,8 @@
-//! A real API server with its etcd, on loopback, in a temporary folder, for as long as the test runs.
+//! A real API server with its etcd, on loopback, in a temporary folder, for as long as the test runs. It has no nodes.
+//!
+//! `ASH_TEST_KUBERNETES` names the folder of kube-apiserver, etcd and kubectl. Where they are missing it says that a test is
+//! skipped; with `ASH_TEST_REQUIRE_KUBERNETES` set the test fails. Nothing of the product depends on this crate.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "in a test a panic is the message")]
 
 use std::{
     env, fs,
@@ -17,7 +21,7 @@ const FOLDER: &str = "ASH_TEST_KUBERNETES";
 /// Set to anything, as CI does: the test fails where the programs are missing, instead of saying that it is skipped.
 const REQUIRED: &str = "ASH_TEST_REQUIRE_KUBERNETES";
 /// The version that `e2e/cluster/build.sh` builds.
-const VERSION: &str = include_str!("../../../../e2e/cluster/kubernetes.version");
+const VERSION: &str = include_str!("../../cluster/kubernetes.version");
 /// How long the API server may take to be ready, on a busy machine.
 const READY: Duration = Duration::from_secs(120);
 /// Between two looks at something that is awaited.
@@ -26,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const ATTEMPTS: usize = 3;
 
 /// A running API server. Both processes end with it.
-pub(crate) struct Server {
+pub struct Server {
     programs: PathBuf,
     folder: TempDir,
     port: u16,
@@ -35,7 +39,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts one; `None`, said on the terminal, where the programs are not there and need not be.
-    pub(crate) fn start() -> Option<Self> {
+    pub fn start() -> Option<Self> {
         let default = format!(".cache/ash/k8s-{}", VERSION.trim());
         let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(default));
         let programs = env::var_os(FOLDER).map(PathBuf::from).or(home).unwrap();
@@ -47,7 +51,7 @@ impl Server {
             );
             assert!(env::var_os(REQUIRED).is_none(), "{text}");
             // Past the capture of the test runner: a skip has to be seen.
-            let text = format!("\nSKIPPED: the definitions were tried on no API server. {text}\n\n");
+            let text = format!("\nSKIPPED: nothing was tried on an API server. {text}\n\n");
             io::stderr().write_all(text.as_bytes()).unwrap();
             return None;
         }
@@ -113,12 +117,12 @@ impl Server {
     }
 
     /// Where it is; it knows its administrator by the token `admin`.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
     }
 
     /// Runs kubectl as an administrator, with what it reads.
-    pub(crate) fn kubectl(&self, arguments: &[&str], input: Option<&str>) -> Output {
+    pub fn kubectl(&self, arguments: &[&str], input: Option<&str>) -> Output {
         let mut command = Command::new(self.programs.join("kubectl"));
         command.env_clear().env("HOME", self.folder.path());
         command.arg(format!("--server={}", self.url()));
@@ -131,7 +135,7 @@ impl Server {
     }
 
     /// Runs kubectl, which has to succeed without a warning; what it printed.
-    pub(crate) fn done(&self, arguments: &[&str], input: Option<&str>) -> String {
+    pub fn done(&self, arguments: &[&str], input: Option<&str>) -> String {
         let output = self.kubectl(arguments, input);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "kubectl {arguments:?}: {error}");
@@ -140,7 +144,7 @@ impl Server {
     }
 
     /// Runs kubectl, which has to fail; what it said.
-    pub(crate) fn refused(&self, arguments: &[&str], input: Option<&str>) -> String {
+    pub fn refused(&self, arguments: &[&str], input: Option<&str>) -> String {
         let output = self.kubectl(arguments, input);
         assert!(
             !output.status.success(),
