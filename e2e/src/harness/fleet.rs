@@ -291,6 +291,11 @@ impl TestFleet {
         .await;
     }
 
+    /// The coordinator's metrics.
+    pub async fn metrics(&self) -> String {
+        crate::http::text(self.address, "/metrics").await.unwrap_or_default()
+    }
+
     /// A value of the coordinator's metrics.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let text = crate::http::text(self.address, "/metrics").await.ok()?;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod installed;
+mod metrics;
 mod rights;
 mod schemas;
 mod tools;
