@@ -156,7 +156,8 @@ fn the_authorizer_agrees(installation: &Installation) {
         ("ash-operator", "default", &["get", "secrets/model"]),
         ("ash-operator", "default", &["patch", "sessions.ash.dev", "--subresource=status"]),
         ("ash-operator", NAMESPACE, &["update", "leases.coordination.k8s.io/ash-operator"]),
-        ("ash-operator", NAMESPACE, &["get", "services/ash-runner-default"]),
+        ("ash-operator", NAMESPACE, &["get", "services/ash-runner-of-no-pool"]),
+        ("ash-operator", "default", &["get", "pods", "--subresource=log"]),
         ("ash-runner", NAMESPACE, &["create", "tokenreviews.authentication.k8s.io"]),
     ] {
         assert!(installation.may(account, namespace, question), "{account} may not {question:?} in {namespace}");
@@ -178,6 +179,8 @@ fn the_authorizer_agrees(installation: &Installation) {
     for (account, namespace, question) in [
         ("ash-operator", NAMESPACE, &["get", "secrets"][..]),
         ("ash-operator", NAMESPACE, &["create", "pods"]),
+        ("ash-operator", NAMESPACE, &["get", "pods", "--subresource=log"]),
+        ("ash-operator", NAMESPACE, &["list", "services"]),
         ("ash-operator", "team-a", &["create", "pods"]),
         ("ash-operator", "default", &["delete", "networkpolicies/ash-sandboxes"]),
         ("ash-operator", "default", &["patch", "networkpolicies/other"]),
