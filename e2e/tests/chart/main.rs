@@ -7,8 +7,9 @@ mod rights;
 mod schemas;
 mod tools;
 
-use std::{fs, process::Command};
+use std::{collections::BTreeSet, fs, process::Command};
 
+use ash_e2e::harness::program;
 use serde_json::Value;
 use tools::{NAMESPACE, Tools, chart, objects, renderings, texts, top};
 
@@ -153,6 +154,31 @@ fn every_pod_is_restricted() {
             }
         }
     }
+}
+
+/// A variable that nobody reads is a setting that does nothing.
+#[test]
+fn every_variable_is_one_that_its_command_reads() {
+    let Some(tools) = Tools::find() else { return };
+    let mut seen = 0;
+    for values in renderings() {
+        let text = tools.rendered(&values.iter().map(String::as_str).collect::<Vec<_>>());
+        for (name, pod) in pods(&text) {
+            let container = &pod["containers"][0];
+            let command = texts(&container["command"]);
+            assert_eq!(command[0], "ash", "{name}");
+            let output = Command::new(program("ash")).arg(command[1]).arg("--help").output().unwrap();
+            assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+            let help = String::from_utf8(output.stdout).unwrap();
+            let known: BTreeSet<_> =
+                help.split("[env:").skip(1).filter_map(|rest| rest.trim_start().split(['=', ']']).next()).collect();
+            let given = container["env"].as_array().into_iter().flatten().map(|one| one["name"].as_str().unwrap());
+            let unread: Vec<_> = given.filter(|name| name.starts_with("ASH_") && !known.contains(name)).collect();
+            assert!(unread.is_empty(), "`ash {}` of {name} does not read {unread:?}", command[1]);
+            seen += known.len();
+        }
+    }
+    assert!(seen > 0);
 }
 
 /// A process has the keys that it needs and no other.
