@@ -97,7 +97,11 @@ impl Server {
             ],
         );
         let deadline = Instant::now() + READY;
-        while !server.kubectl(&["get", "--raw=/readyz", "--request-timeout=5s"], None).status.success() {
+        let answers = |server: &Self, arguments: &[&str]| server.kubectl(arguments, None).status.success();
+        // It makes the namespace that most objects of tests are in a moment after it calls itself ready.
+        while !answers(&server, &["get", "--raw=/readyz", "--request-timeout=5s"])
+            || !answers(&server, &["get", "namespace", "default", "--request-timeout=5s"])
+        {
             if server.processes.iter_mut().any(|process| process.try_wait().unwrap().is_some()) {
                 return None;
             }
@@ -141,6 +145,19 @@ impl Server {
         assert!(output.status.success(), "kubectl {arguments:?}: {error}");
         assert!(!error.contains("Warning"), "kubectl {arguments:?}: {error}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Waits until objects of these kinds can be asked for: a definition is established a moment before.
+    pub fn await_kinds(&self, kinds: &str) {
+        let deadline = Instant::now() + READY;
+        loop {
+            let output = self.kubectl(&["get", kinds, "--all-namespaces", "--request-timeout=5s"], None);
+            if output.status.success() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{kinds}: {}", String::from_utf8_lossy(&output.stderr));
+            thread::sleep(PAUSE);
+        }
     }
 
     /// Runs kubectl, which has to fail; what it said.

@@ -61,7 +61,7 @@ fn a_real_api_server_takes_it_all() {
     for path in others.iter().filter(|path| path.extension().is_some_and(|end| end == "yaml")) {
         server.done(&["apply", "--server-side", "-f", path.to_str().unwrap()], None);
     }
-    server.done(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], None);
+    server.await_kinds("httproutes,servicemonitors,prometheusrules");
     for values in renderings() {
         let text = tools.rendered(&values.iter().map(String::as_str).collect::<Vec<_>>());
         server.done(&["apply", "--server-side", "--dry-run=server", "-f", "-"], Some(&text));
@@ -94,10 +94,7 @@ fn installs_upgrades_and_goes(installation: &Installation) {
 
     // An upgrade brings the definitions, and leaves what is there.
     let sample = crate::tools::top().join("config/samples");
-    server.done(
-        &["wait", "--for=condition=Established", "crd/agents.ash.dev", "crd/sessions.ash.dev", "--timeout=60s"],
-        None,
-    );
+    server.await_kinds("agents,sessions");
     server.done(&["apply", "-k", sample.to_str().unwrap()], None);
     let chart = chart();
     installation.helm_done(&["upgrade", "ash", chart.to_str().unwrap(), "--set", "api.replicas=3"]);
