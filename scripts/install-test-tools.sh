@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what only the tests need: Postgres and Python from the distribution, the published Python client of Ash (pinned in
-# e2e/python-client.version) and, where there is Go, a Kubernetes API server, each in a folder of its own where nothing else of
-# this machine uses it. Does nothing when all is there; says what to do where it cannot.
+# e2e/python-client.version) and, where there is Go, the programs of a local Kubernetes (e2e/cluster), each in a folder of its own
+# where nothing else of this machine uses it. Does nothing when all is there; says what to do where it cannot.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 . "$top/scripts/apt-install.sh"
@@ -33,10 +33,23 @@ if [ ! -d "$target" ]; then
   mv -T "$work/whole" "$target" 2>/dev/null || [ -d "$target/packages" ]
 fi
 
-# Without it the tests that need an API server say that they are skipped; in CI they fail.
+# Without Go the tests that need Kubernetes say that they are skipped; in CI they fail. Of root, who may make the nodes of a
+# cluster, everything that one needs; of others, what the tests of the definitions need.
 if command -v go >/dev/null; then
-  "$top/e2e/cluster/build.sh" "$HOME/.cache/ash/k8s-$(cat "$top/e2e/cluster/kubernetes.version")"
+  what=server
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    what=cluster
+    missing=()
+    for tool in iptables ipset conntrack openssl gcc mmdebstrap buildah; do
+      command -v $tool >/dev/null || missing+=("$tool")
+    done
+    command -v ip >/dev/null || missing+=(iproute2)
+    command -v strip >/dev/null || missing+=(binutils)
+    [ -e /usr/include/seccomp.h ] || missing+=(libseccomp-dev)
+    if [ ${#missing[@]} -gt 0 ]; then install_packages "${missing[@]}"; fi
+  fi
+  "$top/e2e/cluster/build.sh" "$HOME/.cache/ash/k8s-$(cat "$top/e2e/cluster/kubernetes.version")" $what
   "$top/scripts/install-chart-tools.sh"
 else
-  echo "Go is missing (https://go.dev/dl): the tests that need a Kubernetes API server or Helm will be skipped." >&2
+  echo "Go is missing (https://go.dev/dl): the tests that need Kubernetes or Helm will be skipped." >&2
 fi

@@ -1,0 +1,36 @@
+# shellcheck shell=bash
+# Sourced by cluster.sh: what its parts share.
+
+milliseconds() { date +%s%3N; }
+took() { printf '%-12s %6d ms\n' "$1" $(($(milliseconds) - begun)); }
+
+# until_ok SECONDS COMMAND...: repeats a command until it succeeds.
+until_ok() {
+  local end=$(($(milliseconds) + $1 * 1000))
+  shift
+  until "$@" >/dev/null 2>&1; do
+    [ "$(milliseconds)" -lt $end ] || { echo "waited in vain for: $*" >&2; return 1; }
+    sleep .1
+  done
+}
+
+# A process and when it started: a number alone may be another process by now.
+owner_key() { echo "$1 $(sed 's/.*) //' "/proc/$1/stat" | cut -d' ' -f20)"; }
+
+# The nodes that were started, also those that have been killed.
+node_numbers() {
+  local file
+  for file in "$cluster"/node*/pid1; do
+    [ ! -e "$file" ] || basename "$(dirname "$file")" | cut -c5-
+  done
+}
+is_up() { kill -0 "$(first_process "node$1")" 2>/dev/null; }
+first_process() { cat "$cluster/$1/pid1"; }
+inside() { nsenter -t "$(first_process "$1")" -m -n -p -i -u -- "${@:2}"; }
+kubectl() { inside node1 "$programs/kubectl" --kubeconfig "$pki/admin.kubeconfig" --cache-dir "$cluster/kubectl-cache" "$@"; }
+
+# start NODE NAME COMMAND...: a daemon of a node.
+start() {
+  setsid nsenter -t "$(first_process "$1")" -m -n -p -i -u -- "${@:3}" >>"$cluster/$1/$2.log" 2>&1 </dev/null &
+  disown
+}
