@@ -3,8 +3,9 @@
 #
 #   cluster.sh check             whether this machine can run it; says what is missing
 #   cluster.sh up [NODES]        start NODES nodes (default 2)
+#   cluster.sh hold [NODES]      the same until the end of its input, also when whoever holds the other end is killed
 #   cluster.sh down              stop everything; nothing stays behind
-#   cluster.sh sweep             take down the clusters of test runs that are gone
+#   cluster.sh sweep             wait until the clusters of test runs that are gone are down, or take them down
 #   cluster.sh load ARCHIVE...   import images (OCI archives) on every running node that has not got them
 #   cluster.sh run COMMAND...    run a command of this machine in the cluster's network, with KUBECONFIG set: tests, helm, curl
 #   cluster.sh kubectl ARG...    kubectl as an administrator
@@ -19,6 +20,7 @@
 #   ASH_CLUSTER_DIR   the cluster's folder (default: ash-cluster in the temporary folder)
 #   ASH_CLUSTER_BIN   what build.sh made
 #   ASH_CLUSTER_OWNER the process that it is for: `sweep` takes the cluster down when that is gone
+# shellcheck source-path=SCRIPTDIR
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 temporary=${TMPDIR:-/tmp}
@@ -32,6 +34,8 @@ pods=10.244
 services=10.96.0.0/16
 dns=10.96.0.10
 pause_image=localhost/pause:1
+# The chart's only pool of nodes in values.yaml.
+labels=ash.dev/node-pool=default
 cgroup=$(basename "$cluster")
 # Machine-wide settings that a kubelet changes, as they were before the first cluster.
 settings=$temporary/ash-cluster.sysctl
@@ -47,7 +51,10 @@ up() {
   [ ! -e "$cluster" ] || { echo "$cluster is there already; take it down first: $0 down" >&2; return 1; }
   mkdir -p "$cluster/pause"
   begun=$(milliseconds)
-  [ -z "${ASH_CLUSTER_OWNER:-}" ] || owner_key "$ASH_CLUSTER_OWNER" >"$cluster/owner"
+  if [ -n "${ASH_CLUSTER_OWNER:-}" ]; then
+    process_key $PPID >"$cluster/keeper"
+    process_key "$ASH_CLUSTER_OWNER" >"$cluster/owner"
+  fi
   [ -e "$settings" ] || sysctl vm.overcommit_memory kernel.panic kernel.panic_on_oops 2>/dev/null | tr -d ' ' >"$settings"
   cp "$programs/pause" "$cluster/pause/"
   python3 "$here/mkimage.py" "$cluster/pause.tar" $pause_image "$cluster/pause" --entrypoint /pause
@@ -74,12 +81,27 @@ up() {
   took "cluster up"
 }
 
+# Whoever started it waits for the line "cluster up" or for the end of the output.
+hold() {
+  local starting
+  setsid "$0" up "$1" </dev/null &
+  starting=$!
+  # Nobody else keeps the output open: its end says that the cluster did not start.
+  exec >/dev/null
+  cat
+  kill -- "-$starting" 2>/dev/null || true
+  wait
+  down
+}
+
 all_ready() { [ "$(kubectl get nodes 2>/dev/null | grep -c ' Ready')" = "$1" ]; }
 
 down() {
-  local number pid group
-  for number in $(node_numbers); do
-    pid=$(first_process "node$number")
+  local file pid group
+  # A node that was still starting has no first process yet, but a parent whose end ends it.
+  for file in "$cluster"/node*/pid1 "$cluster"/node*/parent; do
+    [ -e "$file" ] || continue
+    pid=$(cat "$file")
     # The first process of a PID namespace: all that is inside ends with it.
     kill -9 "$pid" 2>/dev/null || true
     until_ok 20 test ! -d "/proc/$pid/task" || true
@@ -102,15 +124,18 @@ down() {
   [ ! -e "$cluster" ] || { echo "$cluster could not be removed" >&2; return 1; }
 }
 
-# The clusters of runs that were killed before they could clean up.
+# The clusters of runs that are gone: waits for those whose keeper is at it, and removes those that have lost theirs too.
 sweep() {
-  local file
+  local file folder
   for file in "$temporary"/ash-cluster*/owner; do
-    [ -e "$file" ] || continue
-    read -r pid start <"$file"
-    [ "$(owner_key "$pid" 2>/dev/null)" != "$pid $start" ] || continue
-    echo "Removing $(dirname "$file"), which a run that is gone has left." >&2
-    ASH_CLUSTER_DIR=$(dirname "$file") "$0" down
+    folder=$(dirname "$file")
+    ! is_alive "$file" || continue
+    if is_alive "$folder/keeper"; then
+      until_ok 60 test ! -e "$folder"
+    elif [ -e "$file" ]; then
+      echo "Removing $folder, which a run that was killed has left." >&2
+      ASH_CLUSTER_DIR=$folder "$0" down
+    fi
   done
 }
 
@@ -136,6 +161,7 @@ case ${1:-} in
   _init) node_init "$2" ;;
   check) check ;;
   up) up "${2:-2}" || { status=$?; echo "The cluster did not start; its logs: $cluster/node*/*.log" >&2; exit $status; } ;;
+  hold) hold "${2:-2}" ;;
   down) down ;;
   sweep) sweep ;;
   load) load "${@:2}" ;;

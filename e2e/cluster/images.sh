@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# images.sh FOLDER PROGRAMS: makes FOLDER/ash.tar and FOLDER/ash-sandbox.tar, OCI archives of localhost/ash:dev and
-# localhost/ash-sandbox:dev, from the Containerfiles that people use, without a registry or a container engine. PROGRAMS is where
+# images.sh FOLDER PROGRAMS: makes FOLDER/ash.tar and FOLDER/ash-bridge.tar, OCI archives of localhost/ash:dev and
+# localhost/ash-bridge:dev, from the Containerfiles that people use, without a registry or a container engine. PROGRAMS is where
 # cargo put `ash` and `ash-bridge`. Needs root, mmdebstrap and buildah.
 #
 # The base is made from the packages of this machine's distribution, once: the programs were linked against its C library. It is
@@ -63,5 +63,5 @@ image() {
 for program in ash ash-bridge; do strip -o "$context/prebuilt/$program" "$programs/$program"; done
 claude=$("$top/bridge-image/install-claude-code.sh")
 ln "$claude" "$context/prebuilt/claude" 2>/dev/null || cp "$claude" "$context/prebuilt/claude"
-image ash-sandbox "$top/bridge-image/Containerfile"
+image ash-bridge "$top/bridge-image/Containerfile"
 image ash "$top/operator/Containerfile"

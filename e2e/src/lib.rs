@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bench;
+pub mod cluster;
 pub mod harness;
 pub mod http;
 pub mod model;

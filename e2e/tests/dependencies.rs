@@ -37,7 +37,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("ash-bridge", &["ash-protocol"]),
-    ("ash-e2e", &["ash-client", "ash-core", "ash-gateway", "ash-protocol", "ash-runner", "ash-store"]),
+    (
+        "ash-e2e",
+        &["ash-client", "ash-core", "ash-gateway", "ash-protocol", "ash-runner", "ash-store", "ash-test-postgres"],
+    ),
 ];
 
 /// Who knows Kubernetes; the others reach it through ports.

@@ -15,7 +15,12 @@ until_ok() {
 }
 
 # A process and when it started: a number alone may be another process by now.
-owner_key() { echo "$1 $(sed 's/.*) //' "/proc/$1/stat" | cut -d' ' -f20)"; }
+process_key() { echo "$1 $(sed 's/.*) //' "/proc/$1/stat" | cut -d' ' -f20)"; }
+# Whether the process that a file names still runs.
+is_alive() {
+  local pid start
+  read -r pid start 2>/dev/null <"$1" && [ "$(process_key "$pid" 2>/dev/null)" = "$pid $start" ]
+}
 
 # The nodes that were started, also those that have been killed.
 node_numbers() {

@@ -47,7 +47,7 @@ node_daemons() {
   until_ok 20 inside "$node" "$programs/ctr" version
   inside "$node" "$programs/ctr" -n k8s.io images import "$cluster/pause.tar" >/dev/null 2>&1
   start "$node" kubelet env PATH="$path" "$programs/kubelet" --config="$cluster/$node/kubelet.yaml" \
-    --kubeconfig="$pki/$node.kubeconfig" --hostname-override="$node" --node-ip="$network.$1" --v=1
+    --kubeconfig="$pki/$node.kubeconfig" --hostname-override="$node" --node-ip="$network.$1" --node-labels="$labels" --v=1
   start "$node" kube-proxy env PATH="$path" "$programs/kube-proxy" --config="$cluster/$node/kube-proxy.yaml"
 }
 

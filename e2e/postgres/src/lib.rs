@@ -6,6 +6,7 @@
 use std::{
     fs,
     io::Write,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     time::{Duration, Instant},
@@ -26,7 +27,7 @@ const NOBODY: u32 = 65_534;
 
 /// Runs the server until its input ends or says how the server is to end. At the end of the input the folder goes too.
 const KEEPER: &str = r#"
-"$1/postgres" -D "$2/data" -k "$2" -p 5432 -c listen_addresses= -c fsync=off -c max_connections="$3" >>"$2/log" 2>&1 &
+"$1/postgres" -D "$2/data" -k "$2" -p "$5" -c listen_addresses="$4" -c fsync=off -c max_connections="$3" >>"$2/log" 2>&1 &
 server=$!
 how=
 read -r how
@@ -41,7 +42,12 @@ pub struct Postgres {
     programs: PathBuf,
     folder: TempDir,
     keeper: Option<(Child, ChildStdin)>,
+    /// Where it listens beside its socket.
+    address: Option<SocketAddr>,
 }
+
+/// The port in the name of the socket.
+const PORT: u16 = 5432;
 
 impl Postgres {
     /// Starts a new server, with an empty database `postgres`.
@@ -49,31 +55,65 @@ impl Postgres {
     /// # Panics
     /// When there is no Postgres on this machine, or it does not start.
     pub fn start() -> Self {
+        let mut server = Self::initialized(None);
+        server.start_again();
+        server
+    }
+
+    /// The same for clients elsewhere, who log in as `ash` with this password: it listens on this address too, in the network of
+    /// the calling thread. Port 0 takes a free one.
+    ///
+    /// # Panics
+    /// As [`Postgres::start`] does.
+    pub fn start_on(mut address: SocketAddr, password: &str) -> Self {
+        let mut server = Self::initialized(Some(password));
+        if address.port() == 0 {
+            let free = std::net::TcpListener::bind(address).and_then(|listener| listener.local_addr());
+            address = free.expect("a free port of an address of this machine");
+        }
+        server.address = Some(address);
+        let rules = server.path("data/pg_hba.conf");
+        let mut text = fs::read_to_string(&rules).expect("the rules of initdb");
+        text.push_str("host all all all scram-sha-256\n");
+        fs::write(&rules, text).expect("the rules");
+        server.start_again();
+        server
+    }
+
+    /// A server that was made and does not run.
+    fn initialized(password: Option<&str>) -> Self {
         let programs = programs().expect("Postgres is not installed: run scripts/install-tools.sh");
         let folder = tempfile::Builder::new().prefix("ash-pg-").tempdir().expect("a temporary folder");
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("the folder's owner");
         }
-        let mut server = Self { programs, folder, keeper: None };
-        let output = server
-            .command(server.programs.join("initdb"))
-            .args(["--username=ash", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"])
-            .arg(server.path("data"))
-            .output()
-            .expect("initdb runs");
+        let server = Self { programs, folder, keeper: None, address: None };
+        let mut command = server.command(server.programs.join("initdb"));
+        command.args(["--username=ash", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"]);
+        command.arg(server.path("data"));
+        if let Some(password) = password {
+            let file = server.path("password");
+            fs::write(&file, password).expect("the password's file");
+            command.arg("--pwfile").arg(file);
+        }
+        let output = command.output().expect("initdb runs");
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
-        server.start_again();
         server
+    }
+
+    /// Where it listens beside its socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
     }
 
     /// The address of one of its databases.
     pub fn url(&self, database: &str) -> String {
-        format!("postgres:///{database}?host={}&user=ash", self.folder.path().display())
+        format!("postgres:///{database}?host={}&port={}&user=ash", self.folder.path().display(), self.port())
     }
 
     /// The socket that it listens on.
     pub fn socket(&self) -> PathBuf {
-        self.path(".s.PGSQL.5432")
+        self.path(&format!(".s.PGSQL.{}", self.port()))
     }
 
     /// Stops the server as an administrator would: open transactions are rolled back.
@@ -105,6 +145,8 @@ impl Postgres {
             .arg(&self.programs)
             .arg(self.folder.path())
             .arg(CONNECTIONS.to_string())
+            .arg(self.address.map(|address| address.ip().to_string()).unwrap_or_default())
+            .arg(self.port().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -134,6 +176,10 @@ impl Postgres {
         let (mut keeper, mut input) = self.keeper.take().expect("a server that runs");
         input.write_all(format!("{how}\n").as_bytes()).expect("the shell's input");
         keeper.wait().expect("its end");
+    }
+
+    fn port(&self) -> u16 {
+        self.address.map_or(PORT, |address| address.port())
     }
 
     fn path(&self, name: &str) -> PathBuf {

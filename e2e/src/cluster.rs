@@ -1,0 +1,218 @@
+//! A real Kubernetes for journeys: one cluster for all tests of a program, started at the first use.
+//!
+//! A test asks for it with [`Cluster::shared`], or with [`Cluster::alone`] where it disturbs others, and returns where there is
+//! none. The cluster is taken down when the program ends, however it ends; what a machine's failure leaves, the next run removes.
+
+mod dump;
+mod install;
+mod kubectl;
+mod local;
+mod namespace;
+mod reach;
+
+use std::{
+    env,
+    ffi::OsStr,
+    io::{self, Write as _},
+    ops::Deref,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
+};
+
+pub use install::{Installation, MODEL_SERVICE, SYSTEM_NAMESPACE};
+use local::LocalCluster;
+pub use namespace::Namespace;
+pub use reach::Endpoint;
+
+use crate::harness::program;
+
+/// The image of the control plane, as `e2e/cluster/images.sh` names it.
+pub const ASH_IMAGE: &str = "localhost/ash:dev";
+/// The image of sandboxes, as `e2e/cluster/images.sh` names it.
+pub const SANDBOX_IMAGE: &str = "localhost/ash-bridge:dev";
+/// How long a journey waits for something of the cluster. Far beyond what it takes: reaching it is a failure.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Set to anything, as CI and `make e2e` do: where no cluster can run, the tests fail instead of saying that they are skipped.
+const REQUIRED: &str = "ASH_TEST_REQUIRE_KUBERNETES";
+/// The kubeconfig of a cluster to use instead of one of our own; `make e2e` sets it from `KUBECONFIG`. Never `KUBECONFIG` itself:
+/// `make test` must not touch the cluster that somebody happens to work with.
+const ATTACH: &str = "ASH_TEST_KUBECONFIG";
+/// For a cluster that is attached to: a command that is given the archive of an image and brings it onto all nodes. Without it the
+/// images have to be there.
+const LOAD: &str = "ASH_TEST_LOAD_IMAGE";
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    place: Place,
+    /// Read by tests that get along with each other, written by those that do not.
+    uses: RwLock<()>,
+    installation: OnceLock<Result<Installation, String>>,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Of `e2e/cluster/cluster.sh`: in namespaces of this machine.
+    Local(LocalCluster),
+    /// Somebody else's, which this machine reaches over its network.
+    Attached { kubeconfig: PathBuf },
+}
+
+/// The cluster, used together with other tests.
+#[derive(Debug)]
+pub struct Shared {
+    cluster: &'static Cluster,
+    _use: RwLockReadGuard<'static, ()>,
+}
+
+/// The cluster, used by one test alone.
+#[derive(Debug)]
+pub struct Alone {
+    cluster: &'static Cluster,
+    _use: RwLockWriteGuard<'static, ()>,
+}
+
+impl Deref for Shared {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        self.cluster
+    }
+}
+
+impl Deref for Alone {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        self.cluster
+    }
+}
+
+impl Cluster {
+    /// The cluster of this program with the images of this repository on its nodes; `None`, said on the terminal, where none can
+    /// run and none is required.
+    ///
+    /// # Panics
+    /// When it does not start, or cannot and is required.
+    pub fn shared() -> Option<Shared> {
+        let cluster = Self::of_this_program()?;
+        Some(Shared { cluster, _use: cluster.uses.read().unwrap_or_else(PoisonError::into_inner) })
+    }
+
+    /// The same for a test that kills nodes or takes parts of the control plane away: no other test runs meanwhile.
+    ///
+    /// # Panics
+    /// As [`Cluster::shared`] does.
+    pub fn alone() -> Option<Alone> {
+        let cluster = Self::of_this_program()?;
+        Some(Alone { cluster, _use: cluster.uses.write().unwrap_or_else(PoisonError::into_inner) })
+    }
+
+    fn of_this_program() -> Option<&'static Self> {
+        static CLUSTER: OnceLock<Result<Option<Cluster>, String>> = OnceLock::new();
+        // The outcome is kept: what failed for one test is not tried again for each.
+        match CLUSTER.get_or_init(Self::start) {
+            Ok(cluster) => cluster.as_ref(),
+            Err(error) => panic!("there is no cluster: {error}"),
+        }
+    }
+
+    fn start() -> Result<Option<Self>, String> {
+        let place = if let Some(kubeconfig) = env::var_os(ATTACH).filter(|value| !value.is_empty()) {
+            Place::Attached { kubeconfig: PathBuf::from(kubeconfig) }
+        } else if let Err(missing) = LocalCluster::check() {
+            if env::var_os(REQUIRED).is_some() {
+                return Err(missing);
+            }
+            // Past the capture of the test runner: a skip has to be seen.
+            let text = format!("\nSKIPPED: the journeys on a Kubernetes cluster did not run: {missing}.\n\n");
+            let _ = io::stderr().write_all(text.as_bytes());
+            return Ok(None);
+        } else {
+            Place::Local(LocalCluster::start()?)
+        };
+        let cluster = Self { place, uses: RwLock::default(), installation: OnceLock::new() };
+        cluster.bring_images()?;
+        Ok(Some(cluster))
+    }
+
+    /// Builds the images of this repository from the programs beside this test, and brings them onto the nodes.
+    fn bring_images(&self) -> Result<(), String> {
+        let load = match &self.place {
+            Place::Local(_) => None,
+            Place::Attached { .. } => match env::var_os(LOAD) {
+                Some(load) => Some(load),
+                None => return Ok(()),
+            },
+        };
+        let programs = program("ash");
+        let programs = programs.parent().ok_or("the program has no folder")?;
+        let archives = programs.join("images");
+        succeed(Command::new(script("images.sh")).arg(&archives).arg(programs))?;
+        let archives = ["ash.tar", "ash-bridge.tar"].map(|name| archives.join(name));
+        match (&self.place, load) {
+            (Place::Local(local), _) => local.load(&archives),
+            (Place::Attached { .. }, load) => archives.iter().try_for_each(|archive| {
+                let load = load.as_deref().unwrap_or(OsStr::new("true"));
+                succeed(Command::new("sh").arg("-c").arg(r#"$0 "$1""#).arg(load).arg(archive))
+            }),
+        }
+    }
+
+    /// Brings an image of a test's own onto all nodes: an OCI archive.
+    ///
+    /// # Panics
+    /// When it cannot be loaded; on a cluster that is attached to, without a command for it in `ASH_TEST_LOAD_IMAGE`.
+    pub fn load_image(&self, archive: &Path) {
+        let done = match &self.place {
+            Place::Local(local) => local.load(&[archive.to_owned()]),
+            Place::Attached { .. } => {
+                let load = env::var_os(LOAD).expect("ASH_TEST_LOAD_IMAGE says how images get onto the nodes");
+                succeed(Command::new("sh").arg("-c").arg(r#"$0 "$1""#).arg(load).arg(archive))
+            }
+        };
+        done.expect("the image is loaded");
+    }
+
+    /// Powers a node off, hard. Not `node1`, which has the control plane. `None` on a cluster whose nodes are not ours.
+    #[must_use]
+    pub fn kill_node(&self, node: &str) -> Option<()> {
+        self.local()?.command(["kill", node]).expect("the node is killed");
+        Some(())
+    }
+
+    /// Powers a node on again that was killed, and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not come back.
+    pub fn boot_node(&self, node: &str) {
+        self.local().expect("a node of ours").command(["boot", node]).expect("the node is started");
+        self.done(&["wait", "--for=condition=Ready", &format!("node/{node}"), &kubectl::timeout()]);
+    }
+
+    /// Where the cluster of our own is; `None` for one that is attached to.
+    fn local(&self) -> Option<&LocalCluster> {
+        match &self.place {
+            Place::Local(local) => Some(local),
+            Place::Attached { .. } => None,
+        }
+    }
+}
+
+/// A script of `e2e/cluster`.
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster").join(name)
+}
+
+/// Runs a command that has to succeed; what it said otherwise.
+fn succeed(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    Err(format!("{command:?} failed: {said}"))
+}

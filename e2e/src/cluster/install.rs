@@ -1,0 +1,99 @@
+//! Ash in the cluster, as a platform team installs it: Postgres, the model, the chart.
+
+use std::{net::SocketAddr, process::Command, sync::Mutex};
+
+use ash_test_postgres::Postgres;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::json;
+
+use super::{Cluster, Endpoint, script, succeed};
+use crate::{
+    harness::MODEL_KEY,
+    model::{Script, ScriptedModel},
+};
+
+/// The namespace of the control plane.
+pub const SYSTEM_NAMESPACE: &str = "ash-system";
+/// The Services in [`SYSTEM_NAMESPACE`] behind which this process is the model, and Postgres.
+pub const MODEL_SERVICE: &str = "model";
+const POSTGRES_SERVICE: &str = "postgres";
+/// The Service of the API, and its port.
+const API_SERVICE: (&str, u16) = ("ash", 80);
+/// The Secret that the chart reads the database's address from.
+const DATABASE_SECRET: &str = "ash-database";
+/// The Secret with the keys; `install.sh` makes it.
+const KEYS_SECRET: &str = "ash-keys";
+
+/// An installed chart, with what it needs beside it. All in this process's hands: a test can read what the model was asked, and
+/// take Postgres away.
+#[derive(Debug)]
+pub struct Installation {
+    /// The model that every sandbox ends up at. It follows the directives in messages.
+    pub model: ScriptedModel,
+    /// The database.
+    pub postgres: Mutex<Postgres>,
+    /// The key with which clients call the API.
+    pub api_key: SecretString,
+}
+
+impl Cluster {
+    /// The installation of this program, made at the first use.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn installation(&self) -> &Installation {
+        match self.installation.get_or_init(|| self.install()) {
+            Ok(installation) => installation,
+            Err(error) => panic!("Ash is not installed: {error}"),
+        }
+    }
+
+    fn install(&self) -> Result<Installation, String> {
+        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": SYSTEM_NAMESPACE } });
+        self.apply(&namespace.to_string());
+        let address = self.host_address();
+        let password = SecretString::from(format!("{:032x}", fastrand::u128(..)));
+        let (model, postgres) = self.inside(|| {
+            let model = ScriptedModel::start_on(SocketAddr::new(address, 0), Script::directives());
+            (model, Postgres::start_on(SocketAddr::new(address, 0), password.expose_secret()))
+        });
+        let model = model.map_err(|error| error.to_string())?;
+        self.expose(SYSTEM_NAMESPACE, MODEL_SERVICE, model.address().port());
+        let database = postgres.address().ok_or("Postgres listens nowhere")?;
+        self.expose(SYSTEM_NAMESPACE, POSTGRES_SERVICE, database.port());
+        let url = format!(
+            "postgres://ash:{}@{POSTGRES_SERVICE}.{SYSTEM_NAMESPACE}.svc:{}/postgres",
+            password.expose_secret(),
+            database.port()
+        );
+        let secret = json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": { "name": DATABASE_SECRET, "namespace": SYSTEM_NAMESPACE },
+            "stringData": { "url": url },
+        });
+        self.apply(&secret.to_string());
+        let upstream = format!("http://{MODEL_SERVICE}.{SYSTEM_NAMESPACE}.svc:{}", model.address().port());
+        let mut install = self.command(&script("install.sh").to_string_lossy());
+        // Tests of the definitions may have applied them before.
+        install.arg(SYSTEM_NAMESPACE).args(["--take-ownership", "--values"]).arg(script("values.yaml"));
+        install.args(["--set", &format!("model.baseUrl={upstream}")]).env("ANTHROPIC_API_KEY", MODEL_KEY);
+        succeed(&mut install).map_err(|error| format!("{error}{}", self.dump(SYSTEM_NAMESPACE)))?;
+        let path = "go-template={{index .data \"api-key\" | base64decode}}";
+        let api_key = self.done(&["get", "secret", KEYS_SECRET, "-n", SYSTEM_NAMESPACE, "-o", path]);
+        Ok(Installation { model, postgres: Mutex::new(postgres), api_key: SecretString::from(api_key) })
+    }
+
+    /// Where a test reaches the API, from inside of [`Cluster::run`].
+    ///
+    /// # Panics
+    /// When Ash is not installed.
+    pub fn api(&self) -> Endpoint {
+        self.endpoint(SYSTEM_NAMESPACE, API_SERVICE.0, API_SERVICE.1)
+    }
+
+    /// `helm`, in the cluster's network.
+    pub fn helm(&self) -> Command {
+        self.command("helm")
+    }
+}

@@ -1,0 +1,110 @@
+//! The cluster of `e2e/cluster/cluster.sh`: in namespaces of this machine, for as long as this process lives.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs::{self, File},
+    io::{BufRead as _, BufReader},
+    net::{IpAddr, Ipv4Addr},
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::{script, succeed};
+
+/// A folder of a cluster to use instead of a new one, and to leave running: for whoever works on a journey and does not want to
+/// wait for a cluster each time. Started there if it is not yet; `cluster.sh down` ends it.
+const FOLDER: &str = "ASH_TEST_CLUSTER";
+/// The address of `node1`, in whose network this process listens for pods.
+pub(super) const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 210, 1));
+
+#[derive(Debug)]
+pub(super) struct LocalCluster {
+    folder: PathBuf,
+    /// Its input stays open as long as this process lives; at its end it takes the cluster down.
+    _keeper: Option<Child>,
+}
+
+impl LocalCluster {
+    /// What this machine lacks for it.
+    pub(super) fn check() -> Result<(), String> {
+        let output = Command::new(script("cluster.sh")).arg("check").output().map_err(|error| error.to_string())?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned());
+        Err(said.concat())
+    }
+
+    /// Starts two nodes.
+    pub(super) fn start() -> Result<Self, String> {
+        if let Some(folder) = env::var_os(FOLDER).filter(|value| !value.is_empty()) {
+            let cluster = Self { folder: PathBuf::from(folder), _keeper: None };
+            if !cluster.folder.exists() {
+                cluster.command(["up", "2"])?;
+            }
+            return Ok(cluster);
+        }
+        succeed(Command::new(script("cluster.sh")).arg("sweep"))?;
+        let id = std::process::id();
+        let folder = env::temp_dir().join(format!("ash-cluster-{id}"));
+        let log = folder.with_extension("log");
+        let errors = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
+        let mut keeper = Command::new(script("cluster.sh"))
+            .args(["hold", "2"])
+            .env("ASH_CLUSTER_DIR", &folder)
+            .env("ASH_CLUSTER_OWNER", id.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            // Ctrl-C ends the test, and the end of the test ends the cluster, in order.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| format!("cluster.sh: {error}"))?;
+        let output = keeper.stdout.take().ok_or("cluster.sh has no output")?;
+        let is_up = BufReader::new(output).lines().map_while(Result::ok).any(|line| line.starts_with("cluster up"));
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        let _ = fs::remove_file(&log);
+        if !is_up {
+            drop(keeper.stdin.take());
+            let _ = keeper.wait();
+            return Err(said);
+        }
+        Ok(Self { folder, _keeper: Some(keeper) })
+    }
+
+    /// Runs a command of `cluster.sh`.
+    pub(super) fn command<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Result<(), String> {
+        succeed(Command::new(script("cluster.sh")).args(arguments).env("ASH_CLUSTER_DIR", &self.folder))
+    }
+
+    /// A command that runs in the cluster's network, with its kubeconfig.
+    pub(super) fn run(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(script("cluster.sh"));
+        command.env("ASH_CLUSTER_DIR", &self.folder).arg("run").arg(program);
+        command
+    }
+
+    pub(super) fn load(&self, archives: &[PathBuf]) -> Result<(), String> {
+        self.command([OsStr::new("load")].into_iter().chain(archives.iter().map(|archive| archive.as_os_str())))
+    }
+
+    /// Moves this thread, and those that it starts from then on, into the network of `node1`.
+    pub(super) fn enter(&self) {
+        let pid = fs::read_to_string(self.folder.join("node1/pid1")).expect("the first node runs");
+        let network = File::open(format!("/proc/{}/ns/net", pid.trim())).expect("its network");
+        move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))
+            .expect("a test that runs as root enters a network");
+    }
+
+    /// The last lines of what a node's daemons have logged.
+    pub(super) fn daemon_logs(&self) -> Vec<PathBuf> {
+        let nodes = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let files =
+            nodes.filter(|path| path.is_dir()).flat_map(|node| fs::read_dir(node).into_iter().flatten().flatten());
+        files.map(|entry| entry.path()).filter(|path| path.extension() == Some(OsStr::new("log"))).collect()
+    }
+}

@@ -1,0 +1,9 @@
+//! Journeys on a real Kubernetes cluster of two nodes. Where none can run they say that they are skipped; in CI they fail.
+
+#![allow(clippy::unwrap_used)]
+
+mod definitions;
+mod network;
+mod nodes;
+mod pods;
+mod sandbox_image;

@@ -1,0 +1,82 @@
+//! Who reaches whom: `NetworkPolicy` is enforced, and tests and pods find each other.
+
+use std::net::SocketAddr;
+
+use ash_e2e::{
+    cluster::{Cluster, MODEL_SERVICE, Namespace},
+    model::{Script, ScriptedModel},
+};
+use ash_test_postgres::Postgres;
+use sqlx::{Connection as _, PgConnection};
+
+use crate::pods::pod;
+
+/// Answers everybody who connects to port 8080. The image has no other server than perl can be.
+const SERVER: &str = r#"
+use IO::Socket::INET;
+my $server = IO::Socket::INET->new(LocalPort => 8080, Listen => 8, ReuseAddr => 1) or die;
+while (my $client = $server->accept) { print $client "hello\n"; close $client }
+"#;
+
+/// No pod of the namespace may be reached or reach anything.
+const DENY: &str = r#"{
+  "apiVersion": "networking.k8s.io/v1",
+  "kind": "NetworkPolicy",
+  "metadata": { "name": "deny" },
+  "spec": { "podSelector": {}, "policyTypes": ["Ingress", "Egress"] }
+}"#;
+
+/// Whether a pod can open a connection.
+fn connects(namespace: &Namespace<'_>, pod: &str, host: &str, port: u16) -> bool {
+    namespace.exec(pod, &["timeout", "2", "bash", "-c", &format!("exec 3<>/dev/tcp/{host}/{port}")]).0
+}
+
+#[test]
+fn a_default_deny_policy_is_enforced() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let namespace = cluster.namespace("policy");
+    namespace.apply(&pod("server", &["perl", "-e", SERVER]).to_string());
+    namespace.apply(&pod("client", &["sleep", "infinity"]).to_string());
+    namespace.wait("pod/server", "condition=Ready");
+    namespace.wait("pod/client", "condition=Ready");
+    let server = namespace.done(&["get", "pod", "server", "-o", "jsonpath={.status.podIP}"]);
+    let api = cluster.done(&["get", "service", "kubernetes", "-n", "default", "-o", "jsonpath={.spec.clusterIP}"]);
+    cluster.eventually("the pods reach each other", |_| connects(&namespace, "client", &server, 8080).then_some(()));
+    assert!(connects(&namespace, "client", &api, 443), "without a policy the API server is reached");
+
+    namespace.apply(DENY);
+    cluster.eventually("the policy is enforced", |_| (!connects(&namespace, "client", &server, 8080)).then_some(()));
+    assert!(!connects(&namespace, "client", &api, 443), "the API server is not reached");
+    let outside: SocketAddr = format!("{server}:8080").parse().unwrap();
+    let reached =
+        cluster.inside(|| std::net::TcpStream::connect_timeout(&outside, std::time::Duration::from_secs(2)).is_ok());
+    // Kubelets probe pods, so a node reaches those that are on it; one of another node may not.
+    let node = namespace.done(&["get", "pod", "server", "-o", "jsonpath={.spec.nodeName}"]);
+    assert!(node == "node1" || !reached, "the server on {node} is reached from node1");
+}
+
+#[test]
+fn pods_and_tests_reach_each_other() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let namespace = cluster.namespace("reach");
+    let address = SocketAddr::new(cluster.host_address(), 0);
+    let model = cluster.inside(|| ScriptedModel::start_on(address, Script::directives())).unwrap();
+    cluster.expose(namespace.name(), MODEL_SERVICE, model.address().port());
+    namespace.apply(&pod("client", &["sleep", "infinity"]).to_string());
+    namespace.wait("pod/client", "condition=Ready");
+    let host = format!("{MODEL_SERVICE}.{}.svc", namespace.name());
+    cluster.eventually("the pod reaches the model by its name", |_| {
+        connects(&namespace, "client", &host, model.address().port()).then_some(())
+    });
+
+    let postgres = cluster.inside(|| Postgres::start_on(address, "a password"));
+    let port = postgres.address().unwrap().port();
+    cluster.expose(namespace.name(), "postgres", port);
+    let service = cluster.endpoint(namespace.name(), "postgres", port);
+    let connect = |password: &str| {
+        let url = format!("postgres://ash:{password}@{}/postgres", service.address);
+        cluster.run(async move { PgConnection::connect(&url).await })
+    };
+    cluster.eventually("the test reaches Postgres through its Service", |_| connect("a%20password").ok());
+    assert!(connect("wrong").is_err(), "the password counts");
+}

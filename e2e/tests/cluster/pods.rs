@@ -1,0 +1,45 @@
+//! Pods of the sandbox image, as `restricted` as a sandbox.
+
+use serde_json::{Value, json};
+
+use ash_e2e::cluster::SANDBOX_IMAGE;
+
+/// A pod that runs a command in the sandbox image once.
+pub(crate) fn pod(name: &str, command: &[&str]) -> Value {
+    let folder = |name: &str, path: &str| json!({ "name": name, "mountPath": path });
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": name, "labels": { "name": name } },
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": 0,
+            "securityContext": {
+                "runAsNonRoot": true,
+                "runAsUser": 1000,
+                "runAsGroup": 1000,
+                "fsGroup": 1000,
+                "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "containers": [{
+                "name": "sandbox",
+                "image": SANDBOX_IMAGE,
+                "imagePullPolicy": "Never",
+                "command": command,
+                "securityContext": {
+                    "allowPrivilegeEscalation": false,
+                    "readOnlyRootFilesystem": true,
+                    "capabilities": { "drop": ["ALL"] },
+                },
+                "volumeMounts": [folder("home", "/home/agent"), folder("tmp", "/tmp"), folder("workspace", "/workspace")],
+            }],
+            "volumes": [
+                { "name": "home", "emptyDir": {} },
+                { "name": "tmp", "emptyDir": {} },
+                { "name": "workspace", "emptyDir": { "sizeLimit": "64Mi" } },
+            ],
+        },
+    })
+}
