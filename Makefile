@@ -11,19 +11,33 @@ endif
 
 .PHONY: help
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: quickstart
 quickstart: tools ## Install what is missing, build, and hold a first conversation with an agent
 	@scripts/quickstart.sh
 
 .PHONY: test
-test: tools test-tools ## Everything that CI runs: format, lints, tests, documentation
+test: tools test-tools ## Everything that CI runs: format, lints, tests (also on Kubernetes), documentation
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- --deny warnings
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
+	@e2e/cluster/cluster.sh sweep
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+.PHONY: e2e
+e2e: export ASH_TEST_REQUIRE_KUBERNETES := yes
+e2e: export ASH_TEST_KUBECONFIG := $(KUBECONFIG)
+e2e: tools test-tools ## The journeys on Kubernetes: on the cluster of KUBECONFIG, else on two nodes made here
+	cargo build --workspace --bins --locked
+	status=0; cargo test --locked --package ash-e2e --test cluster || status=$$?; e2e/cluster/cluster.sh sweep; exit $$status
+
+.PHONY: kind-up kind-down
+kind-up: ## Ash on a kind cluster, where there is Docker or Podman (CI has none and does not run this)
+	@e2e/cluster/kind.sh up
+kind-down: ## Take that cluster down
+	@e2e/cluster/kind.sh down
 
 .PHONY: bench
 bench: tools ## Measure what Ash adds, each figure beside its limit
@@ -35,7 +49,7 @@ tools: ## Install what Ash needs beside Rust: bubblewrap and the pinned Claude C
 	@scripts/install-tools.sh
 
 .PHONY: test-tools
-test-tools: ## Install what only the tests need: Postgres, Python and the published client, a Kubernetes API server
+test-tools: ## Install what only the tests need: Postgres, Python and the published client, a local Kubernetes
 	@scripts/install-test-tools.sh
 
 .PHONY: generate

@@ -18,8 +18,8 @@ helm=4.3.1
 # A commit of gVisor's branch `go`, which has no releases.
 gvisor=v0.0.0-20260905035102-160fafc42237
 
-# Three times what it takes on two cores. What is finished by then stays; the next run goes on from there.
-bound=90m
+# Almost twice what it takes on two idle cores. What is finished by then stays; the next run goes on from there.
+bound=45m
 # Two runs at once build the same programs one after the other, so that the second finds them.
 if [ -z "${ASH_BUILD_BOUNDED:-}" ]; then
   status=0

@@ -114,7 +114,7 @@ down() {
   done
   # What a mount namespace that has just ended held may be busy for a moment.
   for _ in $(seq 50); do
-    rm -rf "$cluster" 2>/dev/null && break
+    rm -rf "$cluster" "$cluster.log" 2>/dev/null && break
     sleep .1
   done
   if ! compgen -G "$temporary/ash-cluster*/node1" >/dev/null && [ -e "$settings" ]; then

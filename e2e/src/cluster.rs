@@ -132,34 +132,20 @@ impl Cluster {
             let _ = io::stderr().write_all(text.as_bytes());
             return Ok(None);
         } else {
-            Place::Local(LocalCluster::start()?)
+            // Both take some seconds.
+            let (archives, local) = std::thread::scope(|scope| {
+                let archives = scope.spawn(build_images);
+                let local = LocalCluster::start();
+                (archives.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), local)
+            });
+            let local = local?;
+            local.load(&archives?)?;
+            Place::Local(local)
         };
-        let cluster = Self { place, uses: RwLock::default(), installation: OnceLock::new() };
-        cluster.bring_images()?;
-        Ok(Some(cluster))
-    }
-
-    /// Builds the images of this repository from the programs beside this test, and brings them onto the nodes.
-    fn bring_images(&self) -> Result<(), String> {
-        let load = match &self.place {
-            Place::Local(_) => None,
-            Place::Attached { .. } => match env::var_os(LOAD) {
-                Some(load) => Some(load),
-                None => return Ok(()),
-            },
-        };
-        let programs = program("ash");
-        let programs = programs.parent().ok_or("the program has no folder")?;
-        let archives = programs.join("images");
-        succeed(Command::new(script("images.sh")).arg(&archives).arg(programs))?;
-        let archives = ["ash.tar", "ash-bridge.tar"].map(|name| archives.join(name));
-        match (&self.place, load) {
-            (Place::Local(local), _) => local.load(&archives),
-            (Place::Attached { .. }, load) => archives.iter().try_for_each(|archive| {
-                let load = load.as_deref().unwrap_or(OsStr::new("true"));
-                succeed(Command::new("sh").arg("-c").arg(r#"$0 "$1""#).arg(load).arg(archive))
-            }),
+        if let (Place::Attached { .. }, Some(load)) = (&place, env::var_os(LOAD)) {
+            build_images()?.iter().try_for_each(|archive| load_by(&load, archive))?;
         }
+        Ok(Some(Self { place, uses: RwLock::default(), installation: OnceLock::new() }))
     }
 
     /// Brings an image of a test's own onto all nodes: an OCI archive.
@@ -171,7 +157,7 @@ impl Cluster {
             Place::Local(local) => local.load(&[archive.to_owned()]),
             Place::Attached { .. } => {
                 let load = env::var_os(LOAD).expect("ASH_TEST_LOAD_IMAGE says how images get onto the nodes");
-                succeed(Command::new("sh").arg("-c").arg(r#"$0 "$1""#).arg(load).arg(archive))
+                load_by(&load, archive)
             }
         };
         done.expect("the image is loaded");
@@ -200,6 +186,20 @@ impl Cluster {
             Place::Attached { .. } => None,
         }
     }
+}
+
+/// Builds the images of this repository from the programs beside this test; their archives.
+fn build_images() -> Result<[PathBuf; 2], String> {
+    let program = program("ash");
+    let programs = program.parent().ok_or("the program has no folder")?;
+    let folder = programs.join("images");
+    succeed(Command::new(script("images.sh")).arg(&folder).arg(programs))?;
+    Ok(["ash.tar", "ash-bridge.tar"].map(|name| folder.join(name)))
+}
+
+/// Brings an image onto the nodes of somebody else's cluster, with the command for it.
+fn load_by(command: &OsStr, archive: &Path) -> Result<(), String> {
+    succeed(Command::new("sh").arg("-c").arg(format!("{} \"$0\"", command.to_string_lossy())).arg(archive))
 }
 
 /// A script of `e2e/cluster`.
