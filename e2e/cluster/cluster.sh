@@ -11,6 +11,9 @@
 #   cluster.sh kubectl ARG...    kubectl as an administrator
 #   cluster.sh kill NODE         power off a node, hard; not node1, which has the control plane
 #   cluster.sh boot NODE         power it on again: its disk is as it was
+#   cluster.sh stop-api          kill the API server, as if it were away; what runs goes on
+#   cluster.sh start-api         start it again
+#   cluster.sh kill-container NODE ID   kill the first process of a container
 #   cluster.sh inside NODE COMMAND...   run a command in all namespaces of a node
 #   cluster.sh logs NODE DAEMON  what a daemon has logged
 #
@@ -169,6 +172,9 @@ case ${1:-} in
   kubectl) kubectl "${@:2}" ;;
   kill) [ "$2" != node1 ] && kill -9 "$(first_process "$2")" ;;
   boot) boot "$2" ;;
+  stop-api) stop node1 api-server ;;
+  start-api) api_server && until_ok 90 kubectl get --raw /readyz ;;
+  kill-container) inside "$2" "$programs/ctr" -n k8s.io task kill --signal SIGKILL "$3" 2>/dev/null ;;
   inside) inside "${@:2}" ;;
   logs) cat "$cluster/$2/$3.log" ;;
   *) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0" ;;

@@ -179,6 +179,41 @@ impl Cluster {
         self.done(&["wait", "--for=condition=Ready", &format!("node/{node}"), &kubectl::timeout()]);
     }
 
+    /// Kills the first process of a pod's container, as the kernel would that is short of memory. The kubelet starts it again in
+    /// the same pod. `None` on a cluster whose nodes are not ours.
+    ///
+    /// # Panics
+    /// When there is no such container.
+    #[must_use]
+    pub fn kill_container(&self, namespace: &str, pod: &str, container: &str) -> Option<()> {
+        let local = self.local()?;
+        let pod = self.json(&["get", "pod", pod, "-n", namespace]);
+        let containers = pod["status"]["containerStatuses"].as_array().expect("a pod that runs");
+        let status = containers.iter().find(|status| status["name"] == container).expect("its container");
+        let id = status["containerID"].as_str().expect("a container that runs").trim_start_matches("containerd://");
+        let node = pod["spec"]["nodeName"].as_str().expect("its node");
+        local.command(["kill-container", node, id]).expect("the container is killed");
+        Some(())
+    }
+
+    /// Takes the API server away; what runs goes on. For [`Cluster::alone`]. `None` on a cluster whose control plane is not ours.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn stop_api_server(&self) -> Option<()> {
+        self.local()?.command(["stop-api"]).expect("the API server is stopped");
+        Some(())
+    }
+
+    /// Brings the API server back, and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not come back.
+    pub fn start_api_server(&self) {
+        self.local().expect("a control plane of ours").command(["start-api"]).expect("the API server is started");
+    }
+
     /// Where the cluster of our own is; `None` for one that is attached to.
     fn local(&self) -> Option<&LocalCluster> {
         match &self.place {

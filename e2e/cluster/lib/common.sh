@@ -34,8 +34,16 @@ first_process() { cat "$cluster/$1/pid1"; }
 inside() { nsenter -t "$(first_process "$1")" -m -n -p -i -u -- "${@:2}"; }
 kubectl() { inside node1 "$programs/kubectl" --kubeconfig "$pki/admin.kubeconfig" --cache-dir "$cluster/kubectl-cache" "$@"; }
 
-# start NODE NAME COMMAND...: a daemon of a node.
+# start NODE NAME COMMAND...: a daemon of a node. Its parent stays outside: its process is the parent's only child.
 start() {
   setsid nsenter -t "$(first_process "$1")" -m -n -p -i -u -- "${@:3}" >>"$cluster/$1/$2.log" 2>&1 </dev/null &
+  echo $! >"$cluster/$1/$2.parent"
   disown
+}
+# stop NODE NAME: kills a daemon and waits until it is gone.
+stop() {
+  local parent
+  parent=$(cat "$cluster/$1/$2.parent")
+  kill -9 "$(tr -d ' ' <"/proc/$parent/task/$parent/children")"
+  until_ok 10 test ! -d "/proc/$parent"
 }

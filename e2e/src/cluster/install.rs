@@ -30,7 +30,7 @@ const KEYS_SECRET: &str = "ash-keys";
 pub struct Installation {
     /// The model that every sandbox ends up at. It follows the directives in messages.
     pub model: ScriptedModel,
-    /// The database.
+    /// The database. Stop and start it inside of [`Cluster::inside`]: it listens in the network of the thread that starts it.
     pub postgres: Mutex<Postgres>,
     /// The key with which clients call the API.
     pub api_key: SecretString,
@@ -74,7 +74,7 @@ impl Cluster {
         });
         self.apply(&secret.to_string());
         let upstream = format!("http://{MODEL_SERVICE}.{SYSTEM_NAMESPACE}.svc:{}", model.address().port());
-        let mut install = self.command(&script("install.sh").to_string_lossy());
+        let mut install = self.command(script("install.sh"));
         // Tests of the definitions may have applied them before.
         install.arg(SYSTEM_NAMESPACE).args(["--take-ownership", "--values"]).arg(script("values.yaml"));
         install.args(["--set", &format!("model.baseUrl={upstream}")]).env("ANTHROPIC_API_KEY", MODEL_KEY);

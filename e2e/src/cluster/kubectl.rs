@@ -1,6 +1,7 @@
 //! What a person with kubectl does.
 
 use std::{
+    ffi::OsStr,
     io::Write as _,
     process::{Command, Output, Stdio},
     thread,
@@ -21,7 +22,7 @@ pub(super) fn timeout() -> String {
 
 impl Cluster {
     /// A command of this machine that runs in the cluster's network, with `KUBECONFIG` set: `helm`, `curl`, `ash`.
-    pub fn command(&self, program: &str) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         match &self.place {
             Place::Local(local) => local.run(program),
             Place::Attached { kubeconfig } => {

@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    io::{BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader},
     net::{IpAddr, SocketAddr},
     panic,
     process::{Child, Stdio},
@@ -129,8 +129,10 @@ impl Cluster {
             .spawn()
             .expect("kubectl runs");
         let mut line = String::new();
-        let output = forward.stdout.take().expect("its output");
-        BufReader::new(output).read_line(&mut line).expect("its first line");
+        let mut output = BufReader::new(forward.stdout.take().expect("its output"));
+        output.read_line(&mut line).expect("its first line");
+        // It writes a line for every connection, and ends where nobody takes it.
+        thread::spawn(move || io::copy(&mut output, &mut io::sink()));
         // Forwarding from 127.0.0.1:40123 -> 4100
         let address = line.split_whitespace().find_map(|word| word.parse().ok());
         Endpoint { address: address.expect("kubectl says where it listens"), forward: Some(forward) }

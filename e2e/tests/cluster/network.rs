@@ -1,6 +1,10 @@
 //! Who reaches whom: `NetworkPolicy` is enforced, and tests and pods find each other.
 
-use std::net::SocketAddr;
+use std::{
+    io::Read as _,
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use ash_e2e::{
     cluster::{Cluster, MODEL_SERVICE, Namespace},
@@ -48,35 +52,54 @@ fn a_default_deny_policy_is_enforced() {
     cluster.eventually("the policy is enforced", |_| (!connects(&namespace, "client", &server, 8080)).then_some(()));
     assert!(!connects(&namespace, "client", &api, 443), "the API server is not reached");
     let outside: SocketAddr = format!("{server}:8080").parse().unwrap();
-    let reached =
-        cluster.inside(|| std::net::TcpStream::connect_timeout(&outside, std::time::Duration::from_secs(2)).is_ok());
+    let reached = cluster.inside(|| TcpStream::connect_timeout(&outside, Duration::from_secs(2)).is_ok());
     // Kubelets probe pods, so a node reaches those that are on it; one of another node may not.
     let node = namespace.done(&["get", "pod", "server", "-o", "jsonpath={.spec.nodeName}"]);
     assert!(node == "node1" || !reached, "the server on {node} is reached from node1");
 }
 
 #[test]
-fn pods_and_tests_reach_each_other() {
+fn a_pod_reaches_what_a_test_listens_on() {
     let Some(cluster) = Cluster::shared() else { return };
-    let namespace = cluster.namespace("reach");
+    let namespace = cluster.namespace("outside");
     let address = SocketAddr::new(cluster.host_address(), 0);
     let model = cluster.inside(|| ScriptedModel::start_on(address, Script::directives())).unwrap();
+    let postgres = cluster.inside(|| Postgres::start_on(address, "a password"));
+    let database = postgres.address().unwrap();
     cluster.expose(namespace.name(), MODEL_SERVICE, model.address().port());
+    cluster.expose(namespace.name(), "postgres", database.port());
     namespace.apply(&pod("client", &["sleep", "infinity"]).to_string());
     namespace.wait("pod/client", "condition=Ready");
-    let host = format!("{MODEL_SERVICE}.{}.svc", namespace.name());
-    cluster.eventually("the pod reaches the model by its name", |_| {
-        connects(&namespace, "client", &host, model.address().port()).then_some(())
-    });
+    for (name, port) in [(MODEL_SERVICE, model.address().port()), ("postgres", database.port())] {
+        let host = format!("{name}.{}.svc", namespace.name());
+        cluster.eventually("the pod reaches it by its name", |_| {
+            connects(&namespace, "client", &host, port).then_some(())
+        });
+    }
 
-    let postgres = cluster.inside(|| Postgres::start_on(address, "a password"));
-    let port = postgres.address().unwrap().port();
-    cluster.expose(namespace.name(), "postgres", port);
-    let service = cluster.endpoint(namespace.name(), "postgres", port);
     let connect = |password: &str| {
-        let url = format!("postgres://ash:{password}@{}/postgres", service.address);
+        let url = format!("postgres://ash:{password}@{database}/postgres");
         cluster.run(async move { PgConnection::connect(&url).await })
     };
-    cluster.eventually("the test reaches Postgres through its Service", |_| connect("a%20password").ok());
     assert!(connect("wrong").is_err(), "the password counts");
+    assert!(connect("a%20password").is_ok());
+}
+
+#[test]
+fn a_test_reaches_a_service() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let namespace = cluster.namespace("service");
+    namespace.apply(&pod("server", &["perl", "-e", SERVER]).to_string());
+    namespace.done(&["expose", "pod", "server", "--port=8080"]);
+    namespace.wait("pod/server", "condition=Ready");
+    let said = cluster.eventually("the Service answers", |cluster| {
+        // Each time anew: what forwards a port ends with the first connection that fails.
+        let service = cluster.endpoint(namespace.name(), "server", 8080);
+        cluster.inside(|| {
+            let mut said = String::new();
+            TcpStream::connect(service.address).ok()?.read_to_string(&mut said).ok()?;
+            (!said.is_empty()).then_some(said)
+        })
+    });
+    assert_eq!(said, "hello\n");
 }

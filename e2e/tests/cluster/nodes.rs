@@ -3,6 +3,8 @@
 use ash_e2e::cluster::Cluster;
 use serde_json::Value;
 
+use crate::pods::pod;
+
 /// The state of a node's `Ready` condition: `True`, `False` or `Unknown`.
 fn readiness(cluster: &Cluster, node: &str) -> Option<String> {
     let node = cluster.json(&["get", "node", node]);
@@ -35,4 +37,31 @@ fn a_node_that_is_killed_is_noticed_and_comes_back() {
     cluster.eventually("node2 is lost", |cluster| readiness(cluster, "node2").filter(|state| state != "True"));
     cluster.boot_node("node2");
     assert_eq!(readiness(&cluster, "node2").as_deref(), Some("True"));
+}
+
+#[test]
+fn the_api_server_goes_and_comes_back_and_pods_run_on() {
+    let Some(cluster) = Cluster::alone() else { return };
+    let namespace = cluster.namespace("no-api");
+    namespace.apply(&pod("runs", &["sleep", "infinity"]).to_string());
+    namespace.wait("pod/runs", "condition=Ready");
+    let Some(()) = cluster.stop_api_server() else { return };
+    cluster.refused(&["get", "nodes", "--request-timeout=1s"], None);
+    cluster.start_api_server();
+    let pod = namespace.json(&["get", "pod", "runs"]);
+    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
+    assert_eq!(readiness(&cluster, "node1").as_deref(), Some("True"));
+}
+
+#[test]
+fn a_container_that_is_killed_starts_again_in_its_pod() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let namespace = cluster.namespace("killed");
+    let mut pod = pod("restarts", &["sleep", "infinity"]);
+    pod["spec"]["restartPolicy"] = "Always".into();
+    namespace.apply(&pod.to_string());
+    namespace.wait("pod/restarts", "condition=Ready");
+    let Some(()) = cluster.kill_container(namespace.name(), "restarts", "sandbox") else { return };
+    namespace.wait("pod/restarts", "jsonpath={.status.containerStatuses[0].restartCount}=1");
+    namespace.wait("pod/restarts", "condition=Ready");
 }
