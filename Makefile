@@ -31,7 +31,8 @@ e2e: export ASH_TEST_REQUIRE_KUBERNETES := yes
 e2e: export ASH_TEST_KUBECONFIG := $(KUBECONFIG)
 e2e: tools test-tools ## The journeys on Kubernetes: on the cluster of KUBECONFIG, else on two nodes made here
 	cargo build --workspace --bins --locked
-	status=0; cargo test --locked --package ash-e2e --test cluster || status=$$?; e2e/cluster/cluster.sh sweep; exit $$status
+	status=0; cargo test --locked --package ash-e2e --test cluster || status=$$?; \
+	e2e/cluster/cluster.sh sweep; exit $$status
 
 .PHONY: kind-up kind-down
 kind-up: ## Ash on a kind cluster, where there is Docker or Podman (CI has none and does not run this)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs what only the tests need: Postgres and Python from the distribution, the published Python client of Ash (pinned in
-# e2e/python-client.version) and, where there is Go, the programs of a local Kubernetes (e2e/cluster), each in a folder of its own
-# where nothing else of this machine uses it. Does nothing when all is there; says what to do where it cannot.
+# Installs what only the tests need: Postgres and Python from the distribution, the published Python client of Ash
+# (pinned in e2e/python-client.version) and, where there is Go, the programs of a local Kubernetes (e2e/cluster), each
+# in a folder of its own where nothing else of this machine uses it. Does nothing when all is there; says what to do
+# where it cannot.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 . "$top/scripts/apt-install.sh"
@@ -33,8 +34,8 @@ if [ ! -d "$target" ]; then
   mv -T "$work/whole" "$target" 2>/dev/null || [ -d "$target/packages" ]
 fi
 
-# Without Go the tests that need Kubernetes say that they are skipped; in CI they fail. Of root, who may make the nodes of a
-# cluster, everything that one needs; of others, what the tests of the definitions need.
+# Without Go the tests that need Kubernetes say that they are skipped; in CI they fail. Of root, who may make the nodes
+# of a cluster, everything that one needs; of others, what the tests of the definitions need.
 if command -v go >/dev/null; then
   what=server
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

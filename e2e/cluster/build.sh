@@ -2,8 +2,8 @@
 # build.sh FOLDER [server|cluster]: builds the programs of a local Kubernetes from their Go modules into FOLDER.
 #   server    the API server, etcd and kubectl (the default): nine minutes on two cores when nothing is there
 #   cluster   those and everything else that cluster.sh starts, gVisor included: 27 minutes
-# A program is built again when its pinned version, its module graph or its flags have changed, and else never. Needs Go 1.26;
-# `cluster` also gcc and libseccomp-dev.
+# A program is built again when its pinned version, its module graph or its flags have changed, and else never. Needs Go
+# 1.26; `cluster` also gcc and libseccomp-dev.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=$(mkdir -p "$1/cni" "$1/.built" && cd "$1" && pwd)
@@ -35,8 +35,8 @@ stamp+=" -X k8s.io/component-base/version.gitMinor=$(cut -d. -f2 <<<"$kubernetes
 
 # current NAME KEY: whether a program is there and was built from what KEY says.
 current() { [ -x "$folder/$1" ] && [ "$(cat "$folder/.built/${1//\//-}" 2>/dev/null)" = "$2" ]; }
-# keep FILE NAME KEY: puts a finished program in its place. Built beside it, so that a build that is cut off leaves nothing that
-# looks whole.
+# keep FILE NAME KEY: puts a finished program in its place. Built beside it, so that a build that is cut off leaves
+# nothing that looks whole.
 keep() {
   mv "$1" "$folder/$2"
   echo "$3" >"$folder/.built/${2//\//-}"
@@ -63,8 +63,8 @@ from_release() {
   rmdir "$work"
 }
 
-# gVisor's shim insists on raising the OOM score of its sandbox, which needs CAP_SYS_RESOURCE. Where a test machine has not got
-# that, the shim goes on without: one condition of its source is widened.
+# gVisor's shim insists on raising the OOM score of its sandbox, which needs CAP_SYS_RESOURCE. Where a test machine has
+# not got that, the shim goes on without: one condition of its source is widened.
 runsc_shim() {
   local key="shim@$gvisor permission" work source
   ! current containerd-shim-runsc-v1 "$key" || return 0

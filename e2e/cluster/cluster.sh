@@ -17,8 +17,9 @@
 #   cluster.sh inside NODE COMMAND...   run a command in all namespaces of a node
 #   cluster.sh logs NODE DAEMON  what a daemon has logged
 #
-# A node is a mount, network, PID, IPC and UTS namespace with a containerd, kubelet, kube-proxy and kube-router (NetworkPolicy)
-# of its own; node1 also runs etcd, the control plane and CoreDNS. Several clusters may run at once: each has a folder.
+# A node is a mount, network, PID, IPC and UTS namespace with a containerd, kubelet, kube-proxy and kube-router
+# (NetworkPolicy) of its own; node1 also runs etcd, the control plane and CoreDNS. Several clusters may run at once:
+# each has a folder.
 #
 #   ASH_CLUSTER_DIR   the cluster's folder (default: ash-cluster in the temporary folder)
 #   ASH_CLUSTER_BIN   what build.sh made
@@ -58,7 +59,7 @@ up() {
     process_key $PPID >"$cluster/keeper"
     process_key "$ASH_CLUSTER_OWNER" >"$cluster/owner"
   fi
-  [ -e "$settings" ] || sysctl vm.overcommit_memory kernel.panic kernel.panic_on_oops 2>/dev/null | tr -d ' ' >"$settings"
+  [ -e "$settings" ] || sysctl vm.overcommit_memory kernel.panic kernel.panic_on_oops | tr -d ' ' >"$settings"
   cp "$programs/pause" "$cluster/pause/"
   python3 "$here/mkimage.py" "$cluster/pause.tar" $pause_image "$cluster/pause" --entrypoint /pause
   # shellcheck disable=SC2046 # one word per node
@@ -103,8 +104,8 @@ down() {
   local file pid group
   # A node that was still starting has no first process yet, but a parent whose end ends it.
   for file in "$cluster"/node*/pid1 "$cluster"/node*/parent; do
-    [ -e "$file" ] || continue
-    pid=$(cat "$file")
+    is_alive "$file" || continue
+    pid=$(cut -d' ' -f1 "$file")
     # The first process of a PID namespace: all that is inside ends with it.
     kill -9 "$pid" 2>/dev/null || true
     until_ok 20 test ! -d "/proc/$pid/task" || true
@@ -127,7 +128,8 @@ down() {
   [ ! -e "$cluster" ] || { echo "$cluster could not be removed" >&2; return 1; }
 }
 
-# The clusters of runs that are gone: waits for those whose keeper is at it, and removes those that have lost theirs too.
+# The clusters of runs that are gone: waits for those whose keeper is at it, and removes those that have lost theirs
+# too.
 sweep() {
   local file folder
   for file in "$temporary"/ash-cluster*/owner; do
@@ -163,14 +165,17 @@ load_on() {
 case ${1:-} in
   _init) node_init "$2" ;;
   check) check ;;
-  up) up "${2:-2}" || { status=$?; echo "The cluster did not start; its logs: $cluster/node*/*.log" >&2; exit $status; } ;;
+  up)
+    trap '[ $? = 0 ] || echo "The cluster did not start; its logs: $cluster/node*/*.log" >&2' EXIT
+    up "${2:-2}"
+    ;;
   hold) hold "${2:-2}" ;;
   down) down ;;
   sweep) sweep ;;
   load) load "${@:2}" ;;
   run) KUBECONFIG=$pki/admin.kubeconfig PATH=$programs:$PATH exec nsenter -t "$(first_process node1)" -n -- "${@:2}" ;;
   kubectl) kubectl "${@:2}" ;;
-  kill) [ "$2" != node1 ] && kill -9 "$(first_process "$2")" ;;
+  kill) [ "$2" != node1 ] && is_up "${2#node}" && kill -9 "$(first_process "$2")" ;;
   boot) boot "$2" ;;
   stop-api) stop node1 api-server ;;
   start-api) api_server && until_ok 90 kubectl get --raw /readyz ;;

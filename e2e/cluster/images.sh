@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # images.sh FOLDER PROGRAMS: makes FOLDER/ash.tar and FOLDER/ash-bridge.tar, OCI archives of localhost/ash:dev and
-# localhost/ash-bridge:dev, from the Containerfiles that people use, without a registry or a container engine. PROGRAMS is where
-# cargo put `ash` and `ash-bridge`. Needs root, mmdebstrap and buildah.
+# localhost/ash-bridge:dev, from the Containerfiles that people use, without a registry or a container engine. PROGRAMS
+# is where cargo put `ash` and `ash-bridge`. Needs root, mmdebstrap and buildah.
 #
-# The base is made from the packages of this machine's distribution, once: the programs were linked against its C library. It is
-# kept in ~/.cache/ash/images, and so are the layers that have not changed.
+# The base is made from the packages of this machine's distribution, once: the programs were linked against its C
+# library. It is kept in ~/.cache/ash/images, and so are the layers that have not changed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
@@ -23,7 +23,7 @@ flock 9
 
 # shellcheck source=/dev/null
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-wanted=$(echo "$(packages "$top/bridge-image/Containerfile") $(packages "$top/operator/Containerfile")" | tr ' ' '\n' | sort -u | paste -sd,)
+wanted=$(for part in bridge-image operator; do packages "$top/$part/Containerfile"; done | tr ' ' '\n' | sort -u | paste -sd,)
 base=localhost/ash-base:$suite-$(sha256sum <<<"$wanted" | cut -c1-12)
 # shellcheck disable=SC2016 # mmdebstrap hands the folder to the hook as $1
 if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
@@ -43,7 +43,8 @@ context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 mkdir "$context/prebuilt"
 
-# image NAME CONTAINERFILE: builds one from the prebuilt programs, and writes its archive where it is another than before.
+# image NAME CONTAINERFILE: builds one from the prebuilt programs, and writes its archive where it is another than
+# before.
 image() {
   local name=localhost/$1:dev before after
   before=$(buildah images -q "$name" 2>/dev/null || true)

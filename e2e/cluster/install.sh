@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# install.sh NAMESPACE [HELM ARGUMENT...]: installs or upgrades Ash in the cluster of KUBECONFIG, from this repository's chart. The
-# journeys and `make kind-up` share it.
+# install.sh NAMESPACE [HELM ARGUMENT...]: installs or upgrades Ash in the cluster of KUBECONFIG, from this repository's
+# chart. The journeys and `make kind-up` share it.
 #
-# Makes the keys where there are none yet (Secret ash-keys), with the model's key from ANTHROPIC_API_KEY. The database is the
-# caller's (Secret ash-database).
+# Makes the keys where there are none yet (Secret ash-keys), with the model's key from ANTHROPIC_API_KEY. The database
+# is the caller's (Secret ash-database).
 set -euo pipefail
 top=$(cd "$(dirname "$0")/../.." && pwd)
 namespace=$1

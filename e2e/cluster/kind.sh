@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# kind.sh up|down: Ash on a kind cluster (kind.yaml) with images that are built here, and a Postgres of its own. Needs kind, and
-# Docker or Podman. With ANTHROPIC_API_KEY set, agents talk to the model.
+# kind.sh up|down: Ash on a kind cluster (kind.yaml) with images that are built here, and a Postgres of its own. Needs
+# kind, and Docker or Podman. With ANTHROPIC_API_KEY set, agents talk to the model.
 #
 # CI does not run this: it has no container engine. What it does after the cluster is there is what the journeys do.
 set -euo pipefail
@@ -14,7 +14,10 @@ engine=
 for candidate in docker podman; do
   if command -v $candidate >/dev/null && $candidate info >/dev/null 2>&1; then engine=$candidate && break; fi
 done
-[ -n "$engine" ] || { echo "No container engine answers: start Docker or Podman. Without one, e2e/cluster/cluster.sh makes a cluster." >&2; exit 1; }
+if [ -z "$engine" ]; then
+  echo "No container engine answers: start Docker or Podman. Without one, e2e/cluster/cluster.sh makes a cluster." >&2
+  exit 1
+fi
 for tool in kind kubectl helm openssl; do
   command -v $tool >/dev/null || { echo "$tool is missing: install it, then run this again." >&2; exit 1; }
 done

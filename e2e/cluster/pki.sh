@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# pki.sh FOLDER ADDRESS NODE...: the keys, certificates and kubeconfigs of a cluster whose API server has this address. A node
-# nodeN has the address in the same network that ends in N.
+# pki.sh FOLDER ADDRESS NODE...: the keys, certificates and kubeconfigs of a cluster whose API server has this address.
+# A node nodeN has the address in the same network that ends in N.
 set -euo pipefail
 address=$2
 nodes=("${@:3}")

@@ -1,7 +1,8 @@
 //! A real Kubernetes for journeys: one cluster for all tests of a program, started at the first use.
 //!
-//! A test asks for it with [`Cluster::shared`], or with [`Cluster::alone`] where it disturbs others, and returns where there is
-//! none. The cluster is taken down when the program ends, however it ends; what a machine's failure leaves, the next run removes.
+//! A test asks for it with [`Cluster::shared`], or with [`Cluster::alone`] where it disturbs others, and returns where
+//! there is none. The cluster is taken down when the program ends, however it ends; what a machine's failure leaves,
+//! the next run removes.
 
 mod dump;
 mod install;
@@ -35,13 +36,14 @@ pub const SANDBOX_IMAGE: &str = "localhost/ash-bridge:dev";
 /// How long a journey waits for something of the cluster. Far beyond what it takes: reaching it is a failure.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Set to anything, as CI and `make e2e` do: where no cluster can run, the tests fail instead of saying that they are skipped.
+/// Set to anything, as CI and `make e2e` do: where no cluster can run, the tests fail instead of saying that they are
+/// skipped.
 const REQUIRED: &str = "ASH_TEST_REQUIRE_KUBERNETES";
-/// The kubeconfig of a cluster to use instead of one of our own; `make e2e` sets it from `KUBECONFIG`. Never `KUBECONFIG` itself:
-/// `make test` must not touch the cluster that somebody happens to work with.
+/// The kubeconfig of a cluster to use instead of one of our own; `make e2e` sets it from `KUBECONFIG`. Never
+/// `KUBECONFIG` itself: `make test` must not touch the cluster that somebody happens to work with.
 const ATTACH: &str = "ASH_TEST_KUBECONFIG";
-/// For a cluster that is attached to: a command that is given the archive of an image and brings it onto all nodes. Without it the
-/// images have to be there.
+/// For a cluster that is attached to: a command that is given the archive of an image and brings it onto all nodes.
+/// Without it the images have to be there.
 const LOAD: &str = "ASH_TEST_LOAD_IMAGE";
 
 /// A running cluster.
@@ -92,8 +94,8 @@ impl Deref for Alone {
 }
 
 impl Cluster {
-    /// The cluster of this program with the images of this repository on its nodes; `None`, said on the terminal, where none can
-    /// run and none is required.
+    /// The cluster of this program with the images of this repository on its nodes; `None`, said on the terminal, where
+    /// none can run and none is required.
     ///
     /// # Panics
     /// When it does not start, or cannot and is required.
@@ -179,8 +181,8 @@ impl Cluster {
         self.done(&["wait", "--for=condition=Ready", &format!("node/{node}"), &kubectl::timeout()]);
     }
 
-    /// Kills the first process of a pod's container, as the kernel would that is short of memory. The kubelet starts it again in
-    /// the same pod. `None` on a cluster whose nodes are not ours.
+    /// Kills the first process of a pod's container, as the kernel would that is short of memory. The kubelet starts it
+    /// again in the same pod. `None` on a cluster whose nodes are not ours.
     ///
     /// # Panics
     /// When there is no such container.
@@ -196,7 +198,8 @@ impl Cluster {
         Some(())
     }
 
-    /// Takes the API server away; what runs goes on. For [`Cluster::alone`]. `None` on a cluster whose control plane is not ours.
+    /// Takes the API server away; what runs goes on. For [`Cluster::alone`]. `None` on a cluster whose control plane is
+    /// not ours.
     ///
     /// # Panics
     /// When it does not run.

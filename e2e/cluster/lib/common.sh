@@ -29,21 +29,24 @@ node_numbers() {
     [ ! -e "$file" ] || basename "$(dirname "$file")" | cut -c5-
   done
 }
-is_up() { kill -0 "$(first_process "node$1")" 2>/dev/null; }
-first_process() { cat "$cluster/$1/pid1"; }
+is_up() { is_alive "$cluster/node$1/pid1"; }
+first_process() { cut -d' ' -f1 "$cluster/$1/pid1"; }
 inside() { nsenter -t "$(first_process "$1")" -m -n -p -i -u -- "${@:2}"; }
 kubectl() { inside node1 "$programs/kubectl" --kubeconfig "$pki/admin.kubeconfig" --cache-dir "$cluster/kubectl-cache" "$@"; }
 
 # start NODE NAME COMMAND...: a daemon of a node. Its parent stays outside: its process is the parent's only child.
 start() {
   setsid nsenter -t "$(first_process "$1")" -m -n -p -i -u -- "${@:3}" >>"$cluster/$1/$2.log" 2>&1 </dev/null &
-  echo $! >"$cluster/$1/$2.parent"
+  process_key $! >"$cluster/$1/$2.parent"
   disown
 }
 # stop NODE NAME: kills a daemon and waits until it is gone.
 stop() {
   local parent
-  parent=$(cat "$cluster/$1/$2.parent")
-  kill -9 "$(tr -d ' ' <"/proc/$parent/task/$parent/children")"
+  is_alive "$cluster/$1/$2.parent" || { echo "$2 of $1 does not run" >&2; return 1; }
+  parent=$(cut -d' ' -f1 "$cluster/$1/$2.parent")
+  kill -9 "$(children_of "$parent")"
   until_ok 10 test ! -d "/proc/$parent"
 }
+# The process of a parent that has one.
+children_of() { tr -d ' ' <"/proc/$1/task/$1/children"; }

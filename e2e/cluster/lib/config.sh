@@ -68,7 +68,8 @@ cni_config() {
 END
 }
 
-# failCgroupV1: a machine of either version will do. The limits on requests are those of a person's cluster; a test is faster.
+# failCgroupV1: a machine of either version will do. The limits on requests are those of a person's cluster; a test is
+# faster.
 kubelet_config() {
   cat <<END
 apiVersion: kubelet.config.k8s.io/v1beta1

@@ -52,10 +52,10 @@ node_namespaces() {
   setsid unshare --mount --net --pid --ipc --uts --fork --kill-child --propagation private \
     "$here/cluster.sh" _init "$number" >"$cluster/$node/init.log" 2>&1 </dev/null &
   local parent=$!
-  echo $parent >"$cluster/$node/parent"
+  process_key $parent >"$cluster/$node/parent"
   disown
   until_ok 10 test -e "$cluster/$node/ready" || { cat "$cluster/$node/init.log" >&2; return 1; }
-  tr -d ' ' <"/proc/$parent/task/$parent/children" >"$cluster/$node/pid1"
+  process_key "$(children_of $parent)" >"$cluster/$node/pid1"
   [ "$number" -gt 1 ] || return 0
   # A cable to the bridge of the first node, and routes between the pods of all.
   nsenter -t "$(first_process node1)" -n -- \

@@ -1,7 +1,8 @@
 //! A real Postgres server for tests, in a temporary folder and on a Unix socket there.
 //!
-//! It ends with the process that started it, also when that is killed: a shell between them waits for the end of its input.
-//! Postgres refuses root; a test that runs as root gives it another user. Nothing of the product depends on this crate.
+//! It ends with the process that started it, also when that is killed: a shell between them waits for the end of its
+//! input. Postgres refuses root; a test that runs as root gives it another user. Nothing of the product depends on this
+//! crate.
 
 use std::{
     fs,
@@ -60,8 +61,8 @@ impl Postgres {
         server
     }
 
-    /// The same for clients elsewhere, who log in as `ash` with this password: it listens on this address too, in the network of
-    /// the calling thread. Port 0 takes a free one.
+    /// The same for clients elsewhere, who log in as `ash` with this password: it listens on this address too, in the
+    /// network of the calling thread. Port 0 takes a free one.
     ///
     /// # Panics
     /// As [`Postgres::start`] does.

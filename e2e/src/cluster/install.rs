@@ -24,13 +24,14 @@ const DATABASE_SECRET: &str = "ash-database";
 /// The Secret with the keys; `install.sh` makes it.
 const KEYS_SECRET: &str = "ash-keys";
 
-/// An installed chart, with what it needs beside it. All in this process's hands: a test can read what the model was asked, and
-/// take Postgres away.
+/// An installed chart, with what it needs beside it. All in this process's hands: a test can read what the model was
+/// asked, and take Postgres away.
 #[derive(Debug)]
 pub struct Installation {
     /// The model that every sandbox ends up at. It follows the directives in messages.
     pub model: ScriptedModel,
-    /// The database. Stop and start it inside of [`Cluster::inside`]: it listens in the network of the thread that starts it.
+    /// The database. Stop and start it inside of [`Cluster::inside`]: it listens in the network of the thread that
+    /// starts it.
     pub postgres: Mutex<Postgres>,
     /// The key with which clients call the API.
     pub api_key: SecretString,

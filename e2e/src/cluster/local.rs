@@ -15,8 +15,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{script, succeed};
 
-/// A folder of a cluster to use instead of a new one, and to leave running: for whoever works on a journey and does not want to
-/// wait for a cluster each time. Started there if it is not yet; `cluster.sh down` ends it.
+/// A folder of a cluster to use instead of a new one, and to leave running: for whoever works on a journey and does not
+/// want to wait for a cluster each time. Started there if it is not yet; `cluster.sh down` ends it.
 const FOLDER: &str = "ASH_TEST_CLUSTER";
 /// The address of `node1`, in whose network this process listens for pods.
 pub(super) const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 210, 1));
@@ -94,8 +94,9 @@ impl LocalCluster {
 
     /// Moves this thread, and those that it starts from then on, into the network of `node1`.
     pub(super) fn enter(&self) {
-        let pid = fs::read_to_string(self.folder.join("node1/pid1")).expect("the first node runs");
-        let network = File::open(format!("/proc/{}/ns/net", pid.trim())).expect("its network");
+        let process = fs::read_to_string(self.folder.join("node1/pid1")).expect("the first node runs");
+        let pid = process.split_whitespace().next().expect("its first process");
+        let network = File::open(format!("/proc/{pid}/ns/net")).expect("its network");
         move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))
             .expect("a test that runs as root enters a network");
     }

@@ -9,8 +9,8 @@ use super::{
     kubectl::{text_of, timeout},
 };
 
-/// A namespace with a name of its own, in which pods have to be `restricted`. Dropped, it goes with all that is in it; where the
-/// test has failed, its state is printed before.
+/// A namespace with a name of its own, in which pods have to be `restricted`. Dropped, it goes with all that is in it;
+/// where the test has failed, its state is printed before.
 #[derive(Debug)]
 pub struct Namespace<'cluster> {
     cluster: &'cluster Cluster,

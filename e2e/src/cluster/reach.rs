@@ -41,8 +41,8 @@ impl Drop for Endpoint {
 }
 
 impl Cluster {
-    /// Does something in the cluster's network: connects to Services and pods, or listens where pods can reach it. What is opened
-    /// inside stays in that network.
+    /// Does something in the cluster's network: connects to Services and pods, or listens where pods can reach it. What
+    /// is opened inside stays in that network.
     ///
     /// # Panics
     /// When the work does.

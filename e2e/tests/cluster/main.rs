@@ -1,4 +1,5 @@
-//! Journeys on a real Kubernetes cluster of two nodes. Where none can run they say that they are skipped; in CI they fail.
+//! Journeys on a real Kubernetes cluster of two nodes. Where none can run they say that they are skipped; in CI they
+//! fail.
 
 #![allow(clippy::unwrap_used)]
 
