@@ -44,7 +44,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Who knows Kubernetes; the others reach it through ports.
-const KUBERNETES: &[&str] = &["ash-client", "ash-controllers", "ash-crd", "ash-sandbox"];
+const KUBERNETES: &[&str] = &["ash-client", "ash-controllers", "ash-crd", "ash-pods", "ash-sandbox"];
 
 /// Who alone may use a crate from outside.
 const ONLY: &[(&str, &[&str])] = &[

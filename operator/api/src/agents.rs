@@ -117,12 +117,11 @@ fn read(body: &[u8], allow_path: bool) -> Result<Deployment, ApiError> {
         return Err(invalid("config", &format!("it has more than {MAX_CONFIG_BYTES} bytes")));
     }
     let mut settings = AgentSettings {
-        system_prompt: None,
         model: fields.word("model", MAX_MODEL_BYTES)?,
         env,
         network: network::policy(&fields)?,
-        has_hooks: false,
         config: fields.get("config")?,
+        ..AgentSettings::default()
     };
     let (bundle, system_prompt) = files(&fields, allow_path, system_prompt)?;
     settings.system_prompt = system_prompt;

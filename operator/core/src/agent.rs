@@ -62,11 +62,42 @@ pub struct AgentSettings {
     pub env: BTreeMap<String, String>,
     /// Where the sandbox may connect to beside the model.
     pub network: NetworkPolicy,
+    /// The stored credential of the model that its sessions use, by name; the installation's own key where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+    /// The stored credential of the kind `custom` whose variables go over `env`, by name: those that are secrets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_environment: Option<String>,
+    /// The `spec.sandbox` that this version's pods are made from, without its variables; in a cluster only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<serde_json::Map<String, serde_json::Value>>,
+    /// Bounds of every turn that does not bring its own.
+    #[serde(skip_serializing_if = "TurnLimits::is_empty")]
+    pub limits: TurnLimits,
     /// The bundle brings hooks of its own, so it is not rehearsed. Computed at deployment.
     pub has_hooks: bool,
     /// Anything else that the deployer wants to keep with the version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// Bounds of a turn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TurnLimits {
+    /// Calls of the model at the most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_turns: Option<u32>,
+    /// Money at the most, in US dollars.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_budget_usd: Option<f64>,
+}
+
+impl TurnLimits {
+    /// Whether nothing is bounded.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Where a sandbox may connect to beside the model API.

@@ -15,9 +15,11 @@ pub const GIT_CLONE: &str = "git-clone";
 pub const AGENT: &str = "ash.dev/agent";
 /// On pods: the number of the agent's version.
 pub const AGENT_VERSION: &str = "ash.dev/agent-version";
+/// On pods: the id of the sandbox.
+pub const SANDBOX_ID: &str = "ash.dev/sandbox-id";
 /// On pods: the name of the session that claimed them.
 pub const SESSION: &str = "ash.dev/session";
-/// On pods: the uid of the session that claimed them.
+/// On sessions and on the pods that they claimed: the uid of the session. REST finds a session by it.
 pub const SESSION_UID: &str = "ash.dev/session-uid";
 /// On pods: `true` while they wait for a session.
 pub const WARM: &str = "ash.dev/warm";
@@ -27,6 +29,13 @@ pub const NODE_POOL: &str = "ash.dev/node-pool";
 pub const ORIGIN: &str = "ash.dev/origin";
 /// The value of [`ORIGIN`] for what a REST call made.
 pub const ORIGIN_REST: &str = "rest";
+
+/// Annotation of sessions: when the API asked for a sandbox, in RFC 3339.
+pub const WAKE_REQUESTED_AT: &str = "ash.dev/wake-requested-at";
+/// Annotation of sessions that a REST call made with variables: the stored credential that has them.
+pub const ENVIRONMENT: &str = "ash.dev/environment-credential";
+/// Annotation of sessions that REST stopped rather than paused: both set `spec.suspend`.
+pub const STOPPED: &str = "ash.dev/stopped";
 
 /// On sessions and agents: the operator clears up before the object goes.
 pub const FINALIZER: &str = "ash.dev/cleanup";

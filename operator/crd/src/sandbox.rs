@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{
     environment::{self, EnvironmentVariable},
@@ -98,6 +99,21 @@ impl ImagePullPolicy {
             Self::IfNotPresent => "IfNotPresent",
             Self::Never => "Never",
         }
+    }
+}
+
+impl Sandbox {
+    /// What a version keeps of it: all but the variables, which may be secrets.
+    pub fn of_version(&self) -> Option<Map<String, Value>> {
+        match serde_json::to_value(Self { env: Vec::new(), ..self.clone() }) {
+            Ok(Value::Object(fields)) => Some(fields),
+            _ => None,
+        }
+    }
+
+    /// The sandbox that a version keeps; the default where it keeps none.
+    pub fn from_version(kept: Option<&Map<String, Value>>) -> Self {
+        kept.and_then(|fields| serde_json::from_value(Value::Object(fields.clone())).ok()).unwrap_or_default()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use ash_core::{
-    agent::{AgentSettings, NetworkPolicy},
+    agent::{AgentSettings, NetworkPolicy, TurnLimits},
     environment,
     id::{SessionId, TurnId},
 };
@@ -87,16 +87,18 @@ fn secret_keys(variables: &[EnvironmentVariable]) -> impl Iterator<Item = &Secre
 }
 
 impl AgentSpec {
-    /// The settings of a version. `environment` is the resolved `sandbox.env`. Whether the bundle has hooks is known when its
-    /// files are: the caller sets it.
+    /// The settings of a version. `environment` is the part of the resolved `sandbox.env` that is no secret. Whether the bundle
+    /// has hooks is known when its files are, and the names of stored credentials when they are stored: the caller sets them.
     pub fn settings(&self, environment: BTreeMap<String, String>) -> AgentSettings {
         AgentSettings {
             system_prompt: self.system_prompt.clone(),
             model: self.model.clone(),
             env: environment,
             network: (&self.sandbox.network).into(),
-            has_hooks: false,
+            sandbox: self.sandbox.of_version(),
+            limits: TurnLimits { max_turns: self.limits.max_turns, max_budget_usd: self.limits.max_budget_usd },
             config: self.config.clone(),
+            ..AgentSettings::default()
         }
     }
 
