@@ -12,6 +12,7 @@ use tokio::{
 use crate::{
     args::Arguments,
     claude::transcript,
+    dial::Ticket,
     driver::Driver,
     link::{Link, LinkEnd},
     shared::{MAX_REQUESTS, Shared},
@@ -33,6 +34,8 @@ pub enum End {
     Overtaken,
     /// There was no host for ten minutes.
     HostGone,
+    /// The host has nothing for this pod.
+    Unwanted,
 }
 
 /// Why the bridge could not begin.
@@ -83,7 +86,8 @@ pub async fn run(arguments: Arguments, terminate: impl Future<Output = ()>) -> R
     let driver = Driver::new(shared.clone(), received, arguments.workspace.clone());
     let link = Link {
         shared: shared.clone(),
-        socket: arguments.socket,
+        host: arguments.host,
+        ticket: Ticket::default(),
         sandbox: arguments.sandbox,
         workspace: Rc::new(workspace),
         gateway,
@@ -128,6 +132,7 @@ fn ended(end: Option<&Result<LinkEnd, JoinError>>) -> End {
     match end {
         Some(Ok(LinkEnd::Overtaken)) => End::Overtaken,
         Some(Ok(LinkEnd::HostGone)) => End::HostGone,
+        Some(Ok(LinkEnd::Unwanted)) => End::Unwanted,
         _ => End::Stopped,
     }
 }

@@ -80,6 +80,8 @@ struct Session {
     interrupt: Option<Interrupt>,
     /// Restart between turns.
     restart: Option<RestartReason>,
+    /// Claude Code was stopped until the session is bound again.
+    rests: bool,
 }
 
 /// The task that owns Claude Code.
@@ -199,6 +201,9 @@ impl Driver {
     /// Tells the link how far the session got.
     fn publish(&self) {
         let progress = match (&self.session, &self.warmth) {
+            (Some(session), _) if session.rests => {
+                Progress::Resting { session: session.id, epoch: session.epoch, last: Sequence::START }
+            }
             (Some(session), _) => Progress::Bound {
                 session: session.id,
                 epoch: session.epoch,

@@ -12,10 +12,12 @@ pub mod descendants;
 pub mod environment;
 pub mod log;
 pub mod options;
+pub mod phase;
 pub mod report;
 pub mod turn;
 
 mod archive;
+mod dial;
 mod driver;
 mod exec;
 mod files;

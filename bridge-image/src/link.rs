@@ -5,7 +5,6 @@ use std::{
     mem::MaybeUninit,
     net::TcpListener,
     os::fd::AsFd,
-    path::PathBuf,
     rc::Rc,
     time::Duration,
 };
@@ -20,13 +19,15 @@ use ash_protocol::{
 use bytes::{Bytes, BytesMut};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, Interest},
-    net::{UnixStream, unix::OwnedReadHalf, unix::OwnedWriteHalf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest},
+    net::UnixStream,
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
 
 use crate::{
+    args::Host,
+    dial::{DialError, Dialled, Ticket, dial},
     report::report,
     shared::{Caller, Input, MAX_WAITING_DATA, Shared},
     work,
@@ -75,6 +76,8 @@ pub(crate) enum LinkEnd {
     Overtaken,
     /// No host for [`HOST_GONE`].
     HostGone,
+    /// The host knows the pod, and has nothing for it.
+    Unwanted,
 }
 
 /// Why a connection has ended.
@@ -93,7 +96,9 @@ enum LinkError {
 /// The link's side that does not change.
 pub(crate) struct Link {
     pub(crate) shared: Rc<Shared>,
-    pub(crate) socket: PathBuf,
+    pub(crate) host: Host,
+    /// For the next connection over the network.
+    pub(crate) ticket: Ticket,
     pub(crate) sandbox: String,
     pub(crate) workspace: Rc<work::Workspace>,
     /// Handed to every host; kept open for ever, so that connections wait in it while there is no host.
@@ -107,10 +112,10 @@ impl Link {
         let mut pause = FIRST_PAUSE;
         let mut gone_since = Instant::now();
         loop {
-            match UnixStream::connect(&self.socket).await {
-                Ok(stream) => {
+            match dial(&self.host, &self.ticket).await {
+                Ok(dialled) => {
                     let mut welcomed = false;
-                    let served = self.serve(stream, &mut welcomed).await;
+                    let served = self.serve(dialled, &mut welcomed).await;
                     self.shared.disconnected();
                     match served {
                         Ok(end) => return end,
@@ -119,6 +124,10 @@ impl Link {
                     if welcomed {
                         (pause, gone_since) = (FIRST_PAUSE, Instant::now());
                     }
+                }
+                Err(error @ DialError::Unwanted(_)) => {
+                    report("unwanted", &error.to_string());
+                    return LinkEnd::Unwanted;
                 }
                 Err(error) if pause == LONGEST_PAUSE / 2 => report("host_unreachable", &error.to_string()),
                 Err(_) => {}
@@ -131,10 +140,28 @@ impl Link {
         }
     }
 
-    async fn serve(&self, stream: UnixStream, welcomed: &mut bool) -> Result<LinkEnd, LinkError> {
-        self.greet(&stream).await?;
-        let (mut reader, mut writer) = stream.into_split();
-        let mut buffer = BytesMut::new();
+    async fn serve(&self, dialled: Dialled, welcomed: &mut bool) -> Result<LinkEnd, LinkError> {
+        match dialled {
+            Dialled::Unix(stream) => {
+                self.greet(&stream).await?;
+                let (reader, writer) = stream.into_split();
+                self.serve_greeted(reader, writer, BytesMut::new(), welcomed).await
+            }
+            Dialled::Tcp(mut stream, received) => {
+                stream.write_all(&self.hello()).await?;
+                let (reader, writer) = stream.into_split();
+                self.serve_greeted(reader, writer, received, welcomed).await
+            }
+        }
+    }
+
+    async fn serve_greeted(
+        &self,
+        mut reader: impl AsyncRead + Unpin,
+        mut writer: impl AsyncWrite + Unpin,
+        mut buffer: BytesMut,
+        welcomed: &mut bool,
+    ) -> Result<LinkEnd, LinkError> {
         let frame = timeout(WELCOME, next_frame(&mut reader, &mut buffer))
             .await
             .map_err(|_| LinkError::Protocol("no answer to the greeting"))??;
@@ -166,8 +193,8 @@ impl Link {
         }
     }
 
-    /// Sends the greeting, with the gateway's listener.
-    async fn greet(&self, stream: &UnixStream) -> Result<(), LinkError> {
+    /// The greeting.
+    fn hello(&self) -> BytesMut {
         let port = self.gateway.as_ref().and_then(|listener| listener.local_addr().ok()).map(|address| address.port());
         let hello = Hello {
             protocol: version::CURRENT,
@@ -178,6 +205,12 @@ impl Link {
         };
         let mut bytes = BytesMut::new();
         Frame::json(FrameKind::Hello, 0, &hello).encode(&mut bytes);
+        bytes
+    }
+
+    /// Sends the greeting, with the gateway's listener.
+    async fn greet(&self, stream: &UnixStream) -> Result<(), LinkError> {
+        let bytes = self.hello();
         let mut sent = 0;
         while sent < bytes.len() {
             sent += stream
@@ -195,7 +228,7 @@ impl Link {
         Ok(())
     }
 
-    async fn read(&self, reader: &mut OwnedReadHalf, mut buffer: BytesMut) -> Result<(), LinkError> {
+    async fn read(&self, reader: &mut (impl AsyncRead + Unpin), mut buffer: BytesMut) -> Result<(), LinkError> {
         loop {
             let frame = next_frame(reader, &mut buffer).await?;
             self.take_in(frame).await?;
@@ -252,6 +285,10 @@ impl Link {
             self.shared.stop_by(Instant::now() + Duration::from_millis(deadline_ms.min(MAX_DEADLINE_MS)));
             return caller.done(&());
         }
+        if let Request::Ticket { ticket } = request {
+            self.ticket.keep(ticket);
+            return caller.done(&());
+        }
         match work::Work::from_request(request) {
             Ok(job) => {
                 let configuration = self.shared.configuration.borrow().clone();
@@ -268,7 +305,7 @@ impl Link {
         }
     }
 
-    async fn write(&self, writer: &mut OwnedWriteHalf, resend_to: Sequence) -> Result<(), LinkError> {
+    async fn write(&self, writer: &mut (impl AsyncWrite + Unpin), resend_to: Sequence) -> Result<(), LinkError> {
         let mut batch = BytesMut::new();
         let mut synced = false;
         loop {
@@ -318,7 +355,7 @@ impl Link {
     }
 }
 
-async fn next_frame(reader: &mut OwnedReadHalf, buffer: &mut BytesMut) -> Result<Frame, LinkError> {
+async fn next_frame(reader: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> Result<Frame, LinkError> {
     loop {
         if let Some(frame) = Frame::decode(buffer)? {
             return Ok(frame);

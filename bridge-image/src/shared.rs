@@ -106,7 +106,9 @@ impl Shared {
     /// How far the bridge got, with the last entry that it wrote.
     pub(crate) fn progress(&self) -> Progress {
         let mut progress = self.progress.borrow().clone();
-        if let (Progress::Bound { last, .. }, Some(log)) = (&mut progress, &*self.log.borrow()) {
+        if let (Progress::Bound { last, .. } | Progress::Resting { last, .. }, Some(log)) =
+            (&mut progress, &*self.log.borrow())
+        {
             *last = log.last();
         }
         progress

@@ -195,6 +195,12 @@ impl Driver {
 
     /// Ends the process in peace and starts another one.
     pub(super) async fn restart(&mut self, start: &Start<'_>) -> Result<(), ChangeError> {
+        self.stop().await;
+        self.start(start).await
+    }
+
+    /// Ends the process in peace, or kills it where it does not end; then its conversation is in the log to its end.
+    pub(super) async fn stop(&mut self) {
         if let Some(claude) = &mut self.claude {
             claude.close_input();
             let _ = self.pump(Process::close_time(), |_| false).await;
@@ -202,7 +208,6 @@ impl Driver {
             self.kill().await;
         }
         self.ship_transcript().await;
-        self.start(start).await
     }
 
     /// Writes that it was started again.
@@ -324,7 +329,7 @@ impl Driver {
 
     /// Starts a process that died again, within bounds; after them the next turn does.
     pub(super) async fn revive(&mut self) {
-        let Some(session) = &self.session else { return };
+        let Some(session) = self.session.as_ref().filter(|session| !session.rests) else { return };
         let options = session.options.clone();
         let mut pause = REVIVAL_PAUSE;
         while take_revival(&mut self.revivals, Instant::now()) {

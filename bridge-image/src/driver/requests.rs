@@ -1,10 +1,10 @@
 //! What becomes of the host's requests to the session.
 
 use ash_protocol::{
-    EntryFlags, EntryKind,
+    EntryFlags, EntryKind, Sequence,
     message::{
         Admit, Behavior, Bind, Bound, Claimed, Decision, Refusal, RefusalCategory, Request, Resolution, RestartReason,
-        TurnFailure, Warm, Warmed,
+        Rested, TurnFailure, Warm, Warmed,
     },
     options::TurnOptions,
 };
@@ -21,9 +21,12 @@ use crate::{
     link::Command,
     log::Log,
     options::{Plan, Wanted, plan},
+    phase::{Binding, Owner, Phase, Rest},
     shared::{Caller, refusal},
     turn::{Admission, Turns},
 };
+
+const NO_SESSION: &str = "no session has claimed this sandbox";
 
 impl Driver {
     pub(super) async fn command(&mut self, command: Command) {
@@ -37,12 +40,16 @@ impl Driver {
                 let bound = self.bind(*bind).await;
                 caller.answer(bound);
             }
+            Request::Rest {} => {
+                let rested = self.rest().await;
+                caller.answer(rested);
+            }
             Request::Configure { options } => match &mut self.session {
                 Some(session) => {
                     session.options = options;
                     caller.done(&());
                 }
-                None => caller.refuse(RefusalCategory::NotReady, "no session has claimed this sandbox"),
+                None => caller.refuse(RefusalCategory::NotReady, NO_SESSION),
             },
             Request::Admit(admit) => self.admit(*admit, caller).await,
             Request::Interrupt { turn } => {
@@ -75,14 +82,17 @@ impl Driver {
     }
 
     async fn bind(&mut self, bind: Bind) -> Result<Bound, Refusal> {
-        if let Some(session) = &self.session {
+        match self.phase().binding(Owner { session: bind.session, epoch: bind.epoch }) {
+            Binding::Take => self.take(bind).await,
+            Binding::Wake => self.wake(bind).await,
             // The answer was lost with an earlier connection.
-            return if (session.id, session.epoch) == (bind.session, bind.epoch) {
-                Ok(Bound { how: session.how })
-            } else {
-                Err(refusal(RefusalCategory::NotReady, "another session has claimed this sandbox"))
-            };
+            Binding::Repeat => Ok(Bound { how: self.session.as_ref().map_or(Claimed::Live, |session| session.how) }),
+            Binding::Refused(reason) => Err(refusal(RefusalCategory::NotReady, reason)),
         }
+    }
+
+    /// Gives a warm sandbox to a session.
+    async fn take(&mut self, bind: Bind) -> Result<Bound, Refusal> {
         let Some(transcripts) = self.warmth.as_ref().map(|warmth| warmth.transcripts.clone()) else {
             return Err(refusal(RefusalCategory::NotReady, "the sandbox has to be warmed before it is claimed"));
         };
@@ -106,11 +116,63 @@ impl Driver {
             has_conversation: bind.resume.is_some(),
             interrupt: None,
             restart: None,
+            rests: false,
         });
         let failed = std::mem::take(&mut self.failed_servers);
         self.servers_failed(failed);
         self.publish();
         Ok(Bound { how })
+    }
+
+    /// Starts Claude Code again for the session that rests here, with the conversation that was kept.
+    async fn wake(&mut self, bind: Bind) -> Result<Bound, Refusal> {
+        // Everything of the epoch before was committed before there was a newer one. What starting prints belongs to this one.
+        *self.shared.log.borrow_mut() = Some(Log::new(bind.epoch));
+        let how = Claimed::Restarted;
+        if let Some(session) = &mut self.session {
+            (session.epoch, session.options, session.how) = (bind.epoch, bind.options.clone(), how);
+            session.partials = Partials::default();
+        }
+        let wanted = self.wanted(&bind.options, &TurnOptions::default());
+        let resume = self.resumable();
+        self.start(&Start { wanted: &wanted, resume }).await.map_err(ChangeError::into_refusal)?;
+        if let Some(session) = &mut self.session {
+            session.rests = false;
+        }
+        self.publish();
+        Ok(Bound { how })
+    }
+
+    /// Stops Claude Code between turns; what it wrote of the conversation is in the log before this returns.
+    async fn rest(&mut self) -> Result<Rested, Refusal> {
+        let turn_runs = self.session.as_ref().is_some_and(|session| session.turns.running().is_some());
+        match self.phase().rest(turn_runs) {
+            Rest::Stop => self.stop_to_rest().await,
+            Rest::Repeat => {}
+            Rest::Busy => return Err(refusal(RefusalCategory::TurnInProgress, "a turn is in progress")),
+            Rest::NoSession => return Err(refusal(RefusalCategory::NotReady, NO_SESSION)),
+        }
+        Ok(Rested { last: self.shared.log.borrow().as_ref().map_or(Sequence::START, Log::last) })
+    }
+
+    async fn stop_to_rest(&mut self) {
+        if let Some(session) = &mut self.session {
+            (session.rests, session.restart) = (true, None);
+        }
+        self.stop().await;
+        self.publish();
+    }
+
+    /// Whose the sandbox is.
+    fn phase(&self) -> Phase {
+        match &self.session {
+            Some(session) => {
+                let owner = Owner { session: session.id, epoch: session.epoch };
+                if session.rests { Phase::Resting(owner) } else { Phase::Bound(owner) }
+            }
+            None if self.warmth.is_some() => Phase::Warm,
+            None => Phase::New,
+        }
     }
 
     /// Brings the process to the session's options and conversation.
@@ -130,8 +192,11 @@ impl Driver {
 
     async fn admit(&mut self, admit: Admit, caller: Caller) {
         let Some(session) = &self.session else {
-            return caller.refuse(RefusalCategory::NotReady, "no session has claimed this sandbox");
+            return caller.refuse(RefusalCategory::NotReady, NO_SESSION);
         };
+        if session.rests {
+            return caller.refuse(RefusalCategory::NotReady, "the session rests here: bind it in a newer epoch first");
+        }
         match session.turns.admission(admit.turn) {
             Admission::Repeat => return caller.done(&()),
             Admission::Busy => return caller.refuse(RefusalCategory::TurnInProgress, "another turn is in progress"),

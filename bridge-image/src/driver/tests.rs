@@ -124,6 +124,7 @@ fn driver() -> (Rc<Shared>, Driver) {
         has_conversation: false,
         interrupt: None,
         restart: None,
+        rests: false,
     });
     (shared, driver)
 }

@@ -52,6 +52,8 @@ pub struct Sandbox {
     pub bridge: Child,
     /// What was received, by sequence: the store.
     pub journal: Vec<Entry>,
+    /// The session's epoch.
+    pub epoch: Epoch,
     pub program: PathBuf,
     pub environment: BTreeMap<String, String>,
 }
@@ -111,7 +113,7 @@ impl Sandbox {
             .spawn()
             .unwrap();
         environment.extend(extra.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        Self { folder, listener, bridge, journal: Vec::new(), program, environment }
+        Self { folder, listener, bridge, journal: Vec::new(), epoch: EPOCH, program, environment }
     }
 
     pub fn workspace(&self) -> PathBuf {
@@ -228,7 +230,8 @@ impl Sandbox {
             assert_eq!(*known, entry, "what comes again is the same");
             return;
         }
-        let expected = self.journal.last().map_or(EPOCH.sequence(2), |last| last.sequence.next().unwrap());
+        let before = self.journal.last().filter(|last| last.sequence.epoch() == self.epoch);
+        let expected = before.map_or(self.epoch.sequence(2), |last| last.sequence.next().unwrap());
         assert_eq!(entry.sequence, expected, "no entry is left out");
         if entry.kind == EntryKind::Partial {
             assert_eq!(Line::parse(&entry.body).unwrap(), Line::Partial);
@@ -400,7 +403,7 @@ impl Connection {
         let bind = Bind {
             tenant: "default".to_owned(),
             session: Uuid::from_u128(1),
-            epoch: EPOCH,
+            epoch: sandbox.epoch,
             options,
             resume: None,
             transcript_offset: 0,

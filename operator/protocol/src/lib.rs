@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod frame;
 pub mod message;
 pub mod options;
+pub mod preamble;
 pub mod sequence;
 pub mod version;
 

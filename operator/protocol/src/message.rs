@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     bound::BridgeBound,
+    fleet::Hidden,
     options::{SessionOptions, TurnOptions},
     sequence::{Epoch, Sequence},
     version::ProtocolVersion,
@@ -52,6 +53,15 @@ pub enum Progress {
         /// Permission requests that wait for an answer, by id.
         permissions: Vec<String>,
     },
+    /// It served a session and was told to rest ([`Request::Rest`]): Claude Code is stopped, workspace and conversation are kept.
+    Resting {
+        /// The session.
+        session: Uuid,
+        /// The epoch in which the bridge numbered its entries.
+        epoch: Epoch,
+        /// The last entry that it wrote.
+        last: Sequence,
+    },
 }
 
 /// A turn in progress.
@@ -86,7 +96,18 @@ pub enum Request {
     /// Starts and initialises Claude Code, and rehearses it where `rehearse` says so. Data: none. Answers [`Warmed`].
     Warm(Box<Warm>),
     /// Gives the sandbox to a session: from here on entries are numbered and kept. Answers [`Bound`].
+    ///
+    /// A bridge that rests is woken by its own session in a newer epoch: Claude Code starts again with the conversation that the
+    /// bridge kept, whatever `resume` and `transcript_offset` say.
     Bind(Box<Bind>),
+    /// Stops Claude Code between turns and keeps the workspace and the conversation. Refused (`turn_in_progress`) while a turn
+    /// runs; a repeat does nothing. Answers [`Rested`] when the conversation is in the log to its end. Since version 1.1.
+    Rest {},
+    /// A ticket for the next connection of a bridge that dials over the network, in place of the one before. Since version 1.1.
+    Ticket {
+        /// The ticket.
+        ticket: Hidden,
+    },
     /// Changes the session's options between turns; during a turn they hold from the next one on.
     Configure {
         /// The new options, complete.
@@ -219,6 +240,14 @@ pub struct Bind {
 pub struct Bound {
     /// How the sandbox came to the session.
     pub how: Claimed,
+}
+
+/// The answer to [`Request::Rest`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rested {
+    /// The last entry of the log, which may come after this answer; none follows until the session is woken.
+    pub last: Sequence,
 }
 
 /// How a sandbox came to a session.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// The major number changes when a peer of the old one could misread a frame; the minor when something was added that an
 /// older peer may ignore.
-pub const CURRENT: ProtocolVersion = ProtocolVersion { major: 1, minor: 0 };
+pub const CURRENT: ProtocolVersion = ProtocolVersion { major: 1, minor: 1 };
 
 /// A version of the protocol between host and bridge, sent by both sides in their first message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

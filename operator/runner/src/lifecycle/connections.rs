@@ -161,6 +161,6 @@ async fn catch_up(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, progress: &Progr
         }
         // A warm bridge whose claim is on its way.
         Progress::New | Progress::Warm => (row.last, false),
-        Progress::Bound { .. } => (row.last, true),
+        Progress::Bound { .. } | Progress::Resting { .. } => (row.last, true),
     }
 }
