@@ -5,6 +5,9 @@
 //! comes in over it is either a request to the model API or a CONNECT to somewhere else; both are
 //! answered by what the sandbox is bound to at that moment, and both need the sandbox's token.
 //!
+//! Pods reach it over the network instead ([`Gateway::serve_network`]): whose a connection is, its
+//! token says.
+//!
 //! Nothing here stores anything: bindings are told to the gateway by the runner, and told again
 //! after a restart. Until then a valid token gets 529, which Claude retries.
 
@@ -20,6 +23,7 @@ mod id;
 mod limits;
 mod metrics;
 mod model;
+mod network;
 mod phase;
 mod registry;
 mod rehearsal;
@@ -128,6 +132,11 @@ impl Gateway {
         tokio::spawn(accepting);
         tracing::debug!(%sandbox, %address, "serving a sandbox");
         Ok(Attachment { address, cut, listener })
+    }
+
+    /// Serves every sandbox that comes over the network with its token, until `stop`. Its pods are told where that is.
+    pub async fn serve_network(&self, listener: tokio::net::TcpListener, stop: CancellationToken) {
+        network::accept_network(self.shared.clone(), listener, stop).await;
     }
 
     /// The sandbox exists and has no session: its model calls are rehearsed, tunnels refused.

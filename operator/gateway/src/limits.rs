@@ -38,6 +38,13 @@ pub struct Limits {
     pub tunnel_idle: Duration,
     /// Addresses of a host that are tried. Further ones are checked and not tried.
     pub addresses: usize,
+    /// Connections over the network that have not shown a valid token yet, of all. At the bound nothing more is accepted: further
+    /// ones wait in the kernel's backlog.
+    pub unproven: usize,
+    /// ... and from one address. At the bound: closed at once.
+    pub unproven_of_address: usize,
+    /// How long a connection over the network may take to show a valid token. At the bound it is closed.
+    pub prove: Duration,
     /// Refused hosts per minute and binding that the session's log is told. Further ones are only
     /// counted.
     pub refusals_per_minute: u32,
@@ -61,6 +68,9 @@ impl Default for Limits {
             tunnel_connect: Duration::from_secs(10),
             tunnel_idle: Duration::from_mins(10),
             addresses: 8,
+            unproven: 1024,
+            unproven_of_address: 64,
+            prove: Duration::from_secs(10),
             refusals_per_minute: 20,
         }
     }

@@ -105,6 +105,9 @@ pub(crate) struct Metrics {
     pub(crate) targets_shortened: Counter,
     pub(crate) heads_too_long: Counter,
     pub(crate) calls_beyond_idle: Counter,
+    pub(crate) unproven_at_bound: Counter,
+    pub(crate) unproven_refused: Counter,
+    pub(crate) unproven_too_long: Counter,
 }
 
 impl Metrics {
@@ -157,6 +160,17 @@ impl Metrics {
             ("addresses_untried", "Addresses of hosts that were not tried", &self.addresses_untried),
             ("targets_shortened", "Targets of tunnels that are too long to be shown", &self.targets_shortened),
             ("heads_too_long", "Connections of sandboxes with too long a request head", &self.heads_too_long),
+            (
+                "unproven_at_bound",
+                "Times nothing was accepted because too many connections of the network had shown no token",
+                &self.unproven_at_bound,
+            ),
+            (
+                "unproven_refused",
+                "Connections of an address with too many others that had shown no token",
+                &self.unproven_refused,
+            ),
+            ("unproven_too_long", "Connections of the network that showed no token in time", &self.unproven_too_long),
             (
                 "model_calls_beyond_idle",
                 "Model calls beside more others than there are idle connections kept",

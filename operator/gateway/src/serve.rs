@@ -1,6 +1,7 @@
 //! Serves sandboxes: accepts their connections, finds out who asks, and sends each request to the
 //! part that answers it.
 
+use std::any::Any;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,12 +21,12 @@ use tokio_util::sync::CancellationToken;
 use crate::accept::Connections;
 use crate::answer::{Body, Problem, full, problem};
 use crate::egress::{EgressConfig, EgressSink, tunnel};
-use crate::error::TokenError;
 use crate::headers::X_API_KEY;
 use crate::id::SandboxId;
 use crate::limits::Limits;
 use crate::metrics::{Held, Metrics, ModelOutcome, TunnelOutcome};
 use crate::model::{Route, forward, released, route};
+use crate::network::Visitor;
 use crate::registry::{Access, Registry};
 use crate::rehearsal;
 use crate::token::TokenSigner;
@@ -61,8 +62,8 @@ pub(crate) async fn accept_loop(
         let Some(Some((stream, place))) = cut.run_until_cancelled(next).await else {
             return;
         };
-        let connection = serve(shared.clone(), sandbox, stream, place, cut.clone());
-        tokio::spawn(connection);
+        let asker = Asker::Listener { sandbox, place: Arc::new(place) };
+        tokio::spawn(serve(shared.clone(), asker, stream, cut.clone()));
     }
 }
 
@@ -92,20 +93,53 @@ async fn next_connection(
     }
 }
 
-async fn serve(
-    shared: Arc<Shared>,
-    sandbox: SandboxId,
-    stream: TcpStream,
-    place: Option<OwnedSemaphorePermit>,
-    cut: CancellationToken,
-) {
+/// Whose a connection is.
+pub(crate) enum Asker {
+    /// Of the sandbox whose listener it came over.
+    Listener {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// Its place.
+        place: Place,
+    },
+    /// Whose the first valid token says.
+    Network(Arc<Visitor>),
+}
+
+/// Why somebody is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotLet {
+    /// No valid token, or another sandbox's.
+    Unauthorized,
+    /// The sandbox has as many connections as it may.
+    Full,
+}
+
+/// The place of a connection; a tunnel keeps it after the connection has become one.
+pub(crate) type Place = Arc<dyn Any + Send + Sync>;
+
+impl Asker {
+    /// The sandbox that asks with this token. A listener belongs to one sandbox, and so does a connection of the network: the
+    /// token has to say the same, always.
+    fn authenticate(&self, shared: &Shared, token: Option<&str>) -> Result<(SandboxId, Place), NotLet> {
+        let named = token.and_then(|token| shared.signer.verify(token).ok()).ok_or(NotLet::Unauthorized)?;
+        match self {
+            Self::Listener { sandbox, place } if *sandbox == named => Ok((named, place.clone())),
+            Self::Listener { .. } => Err(NotLet::Unauthorized),
+            Self::Network(visitor) => visitor.is_of(named, &shared.limits).map(|place| (named, place)),
+        }
+    }
+}
+
+/// Serves one connection until its end, or `cut`.
+pub(crate) async fn serve(shared: Arc<Shared>, asker: Asker, stream: TcpStream, cut: CancellationToken) {
     let _held = Held::new(&shared.metrics.connections);
     // Without this the first byte of an answer may wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
-    let place = Arc::new(place);
+    let asker = Arc::new(asker);
     let service = service_fn(|request| {
-        let (shared, cut, place) = (shared.clone(), cut.clone(), place.clone());
-        async move { Ok::<_, Infallible>(dispatch(shared, sandbox, request, cut, place).await) }
+        let (shared, cut, asker) = (shared.clone(), cut.clone(), asker.clone());
+        async move { Ok::<_, Infallible>(dispatch(shared, &asker, request, cut).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -121,23 +155,26 @@ async fn serve(
     }
 }
 
-/// The place of a connection; a tunnel keeps it after the connection has become one.
-pub(crate) type Place = Arc<Option<OwnedSemaphorePermit>>;
-
 async fn dispatch(
     shared: Arc<Shared>,
-    sandbox: SandboxId,
+    asker: &Asker,
     request: Request<Incoming>,
     cut: CancellationToken,
-    place: Place,
 ) -> Response<Body> {
     if request.method() == Method::CONNECT {
         let token = proxy_token(request.headers());
-        if authenticate(&shared.signer, sandbox, token.as_deref()).is_err() {
-            shared.metrics.tunnel(TunnelOutcome::Unauthorized);
-            return tunnel::unauthorized();
-        }
-        return tunnel::open(shared, sandbox, request, cut, place).await;
+        return match asker.authenticate(&shared, token.as_deref()) {
+            Ok((sandbox, place)) => tunnel::open(shared, sandbox, request, cut, place).await,
+            Err(NotLet::Unauthorized) => {
+                shared.metrics.tunnel(TunnelOutcome::Unauthorized);
+                tunnel::unauthorized()
+            }
+            Err(NotLet::Full) => {
+                shared.metrics.connections_at_bound.inc();
+                shared.metrics.tunnel(TunnelOutcome::Busy);
+                tunnel::full_of_connections()
+            }
+        };
     }
     if request.uri().authority().is_some() {
         return problem(
@@ -151,14 +188,10 @@ async fn dispatch(
         return hello(request).await;
     }
     let token = api_token(request.headers());
-    if authenticate(&shared.signer, sandbox, token).is_err() {
-        shared.metrics.model(ModelOutcome::Unauthorized);
-        drain(request.into_body(), shared.limits.rehearsal_body).await;
-        return problem(
-            Problem::Authentication,
-            "The sandbox token is missing or wrong: use the ANTHROPIC_API_KEY of this sandbox.",
-        );
-    }
+    let sandbox = match asker.authenticate(&shared, token) {
+        Ok((sandbox, _)) => sandbox,
+        Err(why) => return not_let(&shared, why, request).await,
+    };
     let (outcome, answer) = match shared.registry.access(sandbox) {
         Access::Unknown => (
             ModelOutcome::Unknown,
@@ -201,10 +234,21 @@ pub(crate) async fn drain(mut body: Incoming, bound: usize) {
     }
 }
 
-/// A listener belongs to one sandbox; the token has to say the same, always.
-fn authenticate(signer: &TokenSigner, sandbox: SandboxId, token: Option<&str>) -> Result<(), TokenError> {
-    let named = signer.verify(token.ok_or(TokenError::Malformed)?)?;
-    if named == sandbox { Ok(()) } else { Err(TokenError::Forged) }
+async fn not_let(shared: &Shared, why: NotLet, request: Request<Incoming>) -> Response<Body> {
+    drain(request.into_body(), shared.limits.rehearsal_body).await;
+    match why {
+        NotLet::Unauthorized => {
+            shared.metrics.model(ModelOutcome::Unauthorized);
+            problem(
+                Problem::Authentication,
+                "The sandbox token is missing or wrong: use the ANTHROPIC_API_KEY of this sandbox.",
+            )
+        }
+        NotLet::Full => {
+            shared.metrics.connections_at_bound.inc();
+            problem(Problem::Overloaded, "This sandbox has as many connections open as the server permits.")
+        }
+    }
 }
 
 /// The token of a model request: `x-api-key`, or `Authorization: Bearer`.

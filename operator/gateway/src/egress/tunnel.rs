@@ -56,6 +56,11 @@ pub(crate) fn unauthorized() -> Response<Body> {
     response
 }
 
+/// 503: the sandbox has too many connections for one more.
+pub(crate) fn full_of_connections() -> Response<Body> {
+    answer(StatusCode::SERVICE_UNAVAILABLE, "this sandbox has as many connections open as the server permits")
+}
+
 /// Opens a tunnel, or says why not.
 pub(crate) async fn open(
     shared: Arc<Shared>,

@@ -3,4 +3,5 @@
 
 mod egress;
 mod model;
+mod network;
 mod support;
