@@ -6,6 +6,7 @@ mod membership;
 mod pods;
 mod resources;
 mod runner;
+mod runner_pods;
 mod runner_store;
 mod store;
 
@@ -14,6 +15,7 @@ pub use membership::{CoordinatorRow, MembershipStore, NewRunner, Reserved, Runne
 pub use pods::{PodIdentity, PodSandbox, PodState, PodStore};
 pub use resources::{AgentRequest, ResourceError, Resources, SessionRequest};
 pub use runner::{Batch, EntryReader, Load, LoggedEntry, NewMessage, ReadError, Runner, RunnerError, Sent};
+pub use runner_pods::{ReviewError, RunnerPods, TokenReviews};
 pub use runner_store::{RunnerStore, WholeStore};
 pub use store::{
     AgentStore, Append, DeployAgent, EventLog, Key, KeyStore, NewKey, NewSession, OpenEpoch, Page, SessionFilter,

@@ -1,10 +1,12 @@
 //! The host's end of the connection to one bridge: greeting, requests and replies, entries in, acknowledgements out.
 
+mod greeting;
+mod stream;
+
 use std::{
     collections::HashMap,
-    io::{self, IoSliceMut},
+    io,
     net::TcpListener,
-    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -15,18 +17,11 @@ use ash_core::{Entry, Sequence};
 use ash_protocol::{
     frame::{DATA_END, Frame, FrameError, FrameKind, MAX_DATA_BYTES},
     message::{Hello, Refusal, Reply, Request, Status, Welcome},
-    version,
 };
 use bytes::{Bytes, BytesMut};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, sockopt};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, Interest},
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
     sync::{
         mpsc::{self, error::TrySendError},
         oneshot, watch,
@@ -34,14 +29,14 @@ use tokio::{
     time::{Duration, sleep, timeout},
 };
 
+pub(crate) use self::greeting::greet;
+use self::stream::{ReadHalf, WriteHalf};
 use crate::{
     hub::NotTaken,
     limits::{BRIDGE_QUEUE, BRIDGE_READ_BYTES},
     metrics::Metrics,
 };
 
-/// The longest greeting. A greeting is a few hundred bytes; whoever sends more is no bridge.
-const MAX_HELLO_BYTES: usize = 64 << 10;
 /// The first size of the read buffer; it grows while reads fill it and is given back when the connection is idle.
 const FIRST_READ_BYTES: usize = 16 << 10;
 
@@ -98,12 +93,15 @@ pub(crate) enum ConnectionError {
     /// An entry was not taken.
     #[error(transparent)]
     Entry(#[from] NotTaken),
+    /// The bridge dialled anew.
+    #[error("the bridge dialled anew")]
+    Superseded,
 }
 
 impl ConnectionError {
     /// Whether the peer broke the protocol, so that its sandbox cannot be trusted to go on.
     pub(crate) fn is_violation(&self) -> bool {
-        !matches!(self, Self::Io(_) | Self::Entry(NotTaken::Full(_)))
+        !matches!(self, Self::Io(_) | Self::Superseded | Self::Entry(NotTaken::Full(_)))
     }
 }
 
@@ -122,8 +120,8 @@ pub(crate) enum Incoming {
 
 /// A greeted connection.
 pub(crate) struct Greeted {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+    read: ReadHalf,
+    write: WriteHalf,
     buffer: BytesMut,
     /// What the bridge said of itself.
     pub(crate) hello: Hello,
@@ -237,12 +235,13 @@ impl Bridge {
     }
 
     /// Serves a greeted connection until it breaks. `incoming` is called in order and must not block; it gives how long the
-    /// connection is not read from after that.
+    /// connection is not read from after that. It ends with `newer` too.
     pub(crate) async fn serve(
         &self,
         greeted: Greeted,
         acknowledged: Sequence,
         overtaken: bool,
+        newer: impl Future<Output = ()>,
         mut incoming: impl FnMut(Incoming) -> Result<Duration, ConnectionError>,
     ) -> ConnectionError {
         let Greeted { mut read, mut write, mut buffer, hello, .. } = greeted;
@@ -268,6 +267,7 @@ impl Bridge {
         let error = tokio::select! {
             error = reading => error,
             error = write_out(&mut write, &mut source) => error.into(),
+            () = newer => ConnectionError::Superseded,
         };
         // Requests that were queued for this connection belong to callers that are told below.
         while source.frames.try_recv().is_ok() {}
@@ -345,7 +345,7 @@ impl Answer {
 }
 
 /// Reads more. An idle connection holds no buffer: there are thousands of them.
-async fn fill(read: &mut OwnedReadHalf, buffer: &mut BytesMut) -> io::Result<()> {
+async fn fill(read: &mut ReadHalf, buffer: &mut BytesMut) -> io::Result<()> {
     if buffer.is_empty() {
         *buffer = BytesMut::new();
         read.readable().await?;
@@ -368,7 +368,7 @@ async fn fill(read: &mut OwnedReadHalf, buffer: &mut BytesMut) -> io::Result<()>
     Ok(())
 }
 
-async fn write_out(write: &mut OwnedWriteHalf, source: &mut Outgoing) -> io::Error {
+async fn write_out(write: &mut WriteHalf, source: &mut Outgoing) -> io::Error {
     let mut buffer = BytesMut::new();
     loop {
         tokio::select! {
@@ -392,74 +392,6 @@ async fn write_out(write: &mut OwnedWriteHalf, source: &mut Outgoing) -> io::Err
             return error;
         }
         if buffer.capacity() > FIRST_READ_BYTES { buffer = BytesMut::new() } else { buffer.clear() }
-    }
-}
-
-/// Reads a bridge's greeting, with the listener that may come with it.
-pub(crate) async fn greet(stream: UnixStream) -> Result<Greeted, ConnectionError> {
-    let mut buffer = BytesMut::new();
-    let mut listener = None;
-    let hello: Hello = loop {
-        let mut piece = [0; 4096];
-        let (count, descriptor) = stream.async_io(Interest::READABLE, || receive(&stream, &mut piece)).await?;
-        if count == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-        }
-        if let Some(descriptor) = descriptor {
-            listener = Some(checked_listener(descriptor)?);
-        }
-        buffer.extend_from_slice(&piece[..count]);
-        // Looked at before the frame is decoded, which would reserve as much as it announces.
-        if buffer.first_chunk().is_some_and(|length| u32::from_le_bytes(*length) as usize > MAX_HELLO_BYTES) {
-            return Err(ConnectionError::Greeting("the bridge's greeting is too long".to_owned()));
-        }
-        if let Some(frame) = Frame::decode(&mut buffer)? {
-            if frame.kind != FrameKind::Hello {
-                return Err(ConnectionError::Greeting("the bridge did not begin with a greeting".to_owned()));
-            }
-            break serde_json::from_slice(&frame.body).map_err(|error| {
-                ConnectionError::Greeting(format!("the bridge's greeting cannot be read: {error}"))
-            })?;
-        }
-    };
-    if !version::CURRENT.serves(hello.protocol) {
-        return Err(ConnectionError::Greeting(format!(
-            "the bridge speaks protocol {}.{}, this server {}.{}: update the server",
-            hello.protocol.major,
-            hello.protocol.minor,
-            version::CURRENT.major,
-            version::CURRENT.minor
-        )));
-    }
-    let (read, write) = stream.into_split();
-    Ok(Greeted { read, write, buffer, hello, listener })
-}
-
-fn receive(stream: &UnixStream, piece: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let message = rustix::net::recvmsg(
-        stream.as_fd(),
-        &mut [IoSliceMut::new(piece)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
-    )?;
-    let descriptor = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    Ok((message.bytes, descriptor))
-}
-
-/// What comes out of a sandbox may be any file: only a TCP socket that listens is taken.
-fn checked_listener(descriptor: OwnedFd) -> Result<TcpListener, ConnectionError> {
-    let listens = sockopt::socket_acceptconn(&descriptor).unwrap_or(false);
-    let kind = sockopt::socket_type(&descriptor).ok();
-    let domain = sockopt::socket_domain(&descriptor).ok();
-    if listens && kind == Some(rustix::net::SocketType::STREAM) && domain == Some(rustix::net::AddressFamily::INET) {
-        Ok(TcpListener::from(descriptor))
-    } else {
-        Err(ConnectionError::Greeting("what came with the greeting is no listening TCP socket".to_owned()))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{metrics::Metrics, sandbox::Sandbox, shared::Shared};
 
 /// Counts what a sandbox met since it was last looked at.
 pub(crate) async fn count(shared: &Shared, sandbox: &Sandbox) {
-    match sandbox.process.bounds_met(shared.config.limits.open_files).await {
+    match sandbox.enclosure.bounds_met(shared.config.limits.open_files).await {
         Ok(met) => note(&shared.metrics, sandbox, |_| met),
         Err(error) => tracing::debug!(sandbox = %sandbox.id, %error, "a sandbox's bounds could not be looked at"),
     }

@@ -2,9 +2,11 @@
 //!
 //! Standalone runs it in process, behind the port that a remote one is reached through too.
 
+mod backend;
 mod bridge;
 mod commit;
 mod coordinators;
+mod enclosure;
 mod hub;
 mod kernel;
 mod lifecycle;
@@ -16,6 +18,7 @@ mod model_keys;
 mod occupancy;
 mod options;
 mod peer;
+mod pods;
 mod pool;
 mod reader;
 mod recovery;
@@ -26,6 +29,7 @@ mod shared;
 mod starts;
 mod turns;
 
+pub use backend::{Backend, Pods, PodsConfig};
 pub use coordinators::Coordinators;
 pub use limits::{CAPACITY_WAIT, CLOSING};
 pub use local::LocalRunner;

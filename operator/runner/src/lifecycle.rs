@@ -5,13 +5,15 @@ mod bind;
 mod close;
 mod connections;
 mod leave;
+mod rest;
 mod start;
 mod supervise;
 
 pub(crate) use self::{
-    bind::{bind, binding},
+    bind::{CLAIMED, WAKE_RESUMED, bind_claimed, binding},
     close::{HOME, close, remove_folder},
     leave::open_without_sandbox,
-    start::{For, StartError, start},
+    rest::{rest, wake},
+    start::{For, StartError, connected, start, warm},
     supervise::spawn_supervisor,
 };

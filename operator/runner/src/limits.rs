@@ -84,3 +84,28 @@ pub(crate) const WARM_RETRY: Duration = Duration::from_secs(2);
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// Growth of the disk's use since it was last looked at (half of a smaller quota) at which sandboxes without a turn are measured.
 pub(crate) const MEASURED_GROWTH_BYTES: u64 = 64 << 20;
+/// How long what dials the port of bridges may take to send its first line.
+pub(crate) const PREAMBLE: Duration = Duration::from_secs(10);
+/// How long it may take to take the answer.
+pub(crate) const PREAMBLE_ANSWER: Duration = Duration::from_secs(5);
+/// Connections to the port of bridges that have proven nothing yet; more wait in the kernel's queue.
+pub(crate) const UNPROVEN_BRIDGES: usize = 256;
+/// ... and from one address: one more is closed at once.
+pub(crate) const UNPROVEN_BRIDGES_OF_ADDRESS: usize = 8;
+/// How long an API server that does not say whose a token is is waited for, before its bridge has to dial again. Less than the
+/// 30 s that a bridge waits for an answer.
+pub(crate) const REVIEW_WAIT: Duration = Duration::from_secs(15);
+/// The pause before it is asked again.
+pub(crate) const REVIEW_RETRY: Duration = Duration::from_millis(500);
+/// How long a ticket of a bridge is worth something.
+pub(crate) const TICKET_SECONDS: u64 = 3600;
+/// How often a bridge that is connected gets another one.
+pub(crate) const TICKET_RENEWAL: Duration = Duration::from_secs(1200);
+/// A connection of a bridge in which nothing moves is looked at after this time, and then as often, this many times.
+pub(crate) const TCP_KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 3);
+/// Milliseconds that sent bytes may stay without a sign of the bridge.
+pub(crate) const TCP_UNANSWERED_MS: u32 = 25_000;
+/// How long a claim of a pod that has not come back to this life of the runner waits for it.
+pub(crate) const CLAIM_WAIT: Duration = Duration::from_secs(5);
+/// How long a turn may take to end that is interrupted because its session is to rest; the bridge kills Claude Code after 10 s.
+pub(crate) const INTERRUPTED: Duration = Duration::from_secs(15);

@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use ash_core::{
     agent::AgentVersion,
     fleet::{Held, ModelKey},
-    id::SessionId,
+    id::{SandboxId, SessionId},
     meter::LogFull,
     opening::{Opening, OpeningReason},
     ports::{EntryReader, Load, NewMessage, Runner, RunnerError, RunnerStore, Sent},
@@ -18,21 +18,26 @@ use ash_protocol::{
     message::{Claimed, Decision, RefusalCategory, Request},
     options::SessionOptions,
 };
-use ash_sandbox::ProcessBackend;
 use async_trait::async_trait;
 use futures::future::join_all;
 use prometheus_client::registry::Registry;
 use serde::de::IgnoredAny;
-use tokio::time::{Duration, timeout};
+use tokio::{
+    net::TcpListener,
+    time::{Duration, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    backend::Backend,
     bridge::RequestError,
     commit,
     hub::{PermissionGate, Place, Reserve},
-    lifecycle::{close, open_without_sandbox},
+    lifecycle::{WAKE_RESUMED, close, open_without_sandbox, rest, wake},
     limits::{BRIDGE_ANSWER, BRIDGE_AWAY},
     metrics::Metrics,
     options::effective,
+    pods,
     pool::{self, Room},
     reader::HubReader,
     recovery,
@@ -51,7 +56,7 @@ impl LocalRunner {
     /// sandbox is known; their bridges reconnect behind it.
     pub async fn start(
         config: RunnerConfig,
-        backend: Arc<ProcessBackend>,
+        backend: Backend,
         gateway: Gateway,
         store: Arc<dyn RunnerStore>,
         registry: &mut Registry,
@@ -68,6 +73,8 @@ impl LocalRunner {
     /// Lets running turns end for at most so long, then puts every session to sleep and ends all sandboxes. Turns that still
     /// run are interrupted, and reported so. With `handover` the sandboxes stay for the next server.
     pub async fn shut_down(&self, within: Duration, handover: bool) {
+        // Pods dial whoever comes next.
+        let handover = handover || self.shared.backend.pods().is_some();
         let hubs: Vec<_> = self.shared.sandboxes().iter().filter_map(|sandbox| sandbox.hub()).collect();
         if !handover {
             let _ = timeout(within, join_all(hubs.iter().map(|hub| hub.wait_idle()))).await;
@@ -94,6 +101,18 @@ impl LocalRunner {
         .await;
         // Only now: how an interrupted turn ended is for its readers too.
         self.shared.silent.cancel();
+    }
+
+    /// Takes the connections of pods' bridges, until `stop`. Returns at once where sandboxes are no pods.
+    pub async fn serve_bridges(&self, listener: TcpListener, stop: CancellationToken) {
+        if let Some(pods) = self.shared.backend.pods() {
+            pods::serve_bridges(Arc::clone(&self.shared), Arc::clone(pods), listener, stop).await;
+        }
+    }
+
+    /// Gives a session the warm pod that a coordinator claimed for it.
+    pub(crate) async fn claim(&self, session: Session, sandbox: SandboxId) -> Result<Session, RunnerError> {
+        pods::claim(&self.shared, session, sandbox).await
     }
 
     /// Asks a session's bridge for something that it does at once. One that does not answer is not to be relied on any more: its
@@ -136,8 +155,22 @@ impl LocalRunner {
         }
     }
 
-    /// Starts a sandbox for a session behind the answer, where there is room; without, its next message finds it one.
+    /// Takes a session off its sandbox for a person. One whose files would go with its pod rests there, until it is ended.
+    async fn put_aside(&self, sandbox: &Arc<Sandbox>, hub: &Arc<crate::hub::Hub>, closing: Closing) {
+        let reason = EndReason::Closed(closing);
+        if self.shared.backend.pods().is_some() && closing != Closing::End {
+            rest(&self.shared, sandbox, hub, reason).await;
+        } else {
+            close(&self.shared.metrics, sandbox, reason).await;
+        }
+    }
+
+    /// Starts a sandbox for a session behind the answer, where there is room; without, its next message finds it one. Pods come
+    /// by themselves.
     fn start_behind(&self, hub: Arc<crate::hub::Hub>, agent: AgentVersion) {
+        if self.shared.backend.pods().is_some() {
+            return hub.set_place(Place::None);
+        }
         let Ok(place) = Arc::clone(&self.shared.places).try_acquire_owned() else {
             hub.set_place(Place::None);
             return;
@@ -186,7 +219,8 @@ impl Runner for LocalRunner {
 
     async fn place(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError> {
         let hub = self.shared.hub(&session).await?;
-        if !hub.begin_starting() {
+        // A pod comes by itself, or is claimed by name.
+        if self.shared.backend.pods().is_some() || !hub.begin_starting() {
             return Ok(hub.session());
         }
         if let Some(sandbox) = pool::claim_warm(&self.shared, &agent, &hub) {
@@ -295,9 +329,10 @@ impl Runner for LocalRunner {
             let before = hub.session().state;
             let state = before.after(closing.event()).map_err(|impossible| RunnerError::State(impossible.0))?;
             match place {
-                Place::Live(sandbox) | Place::Recovering(sandbox) => {
+                Place::Resting(_) if before == state => return Ok(hub.session()),
+                Place::Live(sandbox) | Place::Recovering(sandbox) | Place::Resting(sandbox) => {
                     if hub.begin_leaving(&sandbox) {
-                        close(&self.shared.metrics, &sandbox, EndReason::Closed(closing)).await;
+                        self.put_aside(&sandbox, &hub, closing).await;
                     } else {
                         sandbox.gone.cancelled().await;
                     }
@@ -324,6 +359,16 @@ impl Runner for LocalRunner {
                 return Ok(hub.session());
             }
             match hub.wait_settled().await {
+                Place::Resting(sandbox) => {
+                    if hub.begin_waking(&sandbox) {
+                        if let Err(error) = wake(&self.shared, &sandbox, &hub, WAKE_RESUMED).await {
+                            let message = error.to_string();
+                            turns::give_up(&self.shared, &hub, NoSandbox::Failed(error)).await;
+                            return Err(RunnerError::Unreachable(message));
+                        }
+                        return Ok(hub.session());
+                    }
+                }
                 // It is on its way to a sandbox, or off one.
                 Place::Live(sandbox) | Place::Recovering(sandbox) => sandbox.gone.cancelled().await,
                 _ if hub.begin_starting() => break state,

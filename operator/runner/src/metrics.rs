@@ -61,6 +61,19 @@ pub(crate) struct Metrics {
     /// Times a bridge was not read from for a while, because it wrote faster than a session may.
     pub(crate) bridges_paused: Counter,
     pub(crate) logs_full: Counter,
+    /// Times nothing was taken at the port of bridges, because too many had proven nothing.
+    pub(crate) bridges_unproven_at_bound: Counter,
+    /// Connections to the port of bridges that were refused.
+    pub(crate) bridges_refused: Counter,
+    /// Bridges of pods that were let in, by what they proved it with.
+    pub(crate) bridges_by_token: Counter,
+    pub(crate) bridges_by_ticket: Counter,
+    /// Times nobody could say whose a token is.
+    pub(crate) reviews_failed: Counter,
+    /// Sessions that rest on their sandbox, that could not, and that were woken there.
+    pub(crate) sessions_rested: Counter,
+    pub(crate) rests_failed: Counter,
+    pub(crate) sessions_woken: Counter,
     /// Bridges that left a request without an answer.
     pub(crate) bridges_silent: Counter,
     pub(crate) quota_kills: Counter,
@@ -147,6 +160,27 @@ impl Metrics {
         registry.register("commits", "Appends written to the log", self.commits.clone());
         self.register_bridges(registry);
         self.register_bounds(registry);
+        self.register_pods(registry);
+    }
+
+    /// What only runners of pods meet.
+    fn register_pods(&self, registry: &mut Registry) {
+        for (name, help, counter) in [
+            (
+                "bridges_unproven_at_bound",
+                "Times nothing was taken at the port of bridges because too many had proven nothing",
+                &self.bridges_unproven_at_bound,
+            ),
+            ("bridges_refused", "Connections to the port of bridges that were refused", &self.bridges_refused),
+            ("bridges_by_token", "Bridges of pods let in with their pod's token", &self.bridges_by_token),
+            ("bridges_by_ticket", "Bridges of pods that showed a ticket of this node", &self.bridges_by_ticket),
+            ("reviews_failed", "Times the API server did not say whose a token is", &self.reviews_failed),
+            ("sessions_rested", "Sessions whose Claude Code was stopped in their sandbox", &self.sessions_rested),
+            ("rests_failed", "Sessions that left their sandbox because they could not rest there", &self.rests_failed),
+            ("sessions_woken", "Sessions that were woken in the sandbox where they rested", &self.sessions_woken),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
     }
 
     /// What bridges say, and what is said to them. Every label is there from the start, at zero.

@@ -1,6 +1,6 @@
 //! The options that hold in a session, and the environment in which Claude Code starts.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use ash_core::agent::AgentSettings;
 use ash_protocol::options::SessionOptions;
@@ -18,8 +18,12 @@ pub(crate) fn effective(agent: &AgentSettings, session: &SessionOptions) -> Sess
 ///
 /// The model key in it is the sandbox's token, worth nothing but at this gateway. `NO_PROXY` keeps model calls off the proxy:
 /// Claude Code would send them there (observed with 2.1.330).
-pub(crate) fn environment(gateway_port: u16, token: &str) -> BTreeMap<String, String> {
-    let proxy = format!("http://sandbox:{token}@127.0.0.1:{gateway_port}");
+pub(crate) fn environment(gateway: SocketAddr, token: &str) -> BTreeMap<String, String> {
+    let proxy = format!("http://sandbox:{token}@{gateway}");
+    let no_proxy = match gateway.ip() {
+        own if own.is_loopback() => "127.0.0.1,localhost".to_owned(),
+        other => format!("127.0.0.1,localhost,{other}"),
+    };
     [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ("HOME", "/home/agent"),
@@ -29,12 +33,12 @@ pub(crate) fn environment(gateway_port: u16, token: &str) -> BTreeMap<String, St
         ("LANG", "C.UTF-8"),
         ("TERM", "dumb"),
         ("TMPDIR", "/tmp"),
-        ("ANTHROPIC_BASE_URL", &format!("http://127.0.0.1:{gateway_port}")),
+        ("ANTHROPIC_BASE_URL", &format!("http://{gateway}")),
         ("ANTHROPIC_API_KEY", token),
         ("HTTPS_PROXY", &proxy),
         ("https_proxy", &proxy),
-        ("NO_PROXY", "127.0.0.1,localhost"),
-        ("no_proxy", "127.0.0.1,localhost"),
+        ("NO_PROXY", &no_proxy),
+        ("no_proxy", &no_proxy),
         ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
         ("DISABLE_AUTOUPDATER", "1"),
     ]
@@ -45,10 +49,24 @@ pub(crate) fn environment(gateway_port: u16, token: &str) -> BTreeMap<String, St
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use ash_core::agent::AgentSettings;
     use ash_protocol::options::SessionOptions;
 
-    use super::effective;
+    use super::{effective, environment};
+
+    #[test]
+    fn the_gateway_is_reached_without_its_own_proxy() {
+        for (gateway, no_proxy) in
+            [("127.0.0.1:4", "127.0.0.1,localhost"), ("10.96.0.9:4320", "127.0.0.1,localhost,10.96.0.9")]
+        {
+            let environment = environment(gateway.parse().unwrap(), "t");
+            assert_eq!(environment["ANTHROPIC_BASE_URL"], format!("http://{gateway}"));
+            assert_eq!(environment["HTTPS_PROXY"], format!("http://sandbox:t@{gateway}"));
+            assert_eq!(environment["NO_PROXY"], no_proxy);
+        }
+    }
 
     #[test]
     fn the_session_overrides_the_agent() {

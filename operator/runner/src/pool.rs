@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     hub::Hub,
     kernel,
-    lifecycle::{For, close, start},
+    lifecycle::{For, close, rest, start},
     limits::{MEASURED_GROWTH_BYTES, ROOM_RETRY, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
     sandbox::{EndReason, Sandbox},
     shared::{Shared, WarmTarget},
@@ -169,7 +169,11 @@ fn put_to_sleep(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, reason: PausedReas
         let (shared, sandbox) = (Arc::clone(shared), Arc::clone(sandbox));
         shared.evicting.fetch_add(1, Ordering::SeqCst);
         tokio::spawn(async move {
-            close(&shared.metrics, &sandbox, reason).await;
+            match sandbox.hub() {
+                // A pod keeps its session's files; a place that is given back would lose them.
+                Some(hub) if shared.backend.pods().is_some() => rest(&shared, &sandbox, &hub, reason).await,
+                _ => close(&shared.metrics, &sandbox, reason).await,
+            }
             shared.evicting.fetch_sub(1, Ordering::SeqCst);
         });
     }
@@ -213,6 +217,10 @@ fn same_version(one: &AgentVersion, other: &AgentVersion) -> bool {
 
 /// Keeps sandboxes of this version warm from now on; warm ones of other versions of the agent are ended.
 pub(crate) fn prepare(shared: &Arc<Shared>, agent: &AgentVersion) {
+    // Which pods are there is the operator's.
+    if shared.backend.pods().is_some() {
+        return;
+    }
     shared.warm_versions().insert(agent.agent, WarmTarget { agent: agent.clone(), filling: false });
     end_warm(shared, |other| other.agent == agent.agent && other.number != agent.number);
     refill(shared, agent);
@@ -346,7 +354,9 @@ fn used_bytes(shared: &Shared) -> u64 {
 
 async fn enforce_quota(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>) {
     let quota = shared.config.limits.workspace_bytes;
-    match measure_disk(&sandbox.process.directory(), quota).await {
+    // A pod's volumes have their own, which the kubelet looks after.
+    let Some(directory) = sandbox.enclosure.directory() else { return };
+    match measure_disk(&directory, quota).await {
         Ok(used) if used.over_bound => {
             shared.metrics.quota_kills.inc();
             tracing::warn!(sandbox = %sandbox.id, quota, "a sandbox is over its disk quota");
@@ -375,7 +385,8 @@ pub(crate) fn load(shared: &Shared) -> Load {
             SandboxState::Warm => load.warm += 1,
             SandboxState::Running => load.running += 1,
             SandboxState::Waiting => load.waiting += 1,
-            SandboxState::Cold | SandboxState::Deleting => {}
+            SandboxState::Cold => load.cold += 1,
+            SandboxState::Deleting => {}
         }
     }
     load

@@ -4,16 +4,18 @@ use std::{collections::HashSet, future::ready, str::FromStr, sync::Arc};
 
 use ash_core::{
     Sequence,
-    id::{SandboxId, SessionId},
+    id::SessionId,
     opening::{Opening, OpeningReason},
     ports::RunnerError,
     session::{PausedReason, Session, SessionEvent},
 };
-use ash_sandbox::ProcessSandbox;
+use ash_sandbox::{ProcessBackend, ProcessSandbox};
 use futures::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 use tokio::time::timeout;
 
 use crate::{
+    backend::{Backend, Pods},
+    enclosure::{Dialled, Enclosure, Pod},
     hub::{Hub, Place, Turn},
     lifecycle::{HOME, open_without_sandbox, remove_folder, spawn_supervisor},
     limits::{BRIDGE_AWAY, RECOVERIES, RECOVERY_PERIODS},
@@ -24,6 +26,35 @@ use crate::{
 /// Takes over what the server before this one left: sessions keep a sandbox that is alive, others are put to sleep as lost,
 /// and what no session has is ended and removed.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RunnerError> {
+    match &shared.backend {
+        Backend::Processes(backend) => recover_processes(shared, backend).await,
+        Backend::Pods(pods) => recover_pods(shared, pods).await,
+    }
+}
+
+/// The pods of the runner before this one dial this one: those of sessions are waited for, the others are met as they come.
+async fn recover_pods(shared: &Arc<Shared>, pods: &Arc<Pods>) -> Result<(), RunnerError> {
+    let rows = shared.store.placed_sessions().await?;
+    shared.metrics.recoveries_waited.inc_by(rows.len().saturating_sub(RECOVERIES) as u64);
+    let looks = stream::iter(rows.into_iter().map(|row| async move {
+        let hub = shared.hub_of(&row);
+        let taken_over = match row.sandbox {
+            Some(id) => {
+                let (pod, connections) = Pod::new(id, Arc::clone(&pods.calls), None);
+                let dialled = Dialled::Pod(connections);
+                take_over(shared, &row, &hub, Enclosure::Pod(pod), dialled).await?
+            }
+            None => false,
+        };
+        Ok::<_, RunnerError>((!taken_over).then_some((row, hub)))
+    }))
+    .buffer_unordered(RECOVERIES);
+    let lost_ones: Vec<_> = looks.try_filter_map(|lost| ready(Ok(lost))).try_collect().await?;
+    try_join_all(lost_ones.iter().map(|(row, hub)| lost(shared, row, hub))).await?;
+    Ok(())
+}
+
+async fn recover_processes(shared: &Arc<Shared>, backend: &ProcessBackend) -> Result<(), RunnerError> {
     let internal =
         |error: std::io::Error| RunnerError::Internal(format!("the sandboxes' folder cannot be read: {error}"));
     tokio::fs::create_dir_all(shared.folders.root()).await.map_err(internal)?;
@@ -34,7 +65,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RunnerError> {
         kept.extend(row.sandbox.map(|sandbox| SessionId(sandbox.0)));
     }
     shared.metrics.recoveries_waited.inc_by(rows.len().saturating_sub(RECOVERIES) as u64);
-    let looks = stream::iter(rows.into_iter().map(|row| look_for(shared, row))).buffer_unordered(RECOVERIES);
+    let looks = stream::iter(rows.into_iter().map(|row| look_for(shared, backend, row))).buffer_unordered(RECOVERIES);
     let lost_ones: Vec<_> = looks.try_filter_map(|lost| ready(Ok(lost))).try_collect().await?;
     // All side by side: where the database cannot be written, they wait for it together and not one after the other.
     try_join_all(lost_ones.iter().map(|(row, hub)| lost(shared, row, hub))).await?;
@@ -42,7 +73,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RunnerError> {
     while let Some(folder) = folders.next_entry().await.map_err(internal)? {
         let id = folder.file_name().to_str().and_then(|name| SessionId::from_str(name).ok());
         let Some(id) = id.filter(|id| !kept.contains(id)) else { continue };
-        if let Ok(Some(process)) = shared.backend.adopt(&folder.path()).await {
+        if let Ok(Some(process)) = backend.adopt(&folder.path()).await {
             end(shared, &process).await;
         }
         // A folder that no session has was a warm sandbox's. Sessions that sleep keep theirs.
@@ -52,17 +83,31 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RunnerError> {
         remove_folder(folder.path()).await;
     }
     let alive = shared.sandboxes().iter().map(|sandbox| sandbox.id.to_string()).collect();
-    if let Err(error) = shared.backend.remove_orphans(alive).await {
+    if let Err(error) = backend.remove_orphans(alive).await {
         tracing::warn!(%error, "control groups of earlier sandboxes could not be removed");
     }
     Ok(())
 }
 
 /// Takes over the sandbox of a session. Gives the session back where it has lost it.
-async fn look_for(shared: &Arc<Shared>, row: Session) -> Result<Option<(Session, Arc<Hub>)>, RunnerError> {
+async fn look_for(
+    shared: &Arc<Shared>,
+    backend: &ProcessBackend,
+    row: Session,
+) -> Result<Option<(Session, Arc<Hub>)>, RunnerError> {
     let hub = shared.hub_of(&row);
-    let taken_over = match adopt(shared, &row).await {
-        Some(process) => take_over(shared, &row, &hub, process).await?,
+    let taken_over = match adopt(shared, backend, &row).await {
+        Some(process) => match listen(&process.directory()) {
+            Ok(listener) => {
+                let dialled = Dialled::at(listener, &process.directory());
+                take_over(shared, &row, &hub, Enclosure::Process(process), dialled).await?
+            }
+            Err(error) => {
+                tracing::warn!(session = %row.id, %error, "a sandbox's socket cannot be made: the sandbox is given up");
+                end(shared, &process).await;
+                false
+            }
+        },
         None => false,
     };
     Ok((!taken_over).then_some((row, hub)))
@@ -79,7 +124,7 @@ async fn end(shared: &Shared, process: &ProcessSandbox) {
 
 /// The sandbox of a session, if it is alive. Where the server died between the claim and giving the folder its new name, it
 /// gets it now.
-async fn adopt(shared: &Arc<Shared>, row: &Session) -> Option<ProcessSandbox> {
+async fn adopt(shared: &Arc<Shared>, backend: &ProcessBackend, row: &Session) -> Option<ProcessSandbox> {
     let folder = shared.folders.of_session(row.id);
     if let Some(sandbox) = row.sandbox {
         let before = shared.folders.of_sandbox(sandbox);
@@ -87,7 +132,7 @@ async fn adopt(shared: &Arc<Shared>, row: &Session) -> Option<ProcessSandbox> {
             return None;
         }
     }
-    let process = shared.backend.adopt(&folder).await.ok().flatten()?;
+    let process = backend.adopt(&folder).await.ok().flatten()?;
     let is_its = row.sandbox.is_some_and(|sandbox| sandbox.to_string() == process.id());
     if is_its && !crate::peer::was_dead(&folder) {
         return Some(process);
@@ -96,29 +141,24 @@ async fn adopt(shared: &Arc<Shared>, row: &Session) -> Option<ProcessSandbox> {
     None
 }
 
-/// False where the sandbox had to be given up.
-async fn take_over(
+/// Waits for the bridge of a session's sandbox. False where the sandbox had to be given up.
+pub(crate) async fn take_over(
     shared: &Arc<Shared>,
     row: &Session,
     hub: &Arc<Hub>,
-    process: ProcessSandbox,
+    enclosure: Enclosure,
+    dialled: Dialled,
 ) -> Result<bool, RunnerError> {
     let agent = shared.store.agent_version(&row.tenant, row.agent, row.agent_version).await?;
     let place = Arc::clone(&shared.places).try_acquire_owned();
     let (Some(agent), Ok(place), Some(id)) = (agent, place, row.sandbox) else {
-        end(shared, &process).await;
+        match &enclosure {
+            Enclosure::Process(process) => end(shared, process).await,
+            Enclosure::Pod(_) => enclosure.over(None).await,
+        }
         return Ok(false);
     };
-    let listener = match listen(&process.directory()) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::warn!(session = %row.id, %error, "a sandbox's socket cannot be made: the sandbox is given up");
-            end(shared, &process).await;
-            return Ok(false);
-        }
-    };
-    let sandbox =
-        Arc::new(Sandbox::new(SandboxId(id.0), agent, process, place, Some(Arc::clone(hub)), &shared.metrics));
+    let sandbox = Arc::new(Sandbox::new(id, agent, enclosure, place, Some(Arc::clone(hub)), &shared.metrics));
     let binding = crate::lifecycle::binding(shared, &sandbox, row);
     if let Err(error) = shared.gateway.rebind(ash_gateway::SandboxId(id.0), binding) {
         tracing::warn!(sandbox = %id, %error, "the gateway refused a sandbox");
@@ -130,7 +170,7 @@ async fn take_over(
     }
     hub.set_place(Place::Recovering(Arc::clone(&sandbox)));
     shared.add_sandbox(Arc::clone(&sandbox));
-    spawn_supervisor(shared, &sandbox, listener);
+    spawn_supervisor(shared, &sandbox, dialled);
     tracing::info!(session = %row.id, sandbox = %id, "a sandbox of the server before is alive: waiting for its bridge");
     let hub = Arc::clone(hub);
     tokio::spawn(async move {

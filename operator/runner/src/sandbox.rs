@@ -1,4 +1,4 @@
-//! One sandbox as the runner has it: its process, its bridge, and the session that it serves.
+//! One sandbox as the runner has it: what encloses it, its bridge, and the session that it serves.
 
 use std::{
     io,
@@ -14,7 +14,8 @@ use ash_core::{
     sandbox::SandboxState,
 };
 use ash_gateway::Attachment;
-use ash_sandbox::{BoundsMet, ProcessSandbox};
+use ash_protocol::message::Progress;
+use ash_sandbox::BoundsMet;
 use tokio::{
     net::UnixListener,
     sync::{OwnedSemaphorePermit, watch},
@@ -24,6 +25,7 @@ use uuid::Uuid;
 
 use crate::{
     bridge::Bridge,
+    enclosure::Enclosure,
     hub::Hub,
     metrics::Metrics,
     occupancy::{Occupancy, Phase},
@@ -32,12 +34,12 @@ use crate::{
 /// The socket of a sandbox's `run` folder that its bridge dials.
 const SOCKET_NAME: &str = "bridge.sock";
 
-/// A sandbox with a process.
+/// A sandbox.
 pub(crate) struct Sandbox {
     pub(crate) id: SandboxId,
     pub(crate) agent: AgentVersion,
     pub(crate) bridge: Bridge,
-    pub(crate) process: ProcessSandbox,
+    pub(crate) enclosure: Enclosure,
     /// Says that a connection is up, with the number of connections so far.
     pub(crate) connections: watch::Sender<u64>,
     /// Ends the sandbox: whoever supervises it kills what is left and takes its session off it.
@@ -58,6 +60,8 @@ struct Inner {
     last_used: Instant,
     attachment: Option<Attachment>,
     gateway_port: Option<u16>,
+    /// How far the bridge was when it connected last.
+    progress: Option<Progress>,
     /// The conversation that was put back into the sandbox, and its length in bytes.
     restored: Option<(Uuid, u64)>,
     /// Whether the session was taken off, or somebody is at it.
@@ -77,6 +81,17 @@ pub(crate) enum EndReason {
     Failed(String),
 }
 
+impl EndReason {
+    /// Why, for whoever made the sandbox: nothing to say of an end that somebody wanted.
+    pub(crate) fn sentence(self) -> Option<String> {
+        match self {
+            Self::Lost => Some("its bridge died or did not come back".to_owned()),
+            Self::Failed(message) => Some(message),
+            Self::Asleep(_) | Self::Closed(_) => None,
+        }
+    }
+}
+
 impl std::fmt::Debug for Sandbox {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Sandbox").field("id", &self.id).field("state", &self.state()).finish_non_exhaustive()
@@ -87,7 +102,7 @@ impl Sandbox {
     pub(crate) fn new(
         id: SandboxId,
         agent: AgentVersion,
-        process: ProcessSandbox,
+        enclosure: Enclosure,
         place: OwnedSemaphorePermit,
         hub: Option<Arc<Hub>>,
         metrics: &Arc<Metrics>,
@@ -96,7 +111,7 @@ impl Sandbox {
             id,
             agent,
             bridge: Bridge::new(Arc::clone(metrics)),
-            process,
+            enclosure,
             connections: watch::Sender::new(0),
             end: CancellationToken::new(),
             gone: CancellationToken::new(),
@@ -108,6 +123,7 @@ impl Sandbox {
                 place: Some(place),
                 attachment: None,
                 gateway_port: None,
+                progress: None,
                 restored: None,
                 left: false,
             }),
@@ -124,6 +140,7 @@ impl Sandbox {
             Some(Phase::Warming) => SandboxState::Warming,
             Some(Phase::Warm) => SandboxState::Warm,
             Some(Phase::Bound(hub)) if hub.turn().is_some() => SandboxState::Running,
+            Some(Phase::Bound(hub)) if hub.rests() => SandboxState::Cold,
             Some(Phase::Bound(_)) => SandboxState::Waiting,
         }
     }
@@ -195,6 +212,16 @@ impl Sandbox {
     /// The gateway's port inside the sandbox, once its bridge has said it.
     pub(crate) fn gateway_port(&self) -> Option<u16> {
         self.lock().gateway_port
+    }
+
+    /// Keeps how far the bridge was when it connected.
+    pub(crate) fn set_progress(&self, progress: Progress) {
+        self.lock().progress = Some(progress);
+    }
+
+    /// How far the bridge was when it connected last.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        self.lock().progress.clone()
     }
 
     pub(crate) fn set_restored(&self, conversation: Uuid, length: u64) {

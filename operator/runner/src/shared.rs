@@ -18,11 +18,12 @@ use ash_core::{
     session::{Session, SessionState},
 };
 use ash_gateway::Gateway;
-use ash_sandbox::{Limits, ProcessBackend};
+use ash_sandbox::Limits;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    backend::Backend,
     commit::CommitQueue,
     hub::{Hub, Place},
     limits::{LOG_BOUNDS, REMEMBERED_LOG_BYTES, SLOW_STARTS_PER_CORE, STARTS_PER_CORE},
@@ -64,7 +65,7 @@ pub struct RunnerConfig {
 /// Shared by the tasks of one runner.
 pub(crate) struct Shared {
     pub(crate) config: RunnerConfig,
-    pub(crate) backend: Arc<ProcessBackend>,
+    pub(crate) backend: Backend,
     pub(crate) gateway: Gateway,
     pub(crate) store: Arc<dyn RunnerStore>,
     pub(crate) folders: Folders,
@@ -121,7 +122,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     pub(crate) fn new(
         config: RunnerConfig,
-        backend: Arc<ProcessBackend>,
+        backend: Backend,
         gateway: Gateway,
         store: Arc<dyn RunnerStore>,
         metrics: Arc<Metrics>,
@@ -229,6 +230,21 @@ impl Shared {
         let mut sandboxes = lock(&self.sandboxes);
         sandboxes.insert(sandbox.id, sandbox);
         self.metrics.sandboxes.set(i64::try_from(sandboxes.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Adds a sandbox unless there is one of its id, which it gives then.
+    pub(crate) fn add_sandbox_once(&self, sandbox: &Arc<Sandbox>) -> Option<Arc<Sandbox>> {
+        let mut sandboxes = lock(&self.sandboxes);
+        if let Some(there) = sandboxes.get(&sandbox.id) {
+            return Some(Arc::clone(there));
+        }
+        sandboxes.insert(sandbox.id, Arc::clone(sandbox));
+        self.metrics.sandboxes.set(i64::try_from(sandboxes.len()).unwrap_or(i64::MAX));
+        None
+    }
+
+    pub(crate) fn sandbox(&self, id: SandboxId) -> Option<Arc<Sandbox>> {
+        lock(&self.sandboxes).get(&id).cloned()
     }
 
     pub(crate) fn remove_sandbox(&self, id: SandboxId) {

@@ -17,7 +17,7 @@ use serde::de::IgnoredAny;
 use crate::{
     bridge::{Answer, RequestError},
     hub::{Hub, Place},
-    lifecycle::{For, StartError, bind, open_without_sandbox, start},
+    lifecycle::{CLAIMED, For, StartError, bind_claimed, open_without_sandbox, start, wake},
     limits::BRIDGE_ANSWER,
     pool::{self, Room},
     sandbox::{EndReason, Sandbox},
@@ -57,11 +57,17 @@ pub(crate) async fn begin(
         return Ok(());
     }
     let room = match hub.wait_settled_or_starting().await {
+        Place::None if shared.backend.pods().is_some() => return Err(not_here()),
         Place::None => Some(pool::acquire(shared, hub, &agent).await?),
         _ => None,
     };
     tokio::spawn(drive(Arc::clone(shared), Arc::clone(hub), agent, message, room));
     Ok(())
+}
+
+/// A session whose pod is not here: whoever sent the message looks for it again.
+fn not_here() -> RunnerError {
+    RunnerError::Unreachable("the session has no sandbox on this runner: try again".to_owned())
 }
 
 /// Finds the session a sandbox and admits the turn there, for as long as the turn is not over.
@@ -73,10 +79,21 @@ async fn drive(shared: Arc<Shared>, hub: Arc<Hub>, agent: AgentVersion, message:
                 return follow(shared, hub, agent, message, sandbox, answer).await;
             }
             _ if !is_current(&hub, &message) => return,
+            Place::Resting(sandbox) => {
+                if hub.begin_waking(&sandbox)
+                    && let Err(error) = wake(&shared, &sandbox, &hub, CLAIMED).await
+                {
+                    return give_up(&shared, &hub, NoSandbox::Failed(error)).await;
+                }
+                continue;
+            }
             _ => {}
         }
         if !hub.begin_starting() {
             continue;
+        }
+        if shared.backend.pods().is_some() {
+            return give_up(&shared, &hub, NoSandbox::NoRoom(not_here())).await;
         }
         let room = match room.take() {
             Some(room) => Ok(room),
@@ -185,7 +202,7 @@ pub(crate) async fn bind_or_end(
     hub: &Arc<Hub>,
     how: Claimed,
 ) -> Result<(), StartError> {
-    let bound = bind(shared, sandbox, hub, how).await;
+    let bound = bind_claimed(shared, sandbox, hub, how, CLAIMED).await;
     pool::refill(shared, &sandbox.agent);
     if let Err(error) = &bound {
         sandbox.end_with(EndReason::Failed(error.to_string()));

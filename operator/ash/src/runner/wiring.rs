@@ -80,7 +80,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Runner> {
     let model_keys: Arc<ModelKeys> = Arc::default();
     let store = Arc::new(RemoteStore::new(coordinators, Arc::clone(&model_keys)));
     let config = RunnerConfig { model_keys, ..wiring::runner_config(sandboxing, &data, bridge, claude) };
-    let local = Arc::new(LocalRunner::start(config, backend, gateway, store, &mut metrics).await?);
+    let local = Arc::new(LocalRunner::start(config, backend.into(), gateway, store, &mut metrics).await?);
     membership.take(&local, &registered);
     let service = Arc::new(RunnerService::new(Arc::clone(&local), Arc::clone(&membership)));
     if let Some(address) = arguments.metrics_listen {

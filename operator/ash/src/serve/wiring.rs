@@ -86,7 +86,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let as_port: Arc<dyn Store> = store.clone();
     let runner = LocalRunner::start(
         runner_config(sandboxing, &data, bridge, claude),
-        backend,
+        backend.into(),
         gateway,
         Arc::new(WholeStore(Arc::clone(&as_port))),
         &mut runner_metrics,

@@ -3,9 +3,10 @@
 use std::cell::Cell;
 
 use ash_core::{EntryFlags, EntryKind, Epoch};
-use ash_protocol::message::Progress;
+use ash_protocol::{message::Progress, version};
 use futures::future::join_all;
 use serde::de::IgnoredAny;
+use tokio::{io::AsyncWriteExt, net::UnixStream};
 
 use super::*;
 
@@ -27,7 +28,7 @@ async fn connect() -> (Greeted, UnixStream) {
         gateway_port: None,
     };
     write(&mut sandbox, &Frame::json(FrameKind::Hello, 0, &hello)).await;
-    (greet(host).await.unwrap(), sandbox)
+    (greet(crate::enclosure::Arrived::Unix(host)).await.unwrap(), sandbox)
 }
 
 async fn write(stream: &mut UnixStream, frame: &Frame) {
@@ -45,7 +46,7 @@ fn event(n: u32) -> Frame {
 async fn a_bridge_that_never_answers_is_waited_for_up_to_the_bound() {
     let (bridge, request) = (Bridge::new(Arc::default()), interrupt());
     let (greeted, _sandbox) = connect().await;
-    let serving = bridge.serve(greeted, Sequence::START, false, |_| Ok(Duration::ZERO));
+    let serving = bridge.serve(greeted, Sequence::START, false, std::future::pending(), |_| Ok(Duration::ZERO));
     let asking = bridge.call_within::<IgnoredAny>(&request, BOUND);
     tokio::select! {
         error = serving => panic!("{error}"),
@@ -71,7 +72,7 @@ async fn a_connection_is_not_read_from_while_its_owner_pauses_it() {
     let (greeted, mut sandbox) = connect().await;
     write(&mut sandbox, &event(2)).await;
     let deliveries = Cell::new(0);
-    let serving = bridge.serve(greeted, Sequence::START, false, |_| {
+    let serving = bridge.serve(greeted, Sequence::START, false, std::future::pending(), |_| {
         deliveries.set(deliveries.get() + 1);
         Ok(PAUSE)
     });

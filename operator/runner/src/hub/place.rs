@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ash_core::Sequence;
+
 use super::Hub;
 use crate::sandbox::Sandbox;
 
@@ -16,7 +18,9 @@ pub(crate) enum Place {
     Live(Arc<Sandbox>),
     /// This one, whose bridge has not sent its tail again yet: nobody reads live until then.
     Recovering(Arc<Sandbox>),
-    /// It is leaving this one.
+    /// It rests on this one: a message wakes it there.
+    Resting(Arc<Sandbox>),
+    /// It is leaving this one, or about to rest on it.
     Leaving(Arc<Sandbox>),
 }
 
@@ -24,7 +28,7 @@ impl Place {
     /// The sandbox that the session is on and not leaving.
     pub(super) fn sandbox(&self) -> Option<&Arc<Sandbox>> {
         match self {
-            Self::Live(sandbox) | Self::Recovering(sandbox) => Some(sandbox),
+            Self::Live(sandbox) | Self::Recovering(sandbox) | Self::Resting(sandbox) => Some(sandbox),
             Self::None | Self::Starting | Self::Leaving(_) => None,
         }
     }
@@ -50,6 +54,26 @@ impl Hub {
         free
     }
 
+    /// Takes the right to wake a session that rests: true for one caller.
+    pub(crate) fn begin_waking(&self, sandbox: &Arc<Sandbox>) -> bool {
+        let mut inner = self.lock();
+        let rests = matches!(&inner.place, Place::Resting(here) if Arc::ptr_eq(here, sandbox));
+        if rests {
+            inner.place = Place::Starting;
+        }
+        rests
+    }
+
+    /// Whether the session rests on its sandbox.
+    pub(crate) fn rests(&self) -> bool {
+        matches!(self.lock().place, Place::Resting(_))
+    }
+
+    /// Waits until everything up to this entry was taken from the bridge.
+    pub(crate) async fn wait_taken(&self, last: Sequence) {
+        self.wait_until(|inner| (inner.last() >= last).then_some(())).await;
+    }
+
     /// The sandbox, where the session has one and it is synchronised.
     pub(crate) fn live(&self) -> Option<Arc<Sandbox>> {
         match &self.lock().place {
@@ -71,7 +95,7 @@ impl Hub {
     /// Takes the session off this sandbox only if no turn runs or is about to: true for one caller.
     pub(crate) fn begin_leaving_idle(&self, sandbox: &Arc<Sandbox>) -> bool {
         let mut inner = self.lock();
-        let on_it = matches!(&inner.place, Place::Live(here) if Arc::ptr_eq(here, sandbox));
+        let on_it = matches!(&inner.place, Place::Live(here) | Place::Resting(here) if Arc::ptr_eq(here, sandbox));
         let idle = on_it && inner.turns.current().is_none();
         if idle {
             inner.leave(sandbox);

@@ -15,6 +15,7 @@ use ash_protocol::message::{Bind, Bound, Claimed, Request};
 use super::{leave::leave, start::StartError};
 use crate::{
     bridge::{Answer, RequestError},
+    enclosure::Enclosure,
     hub::{Hub, Place},
     limits::BRIDGE_ANSWER,
     options::effective,
@@ -22,25 +23,40 @@ use crate::{
     shared::Shared,
 };
 
+/// Why a session gets a sandbox.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cause {
+    event: SessionEvent,
+    reason: OpeningReason,
+}
+
+/// A message came, or the session is new.
+pub(crate) const CLAIMED: Cause = Cause { event: SessionEvent::Message, reason: OpeningReason::Claimed };
+
+/// A person resumed it.
+pub(crate) const WAKE_RESUMED: Cause = Cause { event: SessionEvent::Resume, reason: OpeningReason::Resumed };
+
 /// Gives a sandbox that was claimed for it to a session. On an error the caller ends the sandbox and waits until it is gone; the
 /// session is still on its way to a place.
-pub(crate) async fn bind(
+pub(crate) async fn bind_claimed(
     shared: &Arc<Shared>,
     sandbox: &Arc<Sandbox>,
     hub: &Arc<Hub>,
     how: Claimed,
+    cause: Cause,
 ) -> Result<Session, StartError> {
-    let row = open_claimed(shared, sandbox, hub).await?;
-    let folder = shared.folders.of_session(row.id);
-    {
+    let row = open_claimed(shared, sandbox, hub, cause).await?;
+    if let Enclosure::Process(process) = &sandbox.enclosure {
+        let folder = shared.folders.of_session(row.id);
         // A sandbox that ends meanwhile removes its folder before it has the session's name, or leaves it to the session.
         let _folder = sandbox.folder.lock().await;
-        if sandbox.process.directory() != folder {
-            tokio::fs::rename(sandbox.process.directory(), &folder).await?;
-            sandbox.process.relocate(&folder)?;
+        if process.directory() != folder {
+            tokio::fs::rename(process.directory(), &folder).await?;
+            process.relocate(&folder)?;
         }
     }
-    shared.gateway.bind(ash_gateway::SandboxId(sandbox.id.0), binding(shared, sandbox, &row))?;
+    // A session that was resting here is bound already.
+    shared.gateway.rebind(ash_gateway::SandboxId(sandbox.id.0), binding(shared, sandbox, &row))?;
     let answer = send_bind(sandbox, &row).await;
     hub.set_place(Place::Live(Arc::clone(sandbox)));
     let (shared, sandbox, hub) = (Arc::clone(shared), Arc::clone(sandbox), Arc::clone(hub));
@@ -72,15 +88,15 @@ pub(crate) async fn bind(
 }
 
 /// Opens the epoch of a claim.
-async fn open_claimed(shared: &Shared, sandbox: &Sandbox, hub: &Hub) -> Result<Session, StartError> {
+async fn open_claimed(shared: &Shared, sandbox: &Sandbox, hub: &Hub, cause: Cause) -> Result<Session, StartError> {
     loop {
         let before = hub.session();
-        let state = before.state.after(SessionEvent::Message).map_err(|_| StartError::Ended)?;
+        let state = before.state.after(cause.event).map_err(|_| StartError::Ended)?;
         // A new session never had a turn; asking for it would cost a look into the store on the way of every creation.
         let interrupted =
             if before.last == Sequence::START { None } else { shared.store.unfinished_turn(before.id).await? };
         let opening = Opening {
-            reason: OpeningReason::Claimed,
+            reason: cause.reason,
             last_committed: before.last,
             interrupted: interrupted.map(|turn| turn.0),
             message: None,

@@ -5,48 +5,41 @@ use std::sync::Arc;
 use ash_core::{
     Sequence,
     id::{SessionId, TurnId},
+    session::{PausedReason, SessionState},
 };
-use ash_protocol::message::Progress;
-use tokio::{
-    net::UnixListener,
-    time::{Duration, sleep, timeout},
+use ash_protocol::{
+    fleet::Hidden,
+    message::{Progress, Request},
 };
+use tokio::time::{Duration, sleep, timeout};
 
-use super::bind::send_bind;
+use super::{bind::send_bind, rest::rest};
 use crate::{
     bridge::{ConnectionError, Greeted, Incoming, greet},
-    hub::{NotTaken, Place, Turn},
-    limits::{BRIDGE_AWAY, BRIDGE_START, COMMIT_RETRY, CONNECTION_SPACING},
-    peer,
+    enclosure::{Dialled, Enclosure},
+    hub::{Hub, NotTaken, Place, Turn},
+    limits::{BRIDGE_AWAY, BRIDGE_START, COMMIT_RETRY, CONNECTION_SPACING, TICKET_RENEWAL},
     sandbox::{EndReason, Sandbox},
     shared::Shared,
 };
 
 /// Returns when the bridge stayed away for too long or broke the protocol.
-pub(super) async fn serve_connections(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, listener: &UnixListener) {
-    let folder = sandbox.process.directory();
-    // Who served the host before this one; a bridge that is dead does not come back.
-    let mut peer = peer::recall(&folder);
+pub(super) async fn serve_connections(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, dialled: &mut Dialled) {
+    let mut waiting = None;
     loop {
-        let accepted = tokio::select! {
-            biased;
-            accepted = timeout(BRIDGE_AWAY, listener.accept()) => accepted,
-            () = peer::dead(peer.as_ref()) => return,
+        let arrived = match waiting.take() {
+            Some(arrived) => arrived,
+            None => match dialled.next(BRIDGE_AWAY, sandbox.enclosure.directory()).await {
+                Some(Ok(arrived)) => arrived,
+                Some(Err(error)) => {
+                    tracing::warn!(sandbox = %sandbox.id, %error, "a bridge's connection could not be taken");
+                    sleep(COMMIT_RETRY).await;
+                    continue;
+                }
+                None => return,
+            },
         };
-        let stream = match accepted {
-            Ok(Ok((stream, _))) => stream,
-            Ok(Err(error)) => {
-                tracing::warn!(sandbox = %sandbox.id, %error, "a bridge's connection could not be taken");
-                sleep(COMMIT_RETRY).await;
-                continue;
-            }
-            Err(_) => return,
-        };
-        peer = peer::of(&stream);
-        if let Some(peer) = &peer {
-            peer::remember(peer, &sandbox.process.directory());
-        }
-        let greeted = match timeout(BRIDGE_START, greet(stream)).await {
+        let greeted = match timeout(BRIDGE_START, greet(arrived)).await {
             Ok(Ok(greeted)) => greeted,
             Ok(Err(error)) if error.is_violation() => {
                 shared.metrics.bridge_violations.inc();
@@ -58,25 +51,54 @@ pub(super) async fn serve_connections(shared: &Arc<Shared>, sandbox: &Arc<Sandbo
                 continue;
             }
         };
-        let error = serve_connection(shared, sandbox, greeted).await;
+        let newer = async {
+            tokio::select! {
+                newer = dialled.newer() => waiting = Some(newer),
+                () = renew_tickets(shared, sandbox) => {}
+            }
+        };
+        let error = serve_connection(shared, sandbox, greeted, newer).await;
         tracing::debug!(sandbox = %sandbox.id, %error, "a bridge's connection ended");
         if error.is_violation() {
             shared.metrics.bridge_violations.inc();
             tracing::warn!(sandbox = %sandbox.id, %error, "a bridge was cut off");
             return;
         }
+        // A bridge that was asked to end does not come back; a process is seen to end.
+        if sandbox.end_reason().is_some() && sandbox.enclosure.directory().is_none() {
+            return;
+        }
         sleep(CONNECTION_SPACING).await;
     }
 }
 
-async fn serve_connection(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, mut greeted: Greeted) -> ConnectionError {
+/// Gives the bridge of a pod a ticket for its next connection, again and again. Never ends.
+async fn renew_tickets(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>) {
+    let (Some(pods), Enclosure::Pod(pod)) = (shared.backend.pods(), &sandbox.enclosure) else {
+        return std::future::pending().await;
+    };
+    loop {
+        sleep(TICKET_RENEWAL).await;
+        if let Some(ticket) = pod.identity().and_then(|pod| pods.ticket(sandbox, &pod)) {
+            drop(sandbox.bridge.send(&Request::Ticket { ticket: Hidden(ticket) }).await);
+        }
+    }
+}
+
+async fn serve_connection(
+    shared: &Arc<Shared>,
+    sandbox: &Arc<Sandbox>,
+    mut greeted: Greeted,
+    newer: impl Future<Output = ()>,
+) -> ConnectionError {
     if let (Some(listener), Some(port)) = (greeted.listener.take(), greeted.hello.gateway_port) {
         match shared.gateway.attach(ash_gateway::SandboxId(sandbox.id.0), listener) {
             Ok(attachment) => sandbox.attach(attachment, port),
             Err(error) => return ConnectionError::Greeting(error.to_string()),
         }
     }
-    let (acknowledged, overtaken) = catch_up(shared, sandbox, &greeted.hello.progress).await;
+    let CaughtUp { acknowledged, overtaken, rests } = catch_up(shared, sandbox, &greeted.hello.progress).await;
+    sandbox.set_progress(greeted.hello.progress.clone());
     sandbox.connections.send_modify(|count| *count += 1);
     shared.metrics.bridge_connections.inc();
     let stalls = &shared.metrics.bridges_stalled;
@@ -109,7 +131,7 @@ async fn serve_connection(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, mut gree
                 if let Some(hub) = sandbox.hub()
                     && matches!(hub.place(), Place::Recovering(_))
                 {
-                    hub.set_place(Place::Live(Arc::clone(sandbox)));
+                    recovered(shared, sandbox, &hub, rests);
                 }
             }
             Incoming::Status(status) => {
@@ -125,42 +147,90 @@ async fn serve_connection(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, mut gree
         }
         Ok(Duration::ZERO)
     };
-    sandbox.bridge.serve(greeted, acknowledged, overtaken, incoming).await
+    sandbox.bridge.serve(greeted, acknowledged, overtaken, newer, incoming).await
 }
 
-/// What a bridge is told when it connects: how far its log is committed, and whether its session went on without it.
-async fn catch_up(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, progress: &Progress) -> (Sequence, bool) {
-    let Some(hub) = sandbox.hub() else { return (Sequence::START, false) };
+/// A session whose host was started anew has its bridge back.
+fn recovered(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, hub: &Arc<Hub>, rests: bool) {
+    if !rests {
+        return hub.set_place(Place::Live(Arc::clone(sandbox)));
+    }
+    if hub.session().state != SessionState::Active {
+        return hub.set_place(Place::Resting(Arc::clone(sandbox)));
+    }
+    // The host before this one died between the bridge's rest and the epoch that says so.
+    if hub.begin_leaving(sandbox) {
+        let (shared, sandbox, hub) = (Arc::clone(shared), Arc::clone(sandbox), Arc::clone(hub));
+        tokio::spawn(async move { rest(&shared, &sandbox, &hub, EndReason::Asleep(PausedReason::Idle)).await });
+    }
+}
+
+/// What is known when a bridge connects.
+struct CaughtUp {
+    /// How far its log is committed.
+    acknowledged: Sequence,
+    /// Its session went on without it.
+    overtaken: bool,
+    /// Its session rests, and is not to be woken yet.
+    rests: bool,
+}
+
+/// What a bridge is told when it connects. One that missed what it was told last is told again.
+async fn catch_up(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, progress: &Progress) -> CaughtUp {
+    let said = |acknowledged, overtaken| CaughtUp { acknowledged, overtaken, rests: false };
+    let Some(hub) = sandbox.hub() else {
+        // One that serves a session that nobody gave it, or that went on elsewhere.
+        let serves = matches!(progress, Progress::Bound { .. } | Progress::Resting { .. });
+        return said(Sequence::START, serves);
+    };
     let row = hub.session();
+    let place = hub.place();
+    let recovers = matches!(place, Place::Recovering(_));
+    // The session's epoch is open, and its bridge was to be told.
+    let was_told = recovers || matches!(place, Place::Live(_));
     match progress {
         Progress::Bound { session, epoch, turn, permissions, .. }
             if SessionId(*session) == row.id && *epoch == row.epoch =>
         {
             // A connection that broke while this host lives changes nothing that the hub does not know.
-            if matches!(hub.place(), Place::Recovering(_)) {
+            if recovers {
                 let turn = turn
                     .as_ref()
                     .map(|turn| Turn { id: TurnId(turn.id), after: Sequence(turn.first.0.saturating_sub(1)) });
                 hub.restore_turn(turn, permissions.clone());
             }
-            (row.last, false)
+            said(row.last, false)
         }
-        // The server died between the claim's commit and telling the bridge.
-        Progress::Warm if matches!(hub.place(), Place::Recovering(_)) => {
-            // The server before put the conversation back; a binding that did not name it would begin another one.
-            match shared.store.transcript(row.id).await {
-                Ok(Some(transcript)) => sandbox.set_restored(transcript.conversation, transcript.bytes.len() as u64),
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::warn!(session = %row.id, %error, "a session's conversation cannot be read: its sandbox is given up");
-                    return (row.last, true);
+        // The server died between the claim's commit and telling the bridge, or the connection broke in between.
+        Progress::Warm if was_told => {
+            if recovers {
+                // The server before put the conversation back; a binding that did not name it would begin another one.
+                match shared.store.transcript(row.id).await {
+                    Ok(Some(transcript)) => {
+                        sandbox.set_restored(transcript.conversation, transcript.bytes.len() as u64);
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::warn!(session = %row.id, %error, "a session's conversation cannot be read: its sandbox is given up");
+                        return said(row.last, true);
+                    }
                 }
             }
             drop(send_bind(sandbox, &row).await);
-            (row.last, false)
+            said(row.last, false)
         }
+        // A bridge that lost what it had has lost its session.
+        Progress::New if recovers => said(row.last, true),
         // A warm bridge whose claim is on its way.
-        Progress::New | Progress::Warm => (row.last, false),
-        Progress::Bound { .. } | Progress::Resting { .. } => (row.last, true),
+        Progress::New | Progress::Warm => said(row.last, false),
+        Progress::Resting { session, epoch, .. } if SessionId(*session) == row.id && *epoch <= row.epoch => {
+            // Woken, and not told.
+            let woken = *epoch < row.epoch && row.state == SessionState::Active && was_told;
+            if woken {
+                drop(send_bind(sandbox, &row).await);
+            }
+            CaughtUp { acknowledged: row.last, overtaken: false, rests: !woken }
+        }
+        Progress::Bound { .. } | Progress::Resting { .. } => said(row.last, true),
     }
 }

@@ -17,6 +17,35 @@ use crate::{
     shared::Shared,
 };
 
+/// What leaving a sandbox for a reason is to a session.
+pub(super) struct Departure {
+    pub(super) event: SessionEvent,
+    pub(super) reason: OpeningReason,
+    /// For the readers of a turn that is interrupted by it.
+    pub(super) message: Option<String>,
+}
+
+/// Says it.
+pub(super) fn departure(reason: &EndReason) -> Departure {
+    let (event, reason, message) = match reason {
+        EndReason::Lost => (
+            SessionEvent::Pause(PausedReason::Lost),
+            OpeningReason::Lost,
+            Some("The sandbox was lost in the middle of the turn; send the message again.".to_owned()),
+        ),
+        EndReason::Asleep(reason) => (
+            SessionEvent::Pause(*reason),
+            OpeningReason::Asleep,
+            Some("The turn was interrupted: its server stopped or needed the sandbox.".to_owned()),
+        ),
+        EndReason::Closed(closing) => (closing.event(), closing.reason(), Some(closing.message().to_owned())),
+        EndReason::Failed(message) => {
+            (SessionEvent::Pause(PausedReason::Lost), OpeningReason::Lost, Some(message.clone()))
+        }
+    };
+    Departure { event, reason, message }
+}
+
 /// Takes a session off a sandbox that is over: its tail is committed, then the next epoch says why.
 pub(super) async fn leave(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, hub: &Arc<Hub>) {
     // A session that is only just being bound is not on its sandbox yet: whoever binds it looks again when it is.
@@ -31,20 +60,7 @@ pub(super) async fn leave(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, hub: &Ar
     }
     let row = hub.session();
     let turn = hub.leaving_turn().map(|turn| turn.0);
-    let (event, reason, message) = match sandbox.end_reason().unwrap_or(EndReason::Lost) {
-        EndReason::Lost => (
-            SessionEvent::Pause(PausedReason::Lost),
-            OpeningReason::Lost,
-            Some("The sandbox was lost in the middle of the turn; send the message again.".to_owned()),
-        ),
-        EndReason::Asleep(reason) => (
-            SessionEvent::Pause(reason),
-            OpeningReason::Asleep,
-            Some("The turn was interrupted: its server stopped or needed the sandbox.".to_owned()),
-        ),
-        EndReason::Closed(closing) => (closing.event(), closing.reason(), Some(closing.message().to_owned())),
-        EndReason::Failed(message) => (SessionEvent::Pause(PausedReason::Lost), OpeningReason::Lost, Some(message)),
-    };
+    let Departure { event, reason, message } = departure(&sandbox.end_reason().unwrap_or(EndReason::Lost));
     let opening =
         Opening { reason, last_committed: row.last, interrupted: turn, message: message.filter(|_| turn.is_some()) };
     let state = row.state.after(event).unwrap_or(row.state);

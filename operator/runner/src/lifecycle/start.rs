@@ -1,6 +1,10 @@
 //! Starts a sandbox and warms it: its process, its bridge's greeting, the agent's files, Claude Code.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use ash_core::{agent::AgentVersion, id::SandboxId, ports::StoreError};
 use ash_protocol::{
@@ -15,6 +19,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use super::{close::remove_folder, supervise::spawn_supervisor};
 use crate::{
     bridge::RequestError,
+    enclosure::{Dialled, Enclosure},
     hub::Hub,
     limits::{BRIDGE_START, WARM_UP},
     options::{effective, environment},
@@ -50,6 +55,10 @@ pub(crate) enum StartError {
     Bridge(RequestError, String),
     #[error("Claude Code was not ready within {} s", .0.as_secs())]
     WarmUp(Duration),
+    #[error("sandboxes are pods here, which a runner does not make")]
+    NoProcesses,
+    #[error("the pod is of no use: {0}")]
+    Unusable(&'static str),
     #[error("the sandbox was ended while it started")]
     Ended,
     #[error(transparent)]
@@ -107,6 +116,7 @@ async fn start_process(
         For::Pool => shared.folders.of_sandbox(id),
         For::Session(hub) => shared.folders.of_session(hub.session),
     };
+    let Some(backend) = shared.backend.processes() else { return Err(StartError::NoProcesses) };
     let unpacked = tokio::fs::try_exists(directory.join(UNPACKED_MARK)).await?;
     tokio::fs::create_dir_all(&directory).await?;
     let listener = listen(&directory)?;
@@ -122,16 +132,18 @@ async fn start_process(
         limits: shared.config.limits,
     };
     shared.gateway.register_unclaimed(ash_gateway::SandboxId(id.0))?;
-    let process = match shared.backend.start(spec).await {
+    let process = match backend.start(spec).await {
         Ok(process) => process,
         Err(error) => {
             shared.gateway.remove(ash_gateway::SandboxId(id.0));
             return Err(error.into());
         }
     };
-    let sandbox = Arc::new(Sandbox::new(id, agent.clone(), process, place, None, &shared.metrics));
+    let dialled = Dialled::at(listener, &process.directory());
+    let enclosure = Enclosure::Process(process);
+    let sandbox = Arc::new(Sandbox::new(id, agent.clone(), enclosure, place, None, &shared.metrics));
     shared.add_sandbox(Arc::clone(&sandbox));
-    spawn_supervisor(shared, &sandbox, listener);
+    spawn_supervisor(shared, &sandbox, dialled);
     // A server that stops has counted its sandboxes already.
     if shared.closing.is_cancelled() {
         sandbox.end_with(EndReason::Lost);
@@ -139,17 +151,40 @@ async fn start_process(
     Ok((sandbox, unpacked))
 }
 
-async fn warm(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, purpose: &For, unpacked: bool) -> Result<(), StartError> {
+/// Waits until a sandbox's bridge is there.
+pub(crate) async fn connected(sandbox: &Arc<Sandbox>) -> Result<(), StartError> {
     let mut connections = sandbox.connections.subscribe();
     let connected = timeout(BRIDGE_START, connections.wait_for(|count| *count > 0));
     let came = tokio::select! {
         came = connected => came.is_ok(),
         () = sandbox.gone.cancelled() => false,
     };
-    let port = sandbox.gateway_port();
-    let Some(port) = port.filter(|_| came) else {
-        return Err(StartError::NoBridge { within: BRIDGE_START, log: log_tail(sandbox).await });
-    };
+    if came {
+        return Ok(());
+    }
+    Err(StartError::NoBridge { within: BRIDGE_START, log: sandbox.enclosure.log_tail(LOG_LINES).await })
+}
+
+/// Where the sandbox reaches the gateway, and its Claude Code.
+async fn surroundings(shared: &Shared, sandbox: &Sandbox) -> Result<(SocketAddr, String), StartError> {
+    if let Some(pods) = shared.backend.pods() {
+        return Ok((pods.gateway, pods.claude.clone()));
+    }
+    match sandbox.gateway_port() {
+        Some(port) => Ok((SocketAddr::from((Ipv4Addr::LOCALHOST, port)), CLAUDE_INSIDE.to_owned())),
+        None => Err(StartError::NoBridge { within: BRIDGE_START, log: sandbox.enclosure.log_tail(LOG_LINES).await }),
+    }
+}
+
+/// Unpacks the agent's files where they are not there yet, and starts Claude Code.
+pub(crate) async fn warm(
+    shared: &Arc<Shared>,
+    sandbox: &Arc<Sandbox>,
+    purpose: &For,
+    unpacked: bool,
+) -> Result<(), StartError> {
+    connected(sandbox).await?;
+    let (gateway, program) = surroundings(shared, sandbox).await?;
     if !unpacked {
         let bundle =
             shared.store.bundle(&sandbox.agent.tenant, &sandbox.agent.digest).await?.ok_or(StartError::NoBundle)?;
@@ -161,7 +196,9 @@ async fn warm(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, purpose: &For, unpac
         let unpacked =
             async { sandbox.bridge.send_with_data(&request, data).await.read::<serde::de::IgnoredAny>().await };
         call(sandbox, unpacked).await?;
-        tokio::fs::write(sandbox.process.directory().join(UNPACKED_MARK), sandbox.agent.digest.as_bytes()).await?;
+        if let Some(directory) = sandbox.enclosure.directory() {
+            tokio::fs::write(directory.join(UNPACKED_MARK), sandbox.agent.digest.as_bytes()).await?;
+        }
     }
     let (options, resume) = match purpose {
         For::Pool => (SessionOptions::default(), None),
@@ -169,8 +206,8 @@ async fn warm(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, purpose: &For, unpac
     };
     let token = shared.gateway.token(ash_gateway::SandboxId(sandbox.id.0));
     let request = Request::Warm(Box::new(Warm {
-        program: CLAUDE_INSIDE.to_owned(),
-        environment: environment(port, token.expose_secret()),
+        program,
+        environment: environment(gateway, token.expose_secret()),
         options: effective(&sandbox.agent.settings, &options),
         rehearse: matches!(purpose, For::Pool) && !sandbox.agent.settings.has_hooks,
         resume: resume.map(|(conversation, _)| conversation),
@@ -206,16 +243,9 @@ async fn call<T>(
         answer = timeout(WARM_UP, answer) => match answer {
             Err(_) => Err(StartError::WarmUp(WARM_UP)),
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(RequestError::Gone)) => Err(StartError::Bridge(RequestError::Gone, log_tail(sandbox).await)),
+            Ok(Err(RequestError::Gone)) => Err(StartError::Bridge(RequestError::Gone, sandbox.enclosure.log_tail(LOG_LINES).await)),
             Ok(Err(error)) => Err(StartError::Bridge(error, String::new())),
         },
         () = sandbox.end.cancelled() => Err(StartError::Ended),
-    }
-}
-
-async fn log_tail(sandbox: &Sandbox) -> String {
-    match sandbox.process.log_tail(LOG_LINES).await {
-        Ok(lines) if !lines.is_empty() => format!("; the last lines of its log: {}", lines.join(" | ")),
-        _ => String::new(),
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::net::UnixListener;
 use tracing::Instrument;
 
 use super::{
@@ -11,23 +10,24 @@ use super::{
     leave::leave,
 };
 use crate::{
+    enclosure::Dialled,
     kernel,
     sandbox::{EndReason, Sandbox},
     shared::Shared,
 };
 
 /// Looks after a sandbox for its whole life, in a span of its own.
-pub(crate) fn spawn_supervisor(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, listener: UnixListener) {
+pub(crate) fn spawn_supervisor(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, dialled: Dialled) {
     let span = tracing::info_span!("sandbox", sandbox = %sandbox.id, agent = %sandbox.agent.agent);
-    tokio::spawn(supervise(Arc::clone(shared), Arc::clone(sandbox), listener).instrument(span));
+    tokio::spawn(supervise(Arc::clone(shared), Arc::clone(sandbox), dialled).instrument(span));
 }
 
 /// Serves a sandbox's connections until it ends, then takes its session off it and clears up.
-async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixListener) {
+async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, mut dialled: Dialled) {
     let ended_by_itself = tokio::select! {
-        () = serve_connections(&shared, &sandbox, &listener) => true,
-        exit = sandbox.process.exited() => {
-            shared.metrics.exits_unknown.inc_by(u64::from(exit.status.is_none()));
+        () = serve_connections(&shared, &sandbox, &mut dialled) => true,
+        is_known = sandbox.enclosure.exited() => {
+            shared.metrics.exits_unknown.inc_by(u64::from(!is_known));
             true
         }
         () = sandbox.end.cancelled() => false,
@@ -43,7 +43,9 @@ async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixLis
     }
     kernel::count(&shared, &sandbox).await;
     kernel::forget(&shared, &sandbox);
-    if let Err(error) = sandbox.process.kill().await {
+    // No connection of a bridge is served from here on, nor one that waits.
+    drop(dialled);
+    if let Err(error) = sandbox.enclosure.kill().await {
         shared.metrics.kills_failed.inc();
         tracing::error!(sandbox = %sandbox.id, %error, "a sandbox could not be killed");
     }
@@ -54,6 +56,7 @@ async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixLis
     if let Some(hub) = sandbox.hub() {
         leave(&shared, &sandbox, &hub).await;
     }
+    sandbox.enclosure.over(sandbox.end_reason().and_then(EndReason::sentence)).await;
     shared.remove_sandbox(sandbox.id);
     sandbox.release_place();
     sandbox.gone.cancel();
@@ -64,7 +67,7 @@ async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, listener: UnixLis
 /// and stays, unless the folder never became a session's.
 async fn clear_folder(shared: &Shared, sandbox: &Sandbox) {
     let _folder = sandbox.folder.lock().await;
-    let folder = sandbox.process.directory();
+    let Some(folder) = sandbox.enclosure.directory() else { return };
     let never_a_sessions = folder == shared.folders.of_sandbox(sandbox.id);
     remove_folder(if never_a_sessions { folder } else { folder.join(HOME) }).await;
 }

@@ -13,10 +13,10 @@ use std::{
 use ash_core::{
     EntryKind, Sequence,
     agent::AgentVersion,
-    fleet::{AppendHead, OfAgent, OfBundle, OfLog, OfSession, Placed},
-    id::{AgentId, SessionId, TenantId, TurnId},
+    fleet::{Admitted, AppendHead, OfAgent, OfBundle, OfLog, OfPod, OfSession, Placed},
+    id::{AgentId, SandboxId, SessionId, TenantId, TurnId},
     opening::Opening,
-    ports::{Append, OpenEpoch, Page, RunnerStore, StoreError, TurnRecord},
+    ports::{Append, OpenEpoch, Page, PodIdentity, RunnerPods, RunnerStore, StoreError, TurnRecord},
     session::Session,
     transcript::Transcript,
 };
@@ -257,5 +257,24 @@ impl RunnerStore for RemoteStore {
 
     async fn turn(&self, session: SessionId, turn: TurnId) -> Result<Option<TurnRecord>, StoreError> {
         self.ask(path::TURN, &OfSession { session, tenant: None, turn: Some(turn) }).await
+    }
+}
+
+#[async_trait]
+impl RunnerPods for RemoteStore {
+    async fn admit(&self, pod: &PodIdentity) -> Result<Option<Admitted>, StoreError> {
+        let admitted: Option<Admitted> = self.ask(path::ADMIT_POD, pod).await?;
+        if let Some(Placed { session, .. }) = admitted.as_ref().and_then(|admitted| admitted.placed.as_ref()) {
+            self.remember(session);
+        }
+        Ok(admitted)
+    }
+
+    async fn warm(&self, sandbox: SandboxId) -> Result<bool, StoreError> {
+        self.ask(path::POD_WARM, &OfPod { sandbox, reason: None }).await
+    }
+
+    async fn over(&self, sandbox: SandboxId, reason: Option<String>) -> Result<bool, StoreError> {
+        self.ask(path::POD_OVER, &OfPod { sandbox, reason }).await
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ash_core::{
     fleet::{Answer, Close, Configure, ModelKey, Place, Read, RunnerId, Send, Taken, WarmList},
-    id::SessionId,
+    id::{SandboxId, SessionId},
     ports::{Runner, RunnerError, Sent, StoreError},
     session::Session,
     sse::Position,
@@ -29,12 +29,18 @@ pub use self::{
 use crate::LocalRunner;
 
 /// What a coordinator says to a runner beside the calls of its port.
+#[async_trait]
 pub trait Told: std::marker::Send + Sync {
     /// A session's key of the model API.
     fn keep_model_key(&self, session: SessionId, key: Option<&ModelKey>);
 
     /// The versions to keep warm.
     fn keep_warm(&self, list: &WarmList);
+
+    /// Gives a session the warm pod that the coordinator claimed for it. Who has no pods has none to give.
+    async fn claim(&self, session: Session, sandbox: SandboxId) -> Result<Session, RunnerError> {
+        Err(RunnerError::Unreachable(format!("sandbox {sandbox} of session {} is not on this runner", session.id)))
+    }
 }
 
 struct LocalTold {
@@ -42,6 +48,7 @@ struct LocalTold {
     membership: Arc<Membership>,
 }
 
+#[async_trait]
 impl Told for LocalTold {
     fn keep_model_key(&self, session: SessionId, key: Option<&ModelKey>) {
         self.runner.keep_model_key(session, key);
@@ -49,6 +56,10 @@ impl Told for LocalTold {
 
     fn keep_warm(&self, list: &WarmList) {
         self.membership.keep_warm(&self.runner, list);
+    }
+
+    async fn claim(&self, session: Session, sandbox: SandboxId) -> Result<Session, RunnerError> {
+        self.runner.claim(session, sandbox).await
     }
 }
 
@@ -144,7 +155,10 @@ async fn carry_out(calls: &Calls, request: Request<Incoming>) -> Response<Body> 
 
 async fn place_session(calls: &Calls, place: Place) -> Result<Session, RunnerError> {
     calls.told.keep_model_key(place.session.id, place.model_key.as_ref());
-    calls.runner.place(place.session, place.agent).await
+    match place.sandbox {
+        Some(sandbox) => calls.told.claim(place.session, sandbox).await,
+        None => calls.runner.place(place.session, place.agent).await,
+    }
 }
 
 async fn resume_session(calls: &Calls, place: Place) -> Result<Session, RunnerError> {
@@ -155,7 +169,14 @@ async fn resume_session(calls: &Calls, place: Place) -> Result<Session, RunnerEr
 async fn send_message(calls: &Calls, send: Send) -> Response<Body> {
     let Send { place, message } = send;
     calls.told.keep_model_key(place.session.id, place.model_key.as_ref());
-    match calls.runner.send(place.session, place.agent, message).await {
+    let session = match place.sandbox {
+        Some(sandbox) => match calls.told.claim(place.session, sandbox).await {
+            Ok(session) => session,
+            Err(error) => return failed(error),
+        },
+        None => place.session,
+    };
+    match calls.runner.send(session, place.agent, message).await {
         Ok(Sent { joined, reader }) => streamed(&Taken { joined }, reader),
         Err(error) => failed(error),
     }

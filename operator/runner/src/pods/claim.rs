@@ -1,0 +1,72 @@
+//! Gives a session the pod that a coordinator claimed for it.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use ash_core::{id::SandboxId, ports::RunnerError, sandbox::SandboxState, session::Session};
+use ash_protocol::message::Claimed;
+use tokio::time::timeout;
+
+use crate::{
+    hub::{Hub, Place},
+    limits::CLAIM_WAIT,
+    sandbox::Sandbox,
+    shared::Shared,
+    turns::bind_or_end,
+};
+
+fn not_here(sandbox: SandboxId) -> RunnerError {
+    RunnerError::Unreachable(format!("sandbox {sandbox} is not on this runner, or over: claim another one"))
+}
+
+/// Gives a session a warm sandbox of this runner, which the store has for it. Repeating it does nothing more.
+///
+/// # Errors
+/// [`RunnerError::Unreachable`] where the sandbox is not here or cannot be had: whoever claimed it looks again.
+pub(crate) async fn claim(shared: &Arc<Shared>, session: Session, id: SandboxId) -> Result<Session, RunnerError> {
+    let hub = shared.hub(&session).await?;
+    if !matches!(hub.place(), Place::None) {
+        return settled(&hub, id).await;
+    }
+    // After a restart of the runner its bridge may be on its way.
+    let sandbox = timeout(CLAIM_WAIT, warm_one(shared, id)).await.map_err(|_| not_here(id))?;
+    let sandbox = sandbox.ok_or_else(|| not_here(id))?;
+    if !hub.begin_starting() {
+        return settled(&hub, id).await;
+    }
+    if !sandbox.claim(&hub, false) {
+        hub.set_place(Place::None);
+        return Err(not_here(id));
+    }
+    shared.pre_warm_hits.fetch_add(1, Ordering::Relaxed);
+    if let Err(error) = bind_or_end(shared, &sandbox, &hub, Claimed::Live).await {
+        tracing::warn!(session = %hub.session, %error, "a warm pod could not be given to a session");
+        hub.set_place(Place::None);
+        return Err(RunnerError::Unreachable(error.to_string()));
+    }
+    Ok(hub.session())
+}
+
+/// The session as it is once somebody else has given it its sandbox.
+async fn settled(hub: &Hub, id: SandboxId) -> Result<Session, RunnerError> {
+    match timeout(CLAIM_WAIT, hub.wait_settled()).await {
+        Ok(Place::Live(_) | Place::Resting(_)) => Ok(hub.session()),
+        _ => Err(not_here(id)),
+    }
+}
+
+/// The sandbox once it is warm; `None` where it is something else.
+async fn warm_one(shared: &Shared, id: SandboxId) -> Option<Arc<Sandbox>> {
+    loop {
+        let warmed = shared.warmed.notified();
+        tokio::pin!(warmed);
+        warmed.as_mut().enable();
+        if let Some(sandbox) = shared.sandbox(id) {
+            match sandbox.state() {
+                SandboxState::Warm => return Some(sandbox),
+                SandboxState::Warming => {}
+                _ => return None,
+            }
+        }
+        warmed.await;
+    }
+}
