@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ash-api", &["ash-bundle", "ash-core", "ash-protocol"]),
     ("ash-runner", &["ash-core", "ash-gateway", "ash-link", "ash-protocol", "ash-sandbox"]),
     ("ash-client", &["ash-bundle", "ash-core", "ash-protocol"]),
+    ("ash-pods", &["ash-core", "ash-crd"]),
     (
         "ash",
         &[
@@ -30,6 +31,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "ash-core",
             "ash-gateway",
             "ash-link",
+            "ash-pods",
             "ash-protocol",
             "ash-runner",
             "ash-sandbox",

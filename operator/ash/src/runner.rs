@@ -7,6 +7,7 @@ mod wiring;
 use tokio::time::{Duration, timeout};
 use tokio_util::sync::CancellationToken;
 
+use arguments::SandboxKind;
 pub(crate) use arguments::{Arguments, COMMAND, OTHER_VARIABLES, command};
 
 use crate::serve::{log, wait_for_signal};
@@ -29,20 +30,35 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let (membership, local, stop) = (runner.membership.clone(), runner.local.clone(), stop.clone());
         tokio::spawn(async move { membership.keep(&local, &stop).await })
     };
-    wait_for_signal().await?;
+    let hands_over = arguments.handover || arguments.kind == SandboxKind::Pods;
+    tokio::select! {
+        signal = wait_for_signal() => signal?,
+        () = runner.membership.superseded() => {}
+    }
+    let is_superseded = runner.membership.is_superseded();
+    if hands_over && !is_superseded {
+        runner.membership.announce_restart().await;
+    }
     tracing::info!("stopping: running turns may end within {} s", arguments.shutdown_timeout.as_secs());
     let stopping = async {
-        runner.local.shut_down(arguments.shutdown_timeout, arguments.handover).await;
+        runner.stop_bridges.cancel();
+        runner.local.shut_down(arguments.shutdown_timeout, hands_over).await;
         stop.cancel();
         let _ = timeout(DRAIN, serving).await;
         let _ = timeout(DRAIN, beating).await;
         // With a handover its next life registers under its name, and finds the sandboxes.
-        if !arguments.handover {
+        if !hands_over {
             runner.membership.leave().await;
         }
     };
     tokio::select! {
-        () = stopping => tracing::info!("stopped"),
+        () = stopping => {
+            tracing::info!("stopped");
+            if is_superseded && hands_over {
+                // Whoever started the next one ends this one; one that ended by itself would be started again, against it.
+                wait_for_signal().await?;
+            }
+        }
         signal = wait_for_signal() => {
             signal?;
             tracing::warn!("stopped at once; the next runner of this name finds the sandboxes");

@@ -42,6 +42,8 @@ pub mod coordinator {
     pub const REGISTER: &str = "/fleet/v1/register";
     /// A runner says that it lives, and how much it does.
     pub const HEARTBEAT: &str = "/fleet/v1/heartbeat";
+    /// A runner announces that its process is started anew: it is not lost for a while.
+    pub const RESTARTING: &str = "/fleet/v1/restarting";
     /// A runner leaves.
     pub const DEREGISTER: &str = "/fleet/v1/deregister";
     /// A session's row.

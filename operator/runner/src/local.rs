@@ -103,6 +103,11 @@ impl LocalRunner {
         self.shared.silent.cancel();
     }
 
+    /// Whether it stops, and takes nothing new.
+    pub fn is_closing(&self) -> bool {
+        self.shared.closing.is_cancelled()
+    }
+
     /// Takes the connections of pods' bridges, until `stop`. Returns at once where sandboxes are no pods.
     pub async fn serve_bridges(&self, listener: TcpListener, stop: CancellationToken) {
         if let Some(pods) = self.shared.backend.pods() {
@@ -111,7 +116,10 @@ impl LocalRunner {
     }
 
     /// Gives a session the warm pod that a coordinator claimed for it.
-    pub(crate) async fn claim(&self, session: Session, sandbox: SandboxId) -> Result<Session, RunnerError> {
+    ///
+    /// # Errors
+    /// [`RunnerError::Unreachable`] where that is not here, or over: another one is to be claimed.
+    pub async fn claim(&self, session: Session, sandbox: SandboxId) -> Result<Session, RunnerError> {
         pods::claim(&self.shared, session, sandbox).await
     }
 

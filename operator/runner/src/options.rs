@@ -14,18 +14,21 @@ pub(crate) fn effective(agent: &AgentSettings, session: &SessionOptions) -> Sess
     }
 }
 
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// The environment of Claude Code in a sandbox, complete. Nothing of the server's own environment is in it.
 ///
 /// The model key in it is the sandbox's token, worth nothing but at this gateway. `NO_PROXY` keeps model calls off the proxy:
-/// Claude Code would send them there (observed with 2.1.330).
-pub(crate) fn environment(gateway: SocketAddr, token: &str) -> BTreeMap<String, String> {
+/// Claude Code would send them there (observed with 2.1.330). `programs` comes before the path: a folder and a colon, or nothing.
+pub(crate) fn environment(gateway: SocketAddr, programs: &str, token: &str) -> BTreeMap<String, String> {
+    let path = format!("{programs}{PATH}");
     let proxy = format!("http://sandbox:{token}@{gateway}");
     let no_proxy = match gateway.ip() {
         own if own.is_loopback() => "127.0.0.1,localhost".to_owned(),
         other => format!("127.0.0.1,localhost,{other}"),
     };
     [
-        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("PATH", path.as_str()),
         ("HOME", "/home/agent"),
         ("USER", "agent"),
         ("LOGNAME", "agent"),
@@ -61,10 +64,11 @@ mod tests {
         for (gateway, no_proxy) in
             [("127.0.0.1:4", "127.0.0.1,localhost"), ("10.96.0.9:4320", "127.0.0.1,localhost,10.96.0.9")]
         {
-            let environment = environment(gateway.parse().unwrap(), "t");
+            let environment = environment(gateway.parse().unwrap(), "/ash:", "t");
             assert_eq!(environment["ANTHROPIC_BASE_URL"], format!("http://{gateway}"));
             assert_eq!(environment["HTTPS_PROXY"], format!("http://sandbox:t@{gateway}"));
             assert_eq!(environment["NO_PROXY"], no_proxy);
+            assert!(environment["PATH"].starts_with("/ash:/usr/local/sbin:"));
         }
     }
 

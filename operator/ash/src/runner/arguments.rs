@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use ash_core::fleet::RunnerName;
-use clap::{ArgAction, Args, Command};
+use clap::{ArgAction, Args, Command, ValueEnum};
 
 use crate::{
     serve::arguments::{LogFormat, SandboxArguments, UpstreamArguments},
@@ -65,6 +65,58 @@ pub(crate) struct Arguments {
         value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", default_missing_value = "true",
         value_name = "BOOLEAN")]
     pub(crate) handover: bool,
+    /// What sandboxes are
+    #[arg(
+        long = "sandboxes",
+        env = "ASH_SANDBOXES",
+        value_enum,
+        default_value = "process",
+        value_name = "KIND",
+        help_heading = "Kubernetes"
+    )]
+    pub(crate) kind: SandboxKind,
+    /// Address and port for the bridges of pods
+    #[arg(
+        long,
+        env = "ASH_BRIDGE_LISTEN",
+        default_value = "0.0.0.0:4310",
+        value_name = "ADDRESS",
+        help_heading = "Kubernetes"
+    )]
+    pub(crate) bridge_listen: SocketAddr,
+    /// Address and port for the model calls and tunnels of pods
+    #[arg(
+        long,
+        env = "ASH_GATEWAY_LISTEN",
+        default_value = "0.0.0.0:4320",
+        value_name = "ADDRESS",
+        help_heading = "Kubernetes"
+    )]
+    pub(crate) gateway_listen: SocketAddr,
+    /// Where pods reach that: http://ADDRESS:PORT, of the Service that leads to the node's own runner
+    #[arg(long, env = "ASH_GATEWAY_ADVERTISE", value_parser = socket_of_url, value_name = "URL",
+        help_heading = "Kubernetes")]
+    pub(crate) gateway_advertise: Option<SocketAddr>,
+    /// The node that it is on; pods of others are refused
+    #[arg(
+        long,
+        env = "ASH_NODE_NAME",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME",
+        help_heading = "Kubernetes"
+    )]
+    pub(crate) node: String,
+    /// The node pool that it serves
+    #[arg(
+        long,
+        env = "ASH_POOL",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME",
+        help_heading = "Kubernetes"
+    )]
+    pub(crate) pool: String,
     /// How log lines look
     #[arg(long, env = "ASH_LOG_FORMAT", value_enum, default_value = "pretty")]
     pub(crate) log_format: LogFormat,
@@ -77,11 +129,33 @@ pub(crate) struct Arguments {
     pub(crate) sandboxes: SandboxArguments,
 }
 
+/// What the sandboxes of a runner are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SandboxKind {
+    /// Processes of this machine
+    Process,
+    /// Pods of this node, which the operator makes
+    Pods,
+}
+
+/// The address of a URL without a path. A name would be none: pods have no DNS.
+fn socket_of_url(text: &str) -> Result<SocketAddr, String> {
+    let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    address.parse().map_err(|_| "write it as http://ADDRESS:PORT, with an address and no name".to_owned())
+}
+
 impl Arguments {
     /// Its name: as given, else the machine's.
     pub(crate) fn name(&self) -> anyhow::Result<RunnerName> {
         if let Some(name) = &self.name {
             return Ok(name.clone());
+        }
+        if self.kind == SandboxKind::Pods {
+            // A pod's own name changes whenever it is made anew.
+            return self
+                .node
+                .parse()
+                .context("a runner of pods needs its node's name: give it with --node, or another with --name");
         }
         let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         machine.trim().parse().context("the machine's name is no name for a runner: give one with --name")
@@ -98,6 +172,25 @@ impl Arguments {
                 )
             }
             None => Ok(format!("http://{}", self.listen)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::socket_of_url;
+
+    #[test]
+    fn the_gateway_of_pods_is_an_address() {
+        for (text, address) in [
+            ("http://10.96.0.9:4320", Some("10.96.0.9:4320")),
+            ("http://[fd00::9]:4320/", Some("[fd00::9]:4320")),
+            ("10.96.0.9:4320", Some("10.96.0.9:4320")),
+            ("http://ash-runner:4320", None),
+            ("http://10.96.0.9", None),
+            ("https://10.96.0.9:4320", None),
+        ] {
+            assert_eq!(socket_of_url(text).ok().map(|found| found.to_string()).as_deref(), address, "{text}");
         }
     }
 }

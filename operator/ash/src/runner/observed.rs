@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ash_core::ports::Runner as _;
-use ash_runner::LocalRunner;
+use ash_runner::{LocalRunner, Membership};
 use axum::{Json, Router, http::StatusCode, routing::get};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::net::TcpListener;
@@ -12,7 +12,12 @@ use tokio::net::TcpListener;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves until the process ends.
-pub(super) async fn serve(listener: TcpListener, registry: Arc<Mutex<Registry>>, runner: Arc<LocalRunner>) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    registry: Arc<Mutex<Registry>>,
+    runner: Arc<LocalRunner>,
+    membership: Arc<Membership>,
+) {
     let metrics = async move || {
         let mut text = String::new();
         match encode(&mut text, &registry.lock().unwrap_or_else(PoisonError::into_inner)) {
@@ -20,7 +25,13 @@ pub(super) async fn serve(listener: TcpListener, registry: Arc<Mutex<Registry>>,
             Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, [("content-type", "text/plain")], String::new()),
         }
     };
-    let health = async move || Json(serde_json::json!({ "status": "ok", "pool": runner.load() }));
+    // It listens as soon as it is registered, so that its being asked at all says that. One that stops takes nothing more.
+    let health = async move || {
+        let serves = !membership.is_superseded() && !runner.is_closing();
+        let status = if serves { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let said = if serves { "ok" } else { "stopping" };
+        (status, Json(serde_json::json!({ "status": said, "pool": runner.load() })))
+    };
     let router = Router::new().route("/metrics", get(metrics)).route("/health", get(health));
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "metrics are not served any more");

@@ -31,6 +31,8 @@ use crate::{
 const CLAUDE_INSIDE: &str = "/opt/ash/claude";
 const SOCKET_INSIDE: &str = "/run/ash/bridge.sock";
 const WORKSPACE_INSIDE: &str = "/workspace";
+/// Where an init container puts bridge and Claude Code into an image that is not ours.
+const PROGRAMS_IN_PODS: &str = "/ash:";
 /// Says that a folder's workspace was unpacked, so that a session that wakes does not unpack its bundle over its files.
 const UNPACKED_MARK: &str = "unpacked";
 /// Bytes that an unpacked bundle may take.
@@ -165,13 +167,27 @@ pub(crate) async fn connected(sandbox: &Arc<Sandbox>) -> Result<(), StartError> 
     Err(StartError::NoBridge { within: BRIDGE_START, log: sandbox.enclosure.log_tail(LOG_LINES).await })
 }
 
-/// Where the sandbox reaches the gateway, and its Claude Code.
-async fn surroundings(shared: &Shared, sandbox: &Sandbox) -> Result<(SocketAddr, String), StartError> {
+/// What Claude Code finds around it.
+struct Surroundings {
+    /// Where the sandbox reaches the gateway.
+    gateway: SocketAddr,
+    /// Its program.
+    program: String,
+    /// What comes before its path.
+    path: &'static str,
+}
+
+/// Says it.
+async fn surroundings(shared: &Shared, sandbox: &Sandbox) -> Result<Surroundings, StartError> {
     if let Some(pods) = shared.backend.pods() {
-        return Ok((pods.gateway, pods.claude.clone()));
+        return Ok(Surroundings { gateway: pods.gateway, program: pods.claude.clone(), path: PROGRAMS_IN_PODS });
     }
     match sandbox.gateway_port() {
-        Some(port) => Ok((SocketAddr::from((Ipv4Addr::LOCALHOST, port)), CLAUDE_INSIDE.to_owned())),
+        Some(port) => Ok(Surroundings {
+            gateway: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            program: CLAUDE_INSIDE.to_owned(),
+            path: "",
+        }),
         None => Err(StartError::NoBridge { within: BRIDGE_START, log: sandbox.enclosure.log_tail(LOG_LINES).await }),
     }
 }
@@ -184,7 +200,7 @@ pub(crate) async fn warm(
     unpacked: bool,
 ) -> Result<(), StartError> {
     connected(sandbox).await?;
-    let (gateway, program) = surroundings(shared, sandbox).await?;
+    let Surroundings { gateway, program, path } = surroundings(shared, sandbox).await?;
     if !unpacked {
         let bundle =
             shared.store.bundle(&sandbox.agent.tenant, &sandbox.agent.digest).await?.ok_or(StartError::NoBundle)?;
@@ -207,7 +223,7 @@ pub(crate) async fn warm(
     let token = shared.gateway.token(ash_gateway::SandboxId(sandbox.id.0));
     let request = Request::Warm(Box::new(Warm {
         program,
-        environment: environment(gateway, token.expose_secret()),
+        environment: environment(gateway, path, token.expose_secret()),
         options: effective(&sandbox.agent.settings, &options),
         rehearse: matches!(purpose, For::Pool) && !sandbox.agent.settings.has_hooks,
         resume: resume.map(|(conversation, _)| conversation),

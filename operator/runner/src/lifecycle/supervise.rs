@@ -31,6 +31,11 @@ async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, mut dialled: Dial
             true
         }
         () = sandbox.end.cancelled() => false,
+        // The next life of the runner serves it: here is nothing to clear up.
+        () = handed_over(&shared, &sandbox) => {
+            sandbox.bridge.fail_pending();
+            return;
+        }
     };
     if ended_by_itself && sandbox.end_reason().is_none() {
         shared.metrics.sandboxes_lost.inc();
@@ -61,6 +66,14 @@ async fn supervise(shared: Arc<Shared>, sandbox: Arc<Sandbox>, mut dialled: Dial
     sandbox.release_place();
     sandbox.gone.cancel();
     crate::pool::freed(&shared);
+}
+
+/// Completes when this life of the runner has given everything to the next one that its pods dial.
+async fn handed_over(shared: &Shared, sandbox: &Sandbox) {
+    match sandbox.enclosure.directory() {
+        None => shared.silent.cancelled().await,
+        Some(_) => std::future::pending().await,
+    }
 }
 
 /// Takes away what is of no use without the sandbox: its home, for the conversation is in the log. The workspace is its session's

@@ -43,6 +43,10 @@ pub struct MembershipConfig {
     pub capacity: u32,
     /// The data directory.
     pub data: std::path::PathBuf,
+    /// The node pool that it serves; empty outside Kubernetes.
+    pub pool: String,
+    /// The node that it is on; empty outside Kubernetes.
+    pub node: String,
 }
 
 /// The membership of one life of a runner.
@@ -52,6 +56,7 @@ pub struct Membership {
     coordinators: Arc<Coordinators>,
     metrics: Metrics,
     warm: Mutex<WarmList>,
+    superseded: CancellationToken,
 }
 
 impl Membership {
@@ -59,7 +64,7 @@ impl Membership {
     pub fn new(config: MembershipConfig, coordinators: Arc<Coordinators>, registry: &mut Registry) -> Self {
         let metrics = Metrics::default();
         metrics.register(registry);
-        Self { config, coordinators, metrics, warm: Mutex::default() }
+        Self { config, coordinators, metrics, warm: Mutex::default(), superseded: CancellationToken::new() }
     }
 
     /// Who the runner is.
@@ -88,12 +93,12 @@ impl Membership {
     }
 
     async fn register(&self, held: Vec<Held>, homes: Vec<SessionId>) -> Result<Registered, LinkError> {
-        let MembershipConfig { runner, address, capacity, .. } = self.config.clone();
+        let MembershipConfig { runner, address, capacity, pool, node, .. } = self.config.clone();
         let register = Register {
             runner,
             address,
-            pool: String::new(),
-            node: String::new(),
+            pool,
+            node,
             release: env!("CARGO_PKG_VERSION").to_owned(),
             capacity,
             held,
@@ -125,6 +130,11 @@ impl Membership {
                     }
                     pause = Duration::ZERO;
                 }
+                Err(error) if error.status() == Some(UNKNOWN_RUNNER) => {
+                    tracing::info!("another process serves under this runner's name now");
+                    self.superseded.cancel();
+                    return;
+                }
                 Err(error) => {
                     self.metrics.answered.set(0);
                     self.metrics.unanswered.inc();
@@ -132,6 +142,25 @@ impl Membership {
                     pause = (pause * 2).clamp(RETRY.0, RETRY.1);
                 }
             }
+        }
+    }
+
+    /// Completes when another life of the runner is registered: this one serves nobody any more.
+    pub async fn superseded(&self) {
+        self.superseded.cancelled().await;
+    }
+
+    /// Whether another life of the runner is registered.
+    pub fn is_superseded(&self) -> bool {
+        self.superseded.is_cancelled()
+    }
+
+    /// Announces that the process is started anew, so that nobody calls the runner lost meanwhile.
+    pub async fn announce_restart(&self) {
+        match timeout(LEAVE, self.coordinators.exchange::<()>(path::RESTARTING, CALL, &())).await {
+            Ok(Ok(())) => tracing::info!("announced a restart"),
+            Ok(Err(error)) => tracing::warn!(%error, "a restart could not be announced"),
+            Err(_) => tracing::warn!("a restart could not be announced in time"),
         }
     }
 

@@ -1,0 +1,141 @@
+//! What somebody can do who reaches the port of bridges and is no bridge, or another one than it says.
+
+use ash_core::ports::PodState;
+use ash_protocol::{
+    frame::{Frame, FrameKind},
+    message::{Hello, Progress, Welcome},
+    preamble::{Answer, MAX_LINE_BYTES, Preamble, Proof, line, take_line},
+    version,
+};
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::world::{DEADLINE, NODE, World, eventually, valid};
+
+/// Dials and says something; the answer, where one comes.
+async fn dial(world: &World, first: &[u8]) -> (Option<Answer>, TcpStream) {
+    let mut stream = TcpStream::connect(world.bridges).await.unwrap();
+    let _ = stream.write_all(first).await;
+    let mut received = BytesMut::new();
+    let answer = timeout(DEADLINE, async {
+        loop {
+            if let Some(found) = take_line(&mut received).unwrap() {
+                return Some(serde_json::from_slice(&found).unwrap());
+            }
+            match stream.read_buf(&mut received).await {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    });
+    (answer.await.unwrap(), stream)
+}
+
+fn with_token(token: &str) -> Vec<u8> {
+    line(&Preamble::of_bridge(Proof::Token(ash_protocol::fleet::Hidden(token.to_owned())))).to_vec()
+}
+
+fn with_ticket(ticket: &str) -> Vec<u8> {
+    line(&Preamble::of_bridge(Proof::Ticket(ash_protocol::fleet::Hidden(ticket.to_owned())))).to_vec()
+}
+
+async fn refused(world: &World, first: &[u8]) -> Answer {
+    let (answer, _) = dial(world, first).await;
+    let answer = answer.expect("an answer");
+    assert!(!answer.ok && answer.ticket.is_none());
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_gets_in_who_proves_nothing() {
+    let world = World::with_stand_in().await;
+    let _life = world.start().await;
+    let row = world.row(None);
+    assert!(!refused(&world, &with_token("nonsense")).await.is_final, "the kubelet may give it another one");
+    let elsewhere = refused(&world, &with_token(&valid(&row, "n2"))).await;
+    assert!(elsewhere.error.unwrap().contains("n2"));
+    assert!(!refused(&world, &with_ticket("e30.e30")).await.is_final);
+    // A pod that nobody made a row for: it ends itself.
+    assert!(refused(&world, &with_token("valid/stranger/uid-1/n1")).await.is_final);
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"{}\n", b"\0\xff\n", &vec![b'x'; 2 * MAX_LINE_BYTES]] {
+        assert!(dial(&world, garbage).await.0.is_none(), "closed without a word");
+    }
+    *world.reviews.away.lock().unwrap() = true;
+    let away = refused(&world, &with_token(&valid(&row, NODE))).await;
+    assert!(!away.is_final && away.error.unwrap().contains("API server"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_or_ticket_of_one_pod_is_worth_nothing_for_another() {
+    let world = World::with_stand_in().await;
+    let _life = world.start().await;
+    let pod = world.warm_pod().await;
+    let row = world.rows.rows.lock().unwrap()[&pod.sandbox].clone();
+    // A pod of the same name that came later, with another uid.
+    let impostor = format!("valid/{}/uid-other/{NODE}", row.pod);
+    assert!(refused(&world, &with_token(&impostor)).await.is_final);
+    // Who has the pod's own token is the pod: it gets what the pod has, and loses it by what it says.
+    let other = world.row(None);
+    let (answer, mut stream) = dial(&world, &with_token(&valid(&other, NODE))).await;
+    let ticket = answer.unwrap().ticket.unwrap().0;
+    let mut changed = ticket.clone().into_bytes();
+    changed[5] ^= 1;
+    refused(&world, &with_ticket(&String::from_utf8(changed).unwrap())).await;
+    let hello = Hello {
+        protocol: version::CURRENT,
+        bridge: "0".to_owned(),
+        sandbox: pod.sandbox.to_string(),
+        progress: Progress::Bound {
+            session: uuid::Uuid::new_v4(),
+            epoch: ash_core::Epoch(1),
+            last: ash_core::Sequence::START,
+            turn: None,
+            permissions: Vec::new(),
+        },
+        gateway_port: None,
+    };
+    let mut bytes = BytesMut::new();
+    Frame::json(FrameKind::Hello, 0, &hello).encode(&mut bytes);
+    stream.write_all(&bytes).await.unwrap();
+    let mut received = BytesMut::new();
+    let welcome = loop {
+        if let Some(frame) = Frame::decode(&mut received).unwrap() {
+            break frame;
+        }
+        assert!(timeout(DEADLINE, stream.read_buf(&mut received)).await.unwrap().unwrap() > 0);
+    };
+    let welcome: Welcome = serde_json::from_slice(&welcome.body).unwrap();
+    assert!(welcome.overtaken, "a session that nobody gave it is not its own");
+    eventually("its sandbox is over", async || {
+        (world.rows.rows.lock().unwrap()[&other.id].state == PodState::Deleting).then_some(())
+    })
+    .await;
+    assert_eq!(world.rows.rows.lock().unwrap()[&pod.sandbox].state, PodState::Warm, "its neighbour is not touched");
+    assert!(refused(&world, &with_token(&valid(&other, NODE))).await.is_final);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_slow_and_the_many_keep_no_bridge_out() {
+    let world = World::with_stand_in().await;
+    let life = world.start().await;
+    // More than an address may have: those beyond are closed at once, the others when their time is over.
+    let mut open = Vec::new();
+    for _ in 0..12 {
+        let mut stream = TcpStream::connect(world.bridges).await.unwrap();
+        let _ = stream.write_all(b"{\"ash\":").await;
+        open.push(stream);
+    }
+    // A bridge of the same address comes in as soon as there is room; those of others never waited.
+    let pod = world.warm_pod().await;
+    for stream in &mut open {
+        let mut byte = [0; 1];
+        assert!(matches!(timeout(DEADLINE, stream.read(&mut byte)).await.unwrap(), Ok(0) | Err(_)));
+    }
+    let session = world.new_session().await;
+    world.claim(&life, &session, &pod).await.unwrap();
+    assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 1");
+}

@@ -1,0 +1,466 @@
+//! A node without Kubernetes: pods are bridges in namespaces of their own, which dial a runner; who says what a token or a pod is
+//! stands in the test. Everything else is real: the store, the gateway, the bridge, and Claude Code or its stand-in.
+
+use std::{
+    collections::HashMap,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use ash_bundle::Bundle;
+use ash_core::{
+    Entry, EntryKind, Sequence,
+    agent::{Agent, AgentSettings},
+    fleet::{Admitted, Placed},
+    id::{SandboxId, SessionId, TenantId, TurnId},
+    ports::{
+        AgentStore as _, DeployAgent, EntryReader, NewMessage, NewSession, PodIdentity, PodSandbox, PodState,
+        ReviewError, Runner as _, RunnerError, RunnerPods, SessionStore as _, Store, StoreError, TokenReviews,
+        WholeStore,
+    },
+    session::{Session, SessionState},
+    sse::Position,
+};
+use ash_e2e::{
+    harness::{program, real_claude},
+    model::{Script, ScriptedModel},
+};
+use ash_gateway::{
+    Credential, EgressConfig, EgressRefusal, EgressSink, Gateway, GatewayConfig, Limits, TokenSigner, UpstreamConfig,
+    UsageReport, UsageSink,
+};
+use ash_protocol::options::{SessionOptions, TurnOptions};
+use ash_runner::{LocalRunner, ModelKeys, PodsConfig, RunnerConfig};
+use ash_store::SqliteStore;
+use async_trait::async_trait;
+use jiff::Timestamp;
+use secrecy::SecretBox;
+use tempfile::TempDir;
+use tokio::{runtime::Runtime, time::timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const NODE: &str = "n1";
+
+/// Waits until a look finds something.
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = timeout(DEADLINE, async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    found.await.unwrap_or_else(|_| panic!("it did not happen that {what}"))
+}
+
+struct Nowhere;
+
+impl UsageSink for Nowhere {
+    fn record(&self, _: UsageReport) {}
+}
+
+impl EgressSink for Nowhere {
+    fn refused(&self, _: EgressRefusal) {}
+}
+
+/// Says which pod a token is of: it stands in the token.
+#[derive(Default)]
+pub struct Reviews {
+    pub away: Mutex<bool>,
+}
+
+#[async_trait]
+impl TokenReviews for Reviews {
+    async fn review(&self, token: &str) -> Result<PodIdentity, ReviewError> {
+        if *self.away.lock().unwrap() {
+            return Err(ReviewError::Unavailable("it is away".to_owned()));
+        }
+        let parts: Vec<&str> = token.split('/').collect();
+        match parts.as_slice() {
+            ["valid", pod, pod_uid, node] => Ok(PodIdentity {
+                namespace: "default".to_owned(),
+                pod: (*pod).to_owned(),
+                pod_uid: (*pod_uid).to_owned(),
+                node: (*node).to_owned(),
+            }),
+            _ => Err(ReviewError::Refused("it is not valid".to_owned())),
+        }
+    }
+}
+
+/// The rows of pods, as a coordinator has them.
+pub struct Rows {
+    store: Arc<dyn Store>,
+    pub rows: Mutex<HashMap<SandboxId, PodSandbox>>,
+    pub reasons: Mutex<HashMap<SandboxId, Option<String>>>,
+}
+
+#[async_trait]
+impl RunnerPods for Rows {
+    async fn admit(&self, pod: &PodIdentity) -> Result<Option<Admitted>, StoreError> {
+        let row = {
+            let mut rows = self.rows.lock().unwrap();
+            let Some(row) = rows.values_mut().find(|row| row.pod == pod.pod) else { return Ok(None) };
+            let is_it = *row.pod_uid.get_or_insert_with(|| pod.pod_uid.clone()) == pod.pod_uid;
+            if !is_it || row.state == PodState::Deleting {
+                return Ok(None);
+            }
+            row.clone()
+        };
+        let agent = self.store.agent_version(&row.tenant, row.agent, row.agent_version).await?.unwrap();
+        let placed = match row.session {
+            Some(session) => {
+                let session = self.store.session(&row.tenant, session).await?;
+                session.map(|session| Placed { session, model_key: None })
+            }
+            None => None,
+        };
+        Ok(Some(Admitted { pod: row, agent, placed }))
+    }
+
+    async fn warm(&self, sandbox: SandboxId) -> Result<bool, StoreError> {
+        let mut rows = self.rows.lock().unwrap();
+        let row = rows.get_mut(&sandbox).filter(|row| row.state == PodState::Starting && row.session.is_none());
+        Ok(row.map(|row| row.state = PodState::Warm).is_some())
+    }
+
+    async fn over(&self, sandbox: SandboxId, reason: Option<String>) -> Result<bool, StoreError> {
+        self.reasons.lock().unwrap().insert(sandbox, reason);
+        let mut rows = self.rows.lock().unwrap();
+        Ok(rows.get_mut(&sandbox).map(|row| row.state = PodState::Deleting).is_some())
+    }
+}
+
+/// A pod: a bridge with a home and a workspace of its own.
+pub struct Pod {
+    pub sandbox: SandboxId,
+    pub bridge: Child,
+    pub folder: PathBuf,
+}
+
+impl Pod {
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    pub async fn ended(&mut self) {
+        eventually("the bridge ends", async || self.bridge.try_wait().unwrap()).await;
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _ = self.bridge.kill();
+        let _ = self.bridge.wait();
+    }
+}
+
+/// One life of a runner, on a runtime of its own: dropped, it is gone like a process that was killed.
+pub struct Life {
+    pub runner: Arc<LocalRunner>,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+pub struct World {
+    folder: TempDir,
+    pub store: Arc<dyn Store>,
+    pub agent: Agent,
+    pub model: ScriptedModel,
+    pub reviews: Arc<Reviews>,
+    pub rows: Arc<Rows>,
+    claude: PathBuf,
+    pub bridges: SocketAddr,
+    pub gateway: SocketAddr,
+    pub idle_timeout: Duration,
+}
+
+fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+impl World {
+    pub async fn with_stand_in() -> Self {
+        Self::new(program("stand-in-claude")).await
+    }
+
+    pub async fn with_claude() -> Self {
+        Self::new(real_claude()).await
+    }
+
+    async fn new(claude: PathBuf) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.path().join("ash.db")).await.unwrap());
+        let bundle = Bundle::from_files([("CLAUDE.md".to_owned(), b"You are a simple agent.\n".to_vec())]).unwrap();
+        let deploy = DeployAgent {
+            tenant: TenantId::default_tenant(),
+            name: "tester".parse().unwrap(),
+            slug: None,
+            description: None,
+            settings: AgentSettings::default(),
+            digest: bundle.digest(),
+            bundle: bundle.to_tar_zstd().unwrap().into(),
+        };
+        let agent = store.deploy_agent(deploy).await.unwrap();
+        let model = ScriptedModel::start(Script::directives()).unwrap();
+        let rows = Rows { store: Arc::clone(&store), rows: Mutex::default(), reasons: Mutex::default() };
+        Self {
+            folder,
+            store,
+            agent,
+            model,
+            reviews: Arc::default(),
+            rows: Arc::new(rows),
+            claude,
+            bridges: free_port(),
+            gateway: free_port(),
+            idle_timeout: Duration::from_secs(3600),
+        }
+    }
+
+    /// Starts a life of the runner.
+    pub async fn start(&self) -> Life {
+        let runtime = Runtime::new().unwrap();
+        let config = RunnerConfig {
+            data: self.folder.path().join("data"),
+            bridge: PathBuf::new(),
+            claude: PathBuf::new(),
+            max_sandboxes: 4,
+            warm: 0,
+            limits: ash_sandbox::Limits::default(),
+            memory_bound_bytes: 1 << 40,
+            idle_timeout: self.idle_timeout,
+            permission_timeout: Duration::from_secs(60),
+            capacity_wait: Duration::from_secs(5),
+            model_keys: Arc::<ModelKeys>::default(),
+        };
+        let pods = PodsConfig {
+            node: NODE.to_owned(),
+            gateway: self.gateway,
+            claude: self.claude.to_str().unwrap().to_owned(),
+            reviews: Arc::clone(&self.reviews) as _,
+            calls: Arc::clone(&self.rows) as _,
+            ticket_key: SecretBox::new(Box::new([9; 32])),
+        };
+        let upstream = UpstreamConfig {
+            base_url: self.model.base_url().parse().unwrap(),
+            credential: Some(Credential::ApiKey("sk-ant-real".to_owned().into())),
+            proxy: None,
+            no_proxy: None,
+            extra_ca: None,
+            extra_headers: Vec::new(),
+        };
+        let config_of_gateway = GatewayConfig { upstream, egress: EgressConfig::default(), limits: Limits::default() };
+        let store = Arc::new(WholeStore(Arc::clone(&self.store)));
+        let (bridges, gateway_address) = (self.bridges, self.gateway);
+        let started = runtime.spawn(async move {
+            let signer = TokenSigner::new(SecretBox::new(Box::new([7; 32])));
+            let gateway = Gateway::new(config_of_gateway, signer, Arc::new(Nowhere), Arc::new(Nowhere)).unwrap();
+            let mut registry = prometheus_client::registry::Registry::default();
+            let runner = LocalRunner::start(config, pods.into(), gateway.clone(), store, &mut registry).await.unwrap();
+            let runner = Arc::new(runner);
+            let listener = tokio::net::TcpListener::bind(gateway_address).await.unwrap();
+            tokio::spawn(async move { gateway.serve_network(listener, CancellationToken::new()).await });
+            let listener = tokio::net::TcpListener::bind(bridges).await.unwrap();
+            let serving = Arc::clone(&runner);
+            tokio::spawn(async move { serving.serve_bridges(listener, CancellationToken::new()).await });
+            runner
+        });
+        Life { runner: started.await.unwrap(), runtime: Some(runtime) }
+    }
+
+    /// A row for a pod, as the operator makes it before the pod.
+    pub fn row(&self, session: Option<SessionId>) -> PodSandbox {
+        let id = SandboxId::new();
+        let row = PodSandbox {
+            id,
+            tenant: TenantId::default_tenant(),
+            pod: format!("tester-{}", id.0.simple()),
+            pod_uid: None,
+            agent: self.agent.id,
+            agent_version: self.agent.version.number,
+            pool: "p".to_owned(),
+            session,
+            state: PodState::Starting,
+            runner: None,
+            node: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            changed_at: Timestamp::UNIX_EPOCH,
+        };
+        self.rows.rows.lock().unwrap().insert(id, row.clone());
+        row
+    }
+
+    /// Starts the pod of a row: a bridge that sees a file system of its own and the node's network.
+    pub fn pod(&self, row: &PodSandbox, token: &str) -> Pod {
+        let folder = self.folder.path().join(row.id.to_string());
+        for name in ["home", "workspace"] {
+            std::fs::create_dir_all(folder.join(name)).unwrap();
+        }
+        std::fs::write(folder.join("token"), token).unwrap();
+        let log = std::fs::File::create(folder.join("log")).unwrap();
+        let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+        let workspace = path("workspace");
+        let bridge = Command::new("bwrap")
+            .args(["--unshare-user", "--uid", "1000", "--gid", "1000", "--unshare-pid", "--die-with-parent"])
+            .args(["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/home", "--tmpfs", "/tmp"])
+            .args(["--bind", &path("home"), "/home/agent", "--bind", &workspace, &workspace])
+            .args(["--ro-bind", &path("token"), &path("token"), "--chdir", &workspace])
+            .arg(program("ash-bridge"))
+            .arg(format!("--host=tcp:{}", self.bridges))
+            .arg(format!("--token-file={}", path("token")))
+            .arg(format!("--sandbox={}", row.id))
+            .arg(format!("--workspace={workspace}"))
+            .arg("--no-gateway")
+            .env_clear()
+            .env("HOME", "/home/agent")
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Pod { sandbox: row.id, bridge, folder }
+    }
+
+    /// A pod of the warm pool, once it is warm.
+    pub async fn warm_pod(&self) -> Pod {
+        let row = self.row(None);
+        let pod = self.pod(&row, &valid(&row, NODE));
+        self.wait_state(&pod, PodState::Warm).await;
+        pod
+    }
+
+    pub async fn wait_state(&self, pod: &Pod, state: PodState) {
+        eventually(&format!("the pod is {state:?}: {}", pod.log()), async || {
+            (self.rows.rows.lock().unwrap()[&pod.sandbox].state == state).then_some(())
+        })
+        .await;
+    }
+
+    pub fn reason(&self, pod: &Pod) -> Option<String> {
+        self.rows.reasons.lock().unwrap().get(&pod.sandbox).cloned().flatten()
+    }
+
+    pub async fn new_session(&self) -> Session {
+        let new = NewSession {
+            id: SessionId::new(),
+            tenant: TenantId::default_tenant(),
+            agent: self.agent.id,
+            agent_name: self.agent.name.clone(),
+            agent_version: self.agent.version.number,
+            options: SessionOptions { model: Some("claude-sonnet-4-5".to_owned()), ..SessionOptions::default() },
+            metadata: std::collections::BTreeMap::new(),
+            idempotency_key: None,
+        };
+        self.store.create_session(new).await.unwrap().0
+    }
+
+    pub async fn row_of(&self, session: &Session) -> Session {
+        self.store.session(&session.tenant, session.id).await.unwrap().unwrap()
+    }
+
+    /// Claims a pod for a session as a coordinator does: in the rows first, then by the call to the runner.
+    pub async fn claim(&self, life: &Life, session: &Session, pod: &Pod) -> Result<Session, RunnerError> {
+        {
+            let mut rows = self.rows.rows.lock().unwrap();
+            let row = rows.get_mut(&pod.sandbox).unwrap();
+            (row.state, row.session) = (PodState::Claimed, Some(session.id));
+        }
+        life.runner.claim(session.clone(), pod.sandbox).await
+    }
+
+    /// Sends a message.
+    pub async fn send(&self, life: &Life, session: &Session, text: &str) -> Result<Turn, RunnerError> {
+        let id = TurnId(Uuid::new_v4());
+        let message = NewMessage {
+            turn: id,
+            content: serde_json::value::RawValue::from_string(serde_json::to_string(text).unwrap()).unwrap(),
+            options: TurnOptions::default(),
+        };
+        let row = self.row_of(session).await;
+        let sent = life.runner.send(row, self.agent.version.clone(), message).await?;
+        Ok(Turn { reader: sent.reader, entries: Vec::new() })
+    }
+
+    /// A turn to its end: the text of its result.
+    pub async fn say(&self, life: &Life, session: &Session, text: &str) -> String {
+        self.send(life, session, text).await.unwrap().result().await
+    }
+
+    pub async fn wait_session(&self, session: &Session, what: &str, is: impl Fn(&Session) -> bool) -> Session {
+        eventually(what, async || Some(self.row_of(session).await).filter(&is)).await
+    }
+
+    /// The whole log of a session.
+    pub async fn log(&self, life: &Life, session: &Session) -> Vec<Entry> {
+        let last = self.row_of(session).await.last;
+        let mut reader = life.runner.read(&self.row_of(session).await, Position::after(Sequence::START)).await.unwrap();
+        let mut entries = Vec::new();
+        while reader.position() < last {
+            let batch = timeout(DEADLINE, reader.next()).await.unwrap().unwrap().unwrap();
+            entries.extend(batch.iter().map(|logged| logged.entry.clone()));
+        }
+        entries
+    }
+}
+
+/// A token that the API server calls valid.
+pub fn valid(row: &PodSandbox, node: &str) -> String {
+    format!("valid/{}/uid-{}/{node}", row.pod, row.id)
+}
+
+pub struct Turn {
+    reader: Box<dyn EntryReader>,
+    pub entries: Vec<Entry>,
+}
+
+impl Turn {
+    /// Reads until an entry is there that is meant.
+    pub async fn until(&mut self, is_meant: impl Fn(&Entry) -> bool) {
+        while !self.entries.iter().any(&is_meant) {
+            let batch = timeout(DEADLINE, self.reader.next()).await.expect("in time").unwrap().expect("more");
+            self.entries.extend(batch.iter().map(|logged| logged.entry.clone()));
+        }
+    }
+
+    pub async fn result(mut self) -> String {
+        self.until(Entry::ends_turn).await;
+        result_of(self.entries.iter().find(|entry| entry.ends_turn()).unwrap())
+    }
+}
+
+/// What the entry that ends a turn says.
+pub fn result_of(entry: &Entry) -> String {
+    let body: serde_json::Value = serde_json::from_slice(&entry.body).unwrap();
+    match entry.kind {
+        EntryKind::Claude => body["result"].as_str().unwrap_or_default().to_owned(),
+        _ => format!("{:?}: {body}", entry.kind),
+    }
+}
+
+/// Whether the sequences of the entries of each epoch follow each other, transcripts (which readers are not given) aside.
+pub fn is_ordered(entries: &[Entry]) -> bool {
+    entries.windows(2).all(|pair| pair[0].sequence < pair[1].sequence)
+}
+
+pub fn is_active(session: &Session) -> bool {
+    session.state == SessionState::Active
+}
+
+pub fn exists(path: &Path) -> bool {
+    path.exists()
+}
