@@ -236,6 +236,7 @@ impl TestFleet {
         let environment = [
             ("ASH_API_KEY", API_KEY.to_owned()),
             ("ASH_TOKEN_KEY", "0f".repeat(32)),
+            ("ASH_CREDENTIAL_KEY", "1e".repeat(32)),
             ("ANTHROPIC_API_KEY", MODEL_KEY.to_owned()),
         ];
         self.coordinator.start(&arguments, &environment);

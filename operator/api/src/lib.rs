@@ -36,7 +36,7 @@ use axum::{
 
 pub use auth::{InitialKeyError, ensure_initial_key, hash_key};
 pub use serve::{ServeLimits, serve};
-pub use state::{ApiConfig, ApiState};
+pub use state::{ApiConfig, ApiState, OptionalPorts};
 
 /// Every route of the API, ready to be served, or to be merged with others (a web page).
 ///

@@ -93,6 +93,7 @@ pub(crate) async fn create(
         agent_version: agent.version.number,
         options,
         metadata,
+        credential: None,
         idempotency_key,
     };
     to_the_end(async move {

@@ -10,7 +10,7 @@ use std::{
 use ash_core::{
     agent::AgentVersion,
     id::{SessionId, TenantId},
-    ports::{Runner, Store},
+    ports::{CredentialStore, MembershipStore, Runner, Store},
     session::Session,
 };
 use prometheus_client::registry::Registry;
@@ -49,6 +49,15 @@ impl Default for ApiConfig {
     }
 }
 
+/// Ports that not every server has. What is asked of one that is missing is refused with a sentence.
+#[derive(Clone, Default)]
+pub struct OptionalPorts {
+    /// Stored credentials.
+    pub credentials: Option<Arc<dyn CredentialStore>>,
+    /// The runners of a coordinator.
+    pub fleet: Option<Arc<dyn MembershipStore>>,
+}
+
 /// What every handler shares: the ports, the configuration and metrics. Cheap to clone.
 #[derive(Clone)]
 pub struct ApiState(Arc<Inner>);
@@ -57,6 +66,7 @@ pub struct ApiState(Arc<Inner>);
 pub struct Inner {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) runner: Arc<dyn Runner>,
+    pub(crate) optional: OptionalPorts,
     pub(crate) config: ApiConfig,
     pub(crate) metrics: Metrics,
     pub(crate) registry: Arc<Mutex<Registry>>,
@@ -76,12 +86,24 @@ impl ApiState {
         registry: Arc<Mutex<Registry>>,
         config: ApiConfig,
     ) -> Self {
+        Self::with(store, runner, OptionalPorts::default(), registry, config)
+    }
+
+    /// As [`ApiState::new`], with ports that not every server has.
+    pub fn with(
+        store: Arc<dyn Store>,
+        runner: Arc<dyn Runner>,
+        optional: OptionalPorts,
+        registry: Arc<Mutex<Registry>>,
+        config: ApiConfig,
+    ) -> Self {
         let metrics = Metrics::default();
         metrics.register(&mut registry.lock().unwrap_or_else(PoisonError::into_inner));
         let extra_key = config.api_key.as_ref().map(|key| hash_key(key.expose_secret()));
         Self(Arc::new(Inner {
             store,
             runner,
+            optional,
             config,
             metrics,
             registry,

@@ -4,6 +4,7 @@ pub(crate) mod arguments;
 pub(crate) mod claude;
 mod coordinator;
 pub(crate) mod key;
+mod keyed;
 pub(crate) mod log;
 mod programs;
 pub(crate) mod sinks;

@@ -3,75 +3,68 @@
 use std::sync::Arc;
 
 use ash_core::{
+    Epoch,
     agent::AgentVersion,
     fleet::{Answer, Close, Configure, Place, Send, Taken},
-    id::SessionId,
+    id::{SandboxId, SessionId},
     opening::OpeningReason,
-    placement::{Stage, Want},
-    ports::{EntryReader, Load, NewMessage, Runner, RunnerError, Sent, Store, StoreError},
+    placement::Want,
+    ports::{EntryReader, Load, NewMessage, Runner, RunnerError, Sent, StoreError},
     session::{Closing, Impossible, Session, SessionEvent},
     sse::Position,
 };
 use ash_protocol::{Sequence, fleet::runner as path, message::Decision, options::SessionOptions};
 use async_trait::async_trait;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     calls::{self, CallError},
-    limits::{CALL, RETRY, RUNNER_WAIT, SEND},
+    limits::{CALL, PLACE_RETRY, RETRY, RUNNER_WAIT, SEND},
     lost,
     reader::FleetReader,
-    registry::{Registry, Target, Whereabouts},
-    service::push_warm,
+    registry::{Registry, Target},
+    routes::Whereabouts,
+    warm,
 };
 
 /// The sessions of all runners.
 pub struct FleetRunner {
     registry: Arc<Registry>,
-    store: Arc<dyn Store>,
+}
+
+/// Where a session gets served.
+struct Spot {
+    target: Target,
+    /// The pod that was claimed for it, where sandboxes are pods.
+    sandbox: Option<SandboxId>,
 }
 
 impl FleetRunner {
-    /// The runners of this registry, whose sessions are in this store.
-    pub fn new(registry: Arc<Registry>, store: Arc<dyn Store>) -> Self {
-        Self { registry, store }
+    /// The runners of this registry.
+    pub fn new(registry: Arc<Registry>) -> Self {
+        Self { registry }
     }
 
     fn reader(&self, session: Session, after: Sequence) -> FleetReader {
-        FleetReader::new(&self.registry, &self.store, session, after)
+        FleetReader::new(&self.registry, session, after)
     }
 
-    /// The runner that has a session now.
-    fn on(&self, session: SessionId) -> Option<Target> {
-        match self.registry.locate(session) {
-            Whereabouts::On(target) => Some(target),
-            _ => None,
+    /// The runner that has a session now. One that is not registered may come back: it is waited for.
+    async fn on(&self, session: SessionId, epoch: Option<Epoch>) -> Result<Whereabouts, RunnerError> {
+        let deadline = Instant::now() + RUNNER_WAIT;
+        loop {
+            match self.registry.locate(session, epoch).await? {
+                Whereabouts::Awaited if Instant::now() < deadline => sleep(PLACE_RETRY).await,
+                found => return Ok(found),
+            }
         }
     }
 
-    /// Waits while a session's runner may still come back after this coordinator started.
-    async fn wait_awaited(&self, session: SessionId) {
-        let _ = timeout(RUNNER_WAIT, async {
-            loop {
-                let changed = self.registry.changed();
-                tokio::pin!(changed);
-                changed.as_mut().enable();
-                if !matches!(self.registry.locate(session), Whereabouts::Awaited) {
-                    return;
-                }
-                changed.await;
-            }
+    async fn live(&self, session: SessionId) -> Result<Option<Target>, RunnerError> {
+        Ok(match self.on(session, None).await? {
+            Whereabouts::On(target) => Some(target),
+            _ => None,
         })
-        .await;
-    }
-
-    /// A place that was reserved and came to nothing is free again.
-    fn give_back(&self, session: SessionId) {
-        self.registry.change(|fleet, _| {
-            if fleet.route(session).is_some_and(|route| matches!(route.stage, Stage::Reserved { .. })) {
-                fleet.left(session);
-            }
-        });
     }
 
     fn failed(&self, error: CallError) -> RunnerError {
@@ -81,9 +74,60 @@ impl FleetRunner {
         error.into_runner_error()
     }
 
+    /// Finds a session a place; `None` while there is none.
+    async fn spot(&self, session: &Session, want: Want) -> Result<Option<Spot>, RunnerError> {
+        if self.registry.config.pods.is_none() {
+            let target = self.registry.find_place(session, want).await?;
+            return Ok(target.map(|target| Spot { target, sandbox: None }));
+        }
+        if session.epoch != Epoch::NONE {
+            match self.registry.locate(session.id, session.sandbox.map(|_| session.epoch)).await? {
+                Whereabouts::On(target) => return Ok(Some(Spot { target, sandbox: None })),
+                Whereabouts::Awaited => return Ok(None),
+                Whereabouts::Home(_) | Whereabouts::Nowhere => {}
+            }
+        }
+        let Session { id, tenant, agent, agent_version, .. } = session;
+        let pod = self.registry.store.claim_warm(tenant, *agent, *agent_version, *id).await?;
+        // One that starts for it names no runner yet.
+        let Some((sandbox, runner)) = pod.and_then(|pod| Some((pod.id, pod.runner?))) else {
+            self.registry.metrics.pods_missed.inc();
+            return Ok(None);
+        };
+        self.registry.metrics.pods_claimed.inc();
+        let target = self.registry.target(&runner.name).await;
+        Ok(target.map(|target| Spot { target, sandbox: Some(sandbox) }))
+    }
+
+    /// Asks the operator for a pod, once.
+    async fn wake(&self, session: &Session, asked: &mut bool) -> Result<(), RunnerError> {
+        let Some(resources) = self.registry.config.pods.as_ref().and_then(|pods| pods.resources.as_ref()) else {
+            return Ok(());
+        };
+        if std::mem::replace(asked, true) {
+            return Ok(());
+        }
+        self.registry.metrics.wakes.inc();
+        resources
+            .wake_session(&session.tenant, session.id)
+            .await
+            .map_err(|error| RunnerError::Unreachable(error.to_string()))
+    }
+
+    /// What is said where no place was found in time.
+    fn no_place(&self) -> RunnerError {
+        let waited_seconds = RUNNER_WAIT.as_secs();
+        if self.registry.config.pods.is_some() {
+            return RunnerError::NoCapacity { waited_seconds };
+        }
+        RunnerError::Unreachable(format!(
+            "no runner took the session within {waited_seconds} s: try again later, or start one (`ash runner`)"
+        ))
+    }
+
     /// The turn of a message whose runner was lost while it took it: in the log, or nowhere.
     async fn after_loss(&self, session: Session, message: &NewMessage) -> Result<Sent, RunnerError> {
-        let Some(turn) = self.store.turn(session.id, message.turn).await? else {
+        let Some(turn) = self.registry.store.turn(session.id, message.turn).await? else {
             return Err(RunnerError::Unreachable(
                 "the session's runner was lost while it took the message, which may have begun: look, and send it again"
                     .to_owned(),
@@ -91,6 +135,22 @@ impl FleetRunner {
         };
         let reader = self.reader(session, Sequence(turn.first.0.saturating_sub(1))).of_turn(message.turn);
         Ok(Sent { joined: true, reader: Box::new(reader) })
+    }
+
+    /// A session that is over needs no pod any more.
+    async fn give_up_pod(&self, session: SessionId) {
+        if self.registry.config.pods.is_none() {
+            return;
+        }
+        let given_up = async {
+            match self.registry.store.pod_of(session).await? {
+                Some(pod) => self.registry.store.delete_pod(pod.id).await.map(|_| ()),
+                None => Ok(()),
+            }
+        };
+        if let Err(error) = given_up.await {
+            tracing::warn!(%session, %error, "the pod of an ended session stays until the operator looks");
+        }
     }
 }
 
@@ -100,30 +160,39 @@ fn allowed(changed: Result<Result<Session, Impossible>, StoreError>) -> Result<S
 
 #[async_trait]
 impl Runner for FleetRunner {
-    fn prepare(&self, agent: AgentVersion) {
-        self.registry.change_warm(|list| {
-            list.versions.retain(|version| version.agent != agent.agent);
-            list.versions.push(agent);
-        });
-        push_warm(&self.registry);
+    fn prepare(&self, _agent: AgentVersion) {
+        warm::refresh_soon(&self.registry);
     }
 
-    fn forget(&self, agent: &AgentVersion) {
-        self.registry.change_warm(|list| list.versions.retain(|version| version.agent != agent.agent));
-        push_warm(&self.registry);
+    fn forget(&self, _agent: &AgentVersion) {
+        warm::refresh_soon(&self.registry);
     }
 
     async fn place(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError> {
-        // Without room, or a runner, its first message finds it one.
-        let Some(target) = self.registry.find_place(session.id, Want::Free) else { return Ok(session) };
-        let model_key = self.registry.config.model_key.clone();
-        let place = Place { session: session.clone(), agent, model_key, sandbox: None };
-        match calls::call(&target, path::PLACE, CALL, &place).await {
+        // Whatever is in the way, the session is made: its first message finds it a place, or says why there is none.
+        let later =
+            |error: &RunnerError| tracing::warn!(session = %session.id, %error, "a new session got no place yet");
+        let model_key = match self.registry.keys.of(&session, &agent.settings).await {
+            Ok(key) => key,
+            Err(error) => {
+                later(&error);
+                return Ok(session);
+            }
+        };
+        let spot = match self.spot(&session, Want::Free).await {
+            Ok(Some(spot)) => spot,
+            Ok(None) => return Ok(session),
+            Err(error) => {
+                later(&error);
+                return Ok(session);
+            }
+        };
+        let place = Place { session: session.clone(), agent, model_key, sandbox: spot.sandbox };
+        match calls::call(&spot.target, path::PLACE, CALL, &place).await {
             Ok(placed) => Ok(placed),
             Err(error) => {
-                let error = self.failed(error);
-                tracing::warn!(session = %session.id, runner = %target.id.name, %error, "a new session got no place yet");
-                self.give_back(session.id);
+                later(&self.failed(error));
+                self.registry.give_back(session.id).await;
                 Ok(session)
             }
         }
@@ -131,53 +200,57 @@ impl Runner for FleetRunner {
 
     async fn send(&self, session: Session, agent: AgentVersion, message: NewMessage) -> Result<Sent, RunnerError> {
         let deadline = Instant::now() + RUNNER_WAIT;
-        let model_key = self.registry.config.model_key.clone();
-        let send = Send { place: Place { session: session.clone(), agent, model_key, sandbox: None }, message };
+        let model_key = self.registry.keys.of(&session, &agent.settings).await?;
+        let mut send = Send { place: Place { session: session.clone(), agent, model_key, sandbox: None }, message };
         let mut uncertain: Option<Target> = None;
+        let mut woken = false;
         loop {
             let changed = self.registry.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let target = self.registry.find_place(session.id, Want::Any);
+            let spot = self.spot(&session, Want::Any).await?;
             // Only the same life of the same runner knows whether it took the message.
             if let Some(uncertain) = &uncertain
-                && target.as_ref().is_none_or(|target| target.id != uncertain.id)
+                && spot.as_ref().is_none_or(|spot| spot.target.id != uncertain.id)
             {
                 return self.after_loss(session, &send.message).await;
             }
-            if let Some(target) = target {
-                match calls::stream::<Taken>(&target, path::SEND, SEND, &send).await {
-                    Ok((taken, frames)) => {
-                        let turn = send.message.turn;
-                        let mut reader =
-                            self.reader(session, Sequence::START).of_turn(turn).with_stream(target, frames);
-                        reader.begin().await;
-                        return Ok(Sent { joined: taken.joined, reader: Box::new(reader) });
-                    }
-                    Err(CallError::Runner(error)) => {
-                        self.give_back(session.id);
-                        return Err(error);
-                    }
-                    Err(CallError::Nothing(error)) => {
-                        self.registry.metrics.unanswered.inc();
-                        tracing::debug!(session = %session.id, runner = %target.id.name, %error, "a message is tried again");
-                    }
-                    Err(CallError::Unknown(error)) => {
-                        self.registry.metrics.unanswered.inc();
-                        tracing::warn!(session = %session.id, runner = %target.id.name, %error, "a message may have been taken");
-                        uncertain = Some(target);
+            let mut pause = PLACE_RETRY;
+            match spot {
+                None => self.wake(&session, &mut woken).await?,
+                Some(Spot { target, sandbox }) => {
+                    pause = RETRY;
+                    send.place.sandbox = sandbox;
+                    match calls::stream::<Taken>(&target, path::SEND, SEND, &send).await {
+                        Ok((taken, frames)) => {
+                            let turn = send.message.turn;
+                            let mut reader =
+                                self.reader(session, Sequence::START).of_turn(turn).with_stream(target, frames);
+                            reader.begin().await;
+                            return Ok(Sent { joined: taken.joined, reader: Box::new(reader) });
+                        }
+                        Err(CallError::Runner(error)) => {
+                            self.registry.give_back(session.id).await;
+                            return Err(error);
+                        }
+                        Err(CallError::Nothing(error)) => {
+                            self.registry.metrics.unanswered.inc();
+                            tracing::debug!(session = %session.id, runner = %target.id.name, %error, "a message is tried again");
+                        }
+                        Err(CallError::Unknown(error)) => {
+                            self.registry.metrics.unanswered.inc();
+                            tracing::warn!(session = %session.id, runner = %target.id.name, %error, "a message may have been taken");
+                            uncertain = Some(target);
+                        }
                     }
                 }
             }
             if Instant::now() >= deadline {
-                return Err(RunnerError::Unreachable(format!(
-                    "no runner took the session within {} s: try again later, or start one (`ash runner`)",
-                    RUNNER_WAIT.as_secs()
-                )));
+                return Err(self.no_place());
             }
             tokio::select! {
                 () = changed => {}
-                () = sleep(RETRY) => {}
+                () = sleep(pause) => {}
             }
         }
     }
@@ -189,30 +262,26 @@ impl Runner for FleetRunner {
     }
 
     async fn interrupt(&self, session: SessionId) -> Result<bool, RunnerError> {
-        self.wait_awaited(session).await;
-        let Some(target) = self.on(session) else { return Ok(false) };
+        let Some(target) = self.live(session).await? else { return Ok(false) };
         calls::call(&target, path::INTERRUPT, CALL, &session).await.map_err(|error| self.failed(error))
     }
 
     async fn answer(&self, session: SessionId, permission: &str, decision: Decision) -> Result<(), RunnerError> {
-        self.wait_awaited(session).await;
-        let target = self.on(session).ok_or(RunnerError::UnknownPermission)?;
+        let target = self.live(session).await?.ok_or(RunnerError::UnknownPermission)?;
         let answer = Answer { session, permission: permission.to_owned(), decision };
         calls::call(&target, path::ANSWER, CALL, &answer).await.map_err(|error| self.failed(error))
     }
 
     async fn configure(&self, session: SessionId, options: SessionOptions) -> Result<(), RunnerError> {
-        self.wait_awaited(session).await;
-        let Some(target) = self.on(session) else { return Ok(()) };
+        let Some(target) = self.live(session).await? else { return Ok(()) };
         let configure = Configure { session, options };
         calls::call(&target, path::CONFIGURE, CALL, &configure).await.map_err(|error| self.failed(error))
     }
 
     async fn close(&self, session: Session, closing: Closing) -> Result<Session, RunnerError> {
-        self.wait_awaited(session.id).await;
         let close = Close { session, closing };
-        let by_itself = || lost::change(&*self.store, &close.session, closing.event(), closing.reason());
-        let closed = match self.registry.locate(close.session.id) {
+        let by_itself = || lost::change(&*self.registry.store, &close.session, closing.event(), closing.reason());
+        let closed = match self.on(close.session.id, None).await? {
             Whereabouts::On(target) => {
                 calls::call(&target, path::CLOSE, CALL, &close).await.map_err(|error| self.failed(error))?
             }
@@ -224,23 +293,24 @@ impl Runner for FleetRunner {
             },
             Whereabouts::Awaited | Whereabouts::Nowhere => allowed(by_itself().await)?,
         };
-        match closing {
-            Closing::End => self.registry.change(|fleet, _| fleet.forget(close.session.id)),
-            Closing::Pause | Closing::Stop => {}
+        if closing == Closing::End {
+            self.registry.opened(&closed, None);
+            self.give_up_pod(closed.id).await;
         }
         Ok(closed)
     }
 
     async fn resume(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError> {
-        self.wait_awaited(session.id).await;
-        let by_itself = || lost::change(&*self.store, &session, SessionEvent::Resume, OpeningReason::Resumed);
-        let Some(target) = self.registry.find_place(session.id, Want::Free) else { return allowed(by_itself().await) };
-        let model_key = self.registry.config.model_key.clone();
-        let place = Place { session: session.clone(), agent, model_key, sandbox: None };
-        match calls::call(&target, path::RESUME, CALL, &place).await {
+        let model_key = self.registry.keys.of(&session, &agent.settings).await?;
+        let Some(spot) = self.spot(&session, Want::Free).await? else {
+            let store = &*self.registry.store;
+            return allowed(lost::change(store, &session, SessionEvent::Resume, OpeningReason::Resumed).await);
+        };
+        let place = Place { session: session.clone(), agent, model_key, sandbox: spot.sandbox };
+        match calls::call(&spot.target, path::RESUME, CALL, &place).await {
             Ok(resumed) => Ok(resumed),
             Err(error) => {
-                self.give_back(session.id);
+                self.registry.give_back(session.id).await;
                 Err(self.failed(error))
             }
         }

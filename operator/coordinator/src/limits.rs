@@ -16,12 +16,28 @@ pub(crate) const STREAM_SILENCE: Duration = Duration::from_secs(8);
 pub(crate) const RETRY: Duration = Duration::from_millis(200);
 /// Bytes that a reader takes from the log at once, beyond the first entry.
 pub(crate) const BATCH_BYTES: usize = 1 << 20;
-/// How often the heartbeats are looked at.
-pub(crate) const LOOK: Duration = Duration::from_secs(1);
-/// Tries to write that a session lost its sandbox, while the database does not take it.
+/// The pause before a message that found no place looks again, where no runner came in between.
+pub(crate) const PLACE_RETRY: Duration = Duration::from_millis(500);
+/// How old what is known of runners, of the sessions that are read, and of agents may be.
+pub(crate) const REFRESH: Duration = Duration::from_secs(1);
+/// How often it is looked whether a runner is lost.
+pub(crate) const SWEEP: Duration = Duration::from_secs(1);
+/// How long the coordinator's own row may take to write. Then it counts as one that cannot write.
+pub(crate) const OWN_WRITE: Duration = Duration::from_secs(3);
+/// How long it may take to write that a runner was heard: the runner waits for the answer, 4 s at the longest.
+pub(crate) const HEARD_WRITE: Duration = Duration::from_secs(2);
+/// Tries to end a session that others write at the same time.
 pub(crate) const LOST_TRIES: u32 = 60;
-/// The pause between two of them.
-pub(crate) const LOST_RETRY: Duration = Duration::from_millis(500);
+/// Sessions whose runner is remembered. At the bound all are forgotten, and asked for again.
+pub(crate) const MAX_ROUTES: usize = 200_000;
+/// Places that are reserved on one runner by one statement.
+pub(crate) const PLACES_AT_ONCE: usize = 500;
+/// Decisions about a place where other coordinators are faster each time. Then there is none, and a message tries again.
+pub(crate) const PLACING_ROUNDS: usize = 20;
+/// How long a revealed credential is kept: so long a changed one may still be used.
+pub(crate) const KEY_AGE: Duration = Duration::from_secs(5);
+/// Revealed credentials that are kept. At the bound all are forgotten, and revealed again.
+pub(crate) const MAX_KEYS: usize = 1_000;
 /// The entries of one append: a session's unacknowledged bytes and one line, twice.
 pub(crate) const MAX_APPEND_BYTES: usize = 256 << 20;
 /// Runners at the most: a further one is refused.

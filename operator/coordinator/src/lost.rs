@@ -1,87 +1,141 @@
-//! Runners that are lost: their sessions go on elsewhere, in a new epoch that says why.
+//! The coordinator's clockwork: its own row, what it knows, and runners that are lost. What is decided is decided by
+//! `ash_core::loss`; sessions of a runner that is gone go on elsewhere, in a new epoch that says why.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use ash_core::{
-    id::SessionId,
+    loss::{self, LOST_AFTER, OWN_ROW},
     opening::{Opening, OpeningReason},
-    ports::{OpenEpoch, Store, StoreError},
+    ports::{FleetStore, OpenEpoch, StoreError},
     session::{Impossible, PausedReason, Session, SessionEvent},
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    limits::{LOOK, LOST_RETRY, LOST_TRIES},
+    limits::{LOST_TRIES, OWN_WRITE, REFRESH, SWEEP},
     registry::Registry,
+    warm,
 };
 
-/// Looks at the heartbeats until `stop`.
-pub async fn watch(registry: Arc<Registry>, store: Arc<dyn Store>, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep(LOOK) => {}
+/// Keeps what the coordinator knows, and says who is lost, until `stop`.
+pub async fn watch(registry: Arc<Registry>, stop: CancellationToken) {
+    let own = async {
+        loop {
+            write_own_row(&registry).await;
+            sleep(OWN_ROW).await;
         }
-        let (lost, nobodys) = registry.change(ash_core::placement::Fleet::overdue);
-        let mut sessions = nobodys;
-        if !sessions.is_empty() {
-            tracing::warn!(sessions = sessions.len(), "no runner came back for these sessions: they are lost");
+    };
+    let refreshing = async {
+        loop {
+            sleep(REFRESH).await;
+            if let Err(error) = refresh(&registry).await {
+                tracing::debug!(%error, "what is known of the fleet stays as it is");
+            }
         }
-        for runner in lost {
-            let had = registry.change(|fleet, _| fleet.remove(&runner));
-            registry.remove_peer(&runner.name);
-            registry.metrics.runners_lost.inc();
-            tracing::warn!(runner = %runner.name, sessions = had.len(), "a runner is lost: it missed 3 heartbeats");
-            sessions.extend(had);
+    };
+    let sweeping = async {
+        loop {
+            sleep(SWEEP).await;
+            sweep(&registry).await;
         }
-        if !sessions.is_empty() {
-            tokio::spawn(lose(Arc::clone(&registry), Arc::clone(&store), sessions));
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = own => {}
+        () = refreshing => {}
+        () = sweeping => {}
+    }
+}
+
+async fn refresh(registry: &Arc<Registry>) -> Result<(), StoreError> {
+    registry.refresh(REFRESH / 2).await?;
+    registry.refresh_watched().await?;
+    warm::refresh(registry).await
+}
+
+/// Writes whom it heard while it could not write, then its own row: once that is fresh, others call runners lost again.
+async fn write_own_row(registry: &Registry) {
+    let begun = registry.now();
+    let write = async {
+        let unwritten: Vec<_> = registry.with(|inner| inner.unwritten.clone()).into_iter().collect();
+        for (runner, load) in unwritten {
+            registry.store.runner_lives(&runner, load).await?;
+            registry.with(|inner| inner.unwritten.remove(&runner));
+        }
+        registry.store.coordinator_lives(registry.id).await
+    };
+    match timeout(OWN_WRITE, write).await {
+        Ok(Ok(rows)) => registry.with(|inner| {
+            inner.writes.wrote(begun);
+            inner.coordinators = rows;
+        }),
+        outcome => {
+            let reason = match outcome {
+                Ok(Err(error)) => error.to_string(),
+                _ => "it did not answer in time".to_owned(),
+            };
+            registry.metrics.unwritten.inc();
+            tracing::warn!(reason, "the coordinator cannot write: it calls nobody lost");
+            registry.with(|inner| inner.writes.failed());
         }
     }
 }
 
-/// Takes sessions off the sandboxes of a runner that is lost.
-pub(crate) async fn lose(registry: Arc<Registry>, store: Arc<dyn Store>, sessions: Vec<SessionId>) {
-    let mut rest: HashSet<SessionId> = sessions.into_iter().collect();
-    for _ in 0..LOST_TRIES {
-        match store.placed_sessions().await {
-            Ok(rows) => {
-                // One that has no sandbox in the store has nothing to lose.
-                let rows: Vec<Session> = rows.into_iter().filter(|row| rest.contains(&row.id)).collect();
-                rest = rows.iter().map(|row| row.id).collect();
-                for row in rows {
-                    // Somebody has it again meanwhile: its runner came back, and the store has it there still.
-                    let is_elsewhere = registry.look(|fleet| {
-                        fleet.route(row.id).is_some_and(|route| route.stage == ash_core::placement::Stage::Live)
-                    });
-                    if is_elsewhere {
-                        rest.remove(&row.id);
-                        continue;
-                    }
-                    match open_lost(&*store, &row).await {
-                        Ok(()) => {
-                            registry.metrics.sessions_lost.inc();
-                            rest.remove(&row.id);
-                            registry.notify();
-                        }
-                        // Its row has changed: look again.
-                        Err(StoreError::Overtaken { .. }) => {}
-                        Err(error) => tracing::warn!(session = %row.id, %error, "a lost session could not be written"),
-                    }
+/// Takes out the runners that are lost, and their sessions off their sandboxes. Every coordinator does it; who is first wins.
+async fn sweep(registry: &Arc<Registry>) {
+    let now = registry.now();
+    if !registry.with(|inner| inner.writes.may_judge(now)) {
+        return;
+    }
+    let overdue = registry.with(|inner| inner.runners.values().any(loss::is_overdue));
+    // What is known of a runner is as old as its row: look again before anything is said.
+    if overdue && registry.refresh(std::time::Duration::ZERO).await.is_ok() {
+        let lost = registry.with(|inner| {
+            let runners: Vec<_> = inner.runners.values().cloned().collect();
+            loss::lost(registry.id, &inner.writes, now, &runners, &inner.coordinators)
+        });
+        for runner in lost {
+            match registry.store.remove_runner(&runner, Some(LOST_AFTER)).await {
+                Ok(true) => {
+                    registry.forget_runner(&runner);
+                    registry.metrics.runners_lost.inc();
+                    tracing::warn!(runner = %runner.name, "a runner is lost: it missed 3 heartbeats");
                 }
-                if rest.is_empty() {
-                    return;
+                Ok(false) => {}
+                Err(error) => tracing::warn!(runner = %runner.name, %error, "a lost runner could not be taken out"),
+            }
+        }
+    }
+    match registry.store.abandoned_sessions().await {
+        Ok(rows) => lose(registry, rows).await,
+        Err(error) => tracing::warn!(%error, "lost sessions could not be looked up"),
+    }
+}
+
+/// Takes sessions off the sandboxes of a runner that is gone. What cannot be written now is found by the next sweep.
+pub(crate) async fn lose(registry: &Arc<Registry>, rows: Vec<Session>) {
+    for row in rows {
+        match open_lost(&*registry.store, &row).await {
+            Ok(now) => {
+                registry.metrics.sessions_lost.inc();
+                tracing::info!(session = %row.id, "a session lost its sandbox");
+                registry.opened(&now, None);
+                if registry.config.pods.is_some()
+                    && let Some(sandbox) = row.sandbox
+                    && let Err(error) = registry.store.delete_pod(sandbox).await
+                {
+                    tracing::warn!(session = %row.id, %sandbox, %error, "a lost sandbox could not be given up");
                 }
             }
-            Err(error) => tracing::warn!(%error, "lost sessions could not be looked up"),
+            // Its row has changed: another coordinator did it, or its runner is back.
+            Err(StoreError::Overtaken { .. }) => {}
+            Err(error) => tracing::warn!(session = %row.id, %error, "a lost session could not be written"),
         }
-        sleep(LOST_RETRY).await;
     }
-    tracing::error!(sessions = rest.len(), "lost sessions could not be written: their next message does it");
 }
 
-async fn open_lost(store: &dyn Store, row: &Session) -> Result<(), StoreError> {
+async fn open_lost(store: &dyn FleetStore, row: &Session) -> Result<Session, StoreError> {
     let interrupted = store.unfinished_turn(row.id).await?.map(|turn| turn.0);
     let message = "The session's runner was lost in the middle of the turn; send the message again.";
     let opening = Opening {
@@ -92,13 +146,13 @@ async fn open_lost(store: &dyn Store, row: &Session) -> Result<(), StoreError> {
     };
     let state = row.state.after(SessionEvent::Pause(PausedReason::Lost)).unwrap_or(row.state);
     let open = OpenEpoch { session: row.id, expected: row.epoch, state, error: None, sandbox: None, opening };
-    store.open_epoch(open).await.map(|_| ())
+    store.open_epoch(open).await
 }
 
 /// Changes the state of a session that is on no runner, because a person wants it. One whose state is that already stays as it is;
 /// the outer error says what the store does not do, the inner one what its state does not allow.
 pub(crate) async fn change(
-    store: &dyn Store,
+    store: &dyn FleetStore,
     session: &Session,
     event: SessionEvent,
     reason: OpeningReason,

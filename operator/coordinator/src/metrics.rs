@@ -18,6 +18,13 @@ pub(crate) struct Metrics {
     pub(crate) writes_refused: Counter,
     pub(crate) streams: Gauge,
     pub(crate) streams_broken: Counter,
+    pub(crate) unwritten: Counter,
+    pub(crate) heard_unwritten: Counter,
+    pub(crate) pods_admitted: Counter,
+    pub(crate) pods_refused: Counter,
+    pub(crate) pods_claimed: Counter,
+    pub(crate) pods_missed: Counter,
+    pub(crate) wakes: Counter,
 }
 
 impl Metrics {
@@ -41,6 +48,21 @@ impl Metrics {
             self.writes_refused.clone(),
         );
         registry.register("streams", "Streams of entries from runners", self.streams.clone());
+        registry.register(
+            "own_writes_failed",
+            "Times that this coordinator could not write its own row",
+            self.unwritten.clone(),
+        );
+        registry.register(
+            "heartbeats_unwritten",
+            "Heartbeats that were answered and could not be written",
+            self.heard_unwritten.clone(),
+        );
+        registry.register("pods_admitted", "Bridges in pods that were admitted", self.pods_admitted.clone());
+        registry.register("pods_refused", "Bridges in pods that were not", self.pods_refused.clone());
+        registry.register("pods_claimed", "Sessions that found a warm pod", self.pods_claimed.clone());
+        registry.register("pods_missed", "Sessions that found none", self.pods_missed.clone());
+        registry.register("wakes", "Times that the operator was asked for a pod", self.wakes.clone());
         registry.register("streams_broken", "Streams of entries that broke", self.streams_broken.clone());
     }
 }

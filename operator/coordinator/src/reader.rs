@@ -9,7 +9,7 @@ use ash_core::{
     EntryKind, Sequence,
     fleet::Read,
     id::TurnId,
-    ports::{Batch, EntryReader, LoggedEntry, ReadError, Store},
+    ports::{Batch, EntryReader, FleetStore, LoggedEntry, ReadError},
     session::Session,
 };
 use ash_link::{Answer, FrameReader};
@@ -22,13 +22,15 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     calls,
-    limits::{BATCH_BYTES, RETRY, STREAM_BEGIN, STREAM_SILENCE},
-    registry::{Registry, Target, Whereabouts},
+    limits::{BATCH_BYTES, PLACE_RETRY, RETRY, STREAM_BEGIN, STREAM_SILENCE},
+    registry::{Registry, Target},
+    routes::{RouteWatch, Whereabouts},
 };
 
 pub(crate) struct FleetReader {
     registry: Arc<Registry>,
-    store: Arc<dyn Store>,
+    store: Arc<dyn FleetStore>,
+    watch: RouteWatch,
     session: Session,
     position: Sequence,
     /// The turn that this reader was opened for.
@@ -70,10 +72,11 @@ enum Step {
 
 impl FleetReader {
     /// A reader behind a position.
-    pub(crate) fn new(registry: &Arc<Registry>, store: &Arc<dyn Store>, session: Session, position: Sequence) -> Self {
+    pub(crate) fn new(registry: &Arc<Registry>, session: Session, position: Sequence) -> Self {
         Self {
             registry: Arc::clone(registry),
-            store: Arc::clone(store),
+            store: Arc::clone(&registry.store),
+            watch: registry.watch(session.id),
             // Until it is known otherwise there may be more.
             in_progress: true,
             session,
@@ -99,10 +102,11 @@ impl FleetReader {
     /// Looks once, so that it is known whether a turn is in progress.
     pub(crate) async fn begin(&mut self) {
         if self.live.is_none() && self.session.last <= self.position {
-            match self.registry.locate(self.session.id) {
-                Whereabouts::On(target) | Whereabouts::Home(target) => self.connect(target).await,
-                Whereabouts::Awaited => {}
-                Whereabouts::Nowhere => self.in_progress = false,
+            match self.registry.locate(self.session.id, self.session.sandbox.map(|_| self.session.epoch)).await {
+                Ok(Whereabouts::On(target) | Whereabouts::Home(target)) => self.connect(target).await,
+                // What is wrong with the store is said when it is read.
+                Ok(Whereabouts::Awaited) | Err(_) => {}
+                Ok(Whereabouts::Nowhere) => self.in_progress = false,
             }
         }
         if self.live.is_some() {
@@ -163,10 +167,7 @@ impl FleetReader {
             self.live = None;
             return Step::Failed(ReadError::Unwritten(reason));
         }
-        let moved = match self.registry.locate(self.session.id) {
-            Whereabouts::On(target) => target.id != runner,
-            _ => false,
-        };
+        let moved = self.watch.live_on().is_some_and(|target| target.id != runner);
         let over = status.over.then(|| "the runner stops".to_owned()).or(status.unread);
         if let Some(reason) = over.or_else(|| moved.then(|| "the session is on another runner".to_owned())) {
             self.break_off(&reason);
@@ -177,10 +178,7 @@ impl FleetReader {
     /// Reads the log, or finds the runner that has what comes.
     async fn search(&mut self) -> Result<Option<Batch>, ReadError> {
         loop {
-            let registry = Arc::clone(&self.registry);
-            let changed = registry.changed();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
+            self.watch.seen();
             let page = self.store.read(self.session.id, self.position, BATCH_BYTES).await?;
             self.position = self.position.max(page.through);
             let visible = page.entries.into_iter().filter(|entry| entry.kind != EntryKind::Transcript);
@@ -191,7 +189,7 @@ impl FleetReader {
             if !page.end {
                 continue;
             }
-            match registry.locate(self.session.id) {
+            match self.registry.locate(self.session.id, None).await? {
                 Whereabouts::On(target) | Whereabouts::Home(target) => {
                     self.connect(target).await;
                     if self.live.is_some() {
@@ -199,13 +197,17 @@ impl FleetReader {
                     }
                     self.in_progress = true;
                     tokio::select! {
-                        () = changed => {}
+                        () = self.watch.changed() => {}
                         () = sleep(RETRY) => {}
                     }
                 }
                 Whereabouts::Awaited => {
                     self.in_progress = true;
-                    changed.await;
+                    // Its runner comes back without a change of the session.
+                    tokio::select! {
+                        () = self.watch.changed() => {}
+                        () = sleep(PLACE_RETRY) => {}
+                    }
                 }
                 Whereabouts::Nowhere => {
                     if let Some(turn) = self.turn.filter(|_| self.broken)
@@ -216,8 +218,8 @@ impl FleetReader {
                     if std::mem::replace(&mut self.in_progress, false) {
                         return Ok(Some(Batch::new()));
                     }
-                    // Whatever opens an epoch, and whatever finds the session a runner, says so.
-                    changed.await;
+                    // Whatever writes its log, and whatever finds it a runner, is seen within a second.
+                    self.watch.changed().await;
                 }
             }
         }

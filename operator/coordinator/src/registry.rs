@@ -1,26 +1,28 @@
-//! The runners and where sessions are, shared by everything in the process. What is decided is decided by `ash_core::placement`.
+//! What coordinators share, as this one knows it: a cache of the store's rows, and a way to call each runner.
 //!
-//! It is in memory: a coordinator that starts learns it from the runners, who register again within a second, and from the
-//! store, which knows the sessions on sandboxes.
+//! The store is the truth. Runners are read every second, when one is not there, and when a reservation came too late; a session's
+//! route is asked for unless its epoch shows that what is known still holds. So any coordinator serves any session.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use ash_core::{
-    fleet::{Held, ModelKey, RunnerId, RunnerName, WarmList},
+    fleet::{ModelKey, RunnerId, RunnerName, WarmList},
     id::SessionId,
-    placement::{Fleet, Stage, Want, choose},
-    ports::Load,
+    loss::{LOST_AFTER, OwnWrites},
+    placement::Offer,
+    ports::{AgentsStamp, CoordinatorRow, FleetStore, Load, Resources, RouteRow, RunnerRow, StoreError},
 };
 use ash_link::{LinkError, Peer, SecretFile};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use secrecy::SecretBox;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use uuid::Uuid;
 
-use crate::{limits::MAX_RUNNERS, metrics::Metrics};
+use crate::{keys::ModelKeySource, metrics::Metrics, placing::Wish, warm};
 
 /// What a registry is made from.
 pub struct RegistryConfig {
@@ -28,23 +30,52 @@ pub struct RegistryConfig {
     pub secret: Arc<SecretFile>,
     /// The key from which each runner's own for its sandboxes' tokens is made.
     pub token_key: SecretBox<[u8; 32]>,
-    /// The key of the model API, which runners get with each session.
+    /// The key of the model API for sessions that have none of their own.
     pub model_key: Option<ModelKey>,
+    /// Where sandboxes are pods that an operator makes; `None` where runners make their own.
+    pub pods: Option<PodsConfig>,
+}
+
+/// Sandboxes that are pods.
+#[derive(Clone)]
+pub struct PodsConfig {
+    /// The namespace of the default tenant; every other tenant is named like its namespace.
+    pub default_namespace: String,
+    /// Asks for a sandbox where none is warm; without it a message only waits for one.
+    pub resources: Option<Arc<dyn Resources>>,
 }
 
 /// Shared by the API's side and the runners'.
 pub struct Registry {
     pub(crate) config: RegistryConfig,
+    pub(crate) store: Arc<dyn FleetStore>,
+    pub(crate) keys: ModelKeySource,
     pub(crate) metrics: Metrics,
+    /// This life of the coordinator.
+    pub(crate) id: Uuid,
     began: Instant,
     inner: Mutex<Inner>,
     changed: Notify,
+    refreshing: AsyncMutex<()>,
+    /// Held by whoever places sessions, for all that wait.
+    pub(crate) placing: AsyncMutex<()>,
+    pub(crate) wishes: Mutex<Vec<Wish>>,
 }
 
-struct Inner {
-    fleet: Fleet,
+#[derive(Default)]
+pub(crate) struct Inner {
+    pub(crate) runners: BTreeMap<RunnerName, RunnerRow>,
+    /// When they were last read.
+    read: Option<Instant>,
     peers: HashMap<RunnerName, Arc<Peer>>,
-    warm: WarmList,
+    pub(crate) routes: HashMap<SessionId, RouteRow>,
+    pub(crate) watched: HashMap<SessionId, (usize, watch::Sender<Option<RouteRow>>)>,
+    pub(crate) warm: WarmList,
+    pub(crate) stamp: Option<AgentsStamp>,
+    pub(crate) writes: OwnWrites,
+    pub(crate) coordinators: Vec<CoordinatorRow>,
+    /// Runners that were heard while it could not be written.
+    pub(crate) unwritten: HashMap<RunnerId, Load>,
 }
 
 /// A runner that can be called.
@@ -54,177 +85,144 @@ pub(crate) struct Target {
     pub(crate) peer: Arc<Peer>,
 }
 
-/// Where a session is.
-#[derive(Debug, Clone)]
-pub(crate) enum Whereabouts {
-    /// It has a place on this runner.
-    On(Target),
-    /// Its files are on this runner.
-    Home(Target),
-    /// It had a sandbox when this coordinator started; its runner may come back.
-    Awaited,
-    /// Nowhere.
-    Nowhere,
-}
-
 impl Registry {
-    /// A registry that knows the sessions on sandboxes, and no runner yet.
-    pub fn new(config: RegistryConfig, placed: impl IntoIterator<Item = Held>, metrics: &mut MetricsRegistry) -> Self {
-        // A list of another process has another revision.
-        let revision = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis());
-        let warm = WarmList { revision: u64::try_from(revision).unwrap_or(1), versions: Vec::new() };
+    /// A registry of this store. Writes the coordinator's own row: from now on nobody is called lost behind its back.
+    pub async fn start(
+        config: RegistryConfig,
+        store: Arc<dyn FleetStore>,
+        metrics: &mut MetricsRegistry,
+    ) -> Result<Arc<Self>, StoreError> {
         let own = Metrics::default();
         own.register(metrics);
-        Self {
+        let keys = ModelKeySource::new(Arc::clone(&store), config.model_key.clone());
+        let registry = Arc::new(Self {
             config,
+            store,
+            keys,
             metrics: own,
+            id: Uuid::new_v4(),
             began: Instant::now(),
-            inner: Mutex::new(Inner { fleet: Fleet::new(placed), peers: HashMap::new(), warm }),
+            inner: Mutex::default(),
             changed: Notify::new(),
+            refreshing: AsyncMutex::default(),
+            placing: AsyncMutex::default(),
+            wishes: Mutex::default(),
+        });
+        let begun = registry.now();
+        let coordinators = registry.store.coordinator_lives(registry.id).await?;
+        registry.with(|inner| {
+            inner.writes.wrote(begun);
+            inner.coordinators = coordinators;
+        });
+        registry.refresh(Duration::ZERO).await?;
+        warm::refresh(&registry).await?;
+        Ok(registry)
+    }
+
+    /// Says that this coordinator stops: it answers nobody any more.
+    pub async fn leave(&self) {
+        if let Err(error) = self.store.remove_coordinator(self.id).await {
+            tracing::warn!(%error, "the coordinator's row stays: no runner is called lost for the next 75 s");
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> Duration {
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
+        look(&mut self.lock())
+    }
+
+    pub(crate) fn now(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// The next change; look after this was made.
+    /// The next change of the runners; look after this was made.
     pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }
 
-    /// Says that something changed.
+    /// Says that a runner came, left, or can be used now.
     pub(crate) fn notify(&self) {
         self.changed.notify_waiters();
     }
 
-    /// Looks at the fleet.
-    pub(crate) fn look<T>(&self, look: impl FnOnce(&Fleet) -> T) -> T {
-        look(&self.lock().fleet)
-    }
-
-    /// Changes the fleet, and says so.
-    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Fleet, Duration) -> T) -> T {
-        let now = self.now();
-        let mut inner = self.lock();
-        let changed = change(&mut inner.fleet, now);
-        self.count(&inner);
-        drop(inner);
-        self.notify();
-        changed
-    }
-
-    fn count(&self, inner: &Inner) {
-        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.metrics.runners.set(gauge(inner.fleet.loads().count()));
-        self.metrics.runners_ready.set(gauge(inner.fleet.offers().len()));
-    }
-
-    /// Notes that a runner lives. `None` where it has to register; else whether it has the list of warm versions.
-    pub(crate) fn heartbeat(&self, runner: &RunnerId, load: Load, warm_revision: u64) -> Option<bool> {
-        let now = self.now();
-        let mut inner = self.lock();
-        let was_ready = inner.fleet.offers().iter().any(|offer| offer.runner == *runner);
-        if !inner.fleet.heartbeat(runner, load, now) {
-            return None;
+    /// Reads the runners, unless they were read so lately.
+    pub(crate) async fn refresh(&self, max_age: Duration) -> Result<(), StoreError> {
+        let asked = Instant::now();
+        let _one_at_a_time = self.refreshing.lock().await;
+        // Whoever waited while another read them has them.
+        let is_fresh = |read: Instant| read >= asked || read.elapsed() < max_age;
+        if self.with(|inner| inner.read).is_some_and(is_fresh) {
+            return Ok(());
         }
-        let has_list = inner.warm.revision == warm_revision;
-        self.count(&inner);
-        drop(inner);
-        if !was_ready {
+        let begun = Instant::now();
+        let rows = self.store.runners().await?;
+        let has_changed = self.with(|inner| inner.take(rows, begun, &self.config.secret));
+        self.count();
+        if has_changed {
             self.notify();
-        }
-        Some(has_list)
-    }
-
-    /// Keeps how a runner is reached.
-    pub(crate) fn set_peer(&self, name: &RunnerName, address: &str) -> Result<(), LinkError> {
-        let peer = Peer::new(address, Arc::clone(&self.config.secret))?;
-        let mut inner = self.lock();
-        if inner.peers.len() >= MAX_RUNNERS && !inner.peers.contains_key(name) {
-            return Err(LinkError::Refused {
-                status: 503,
-                message: format!("there are {MAX_RUNNERS} runners already"),
-            });
-        }
-        // Its connections stay where nothing changed.
-        if inner.peers.get(name).is_none_or(|before| before.address() != peer.address()) {
-            inner.peers.insert(name.clone(), Arc::new(peer));
         }
         Ok(())
     }
 
-    /// Forgets how a runner is reached, unless it registered again.
-    pub(crate) fn remove_peer(&self, name: &RunnerName) {
-        let mut inner = self.lock();
-        if inner.fleet.current(name).is_none() {
-            inner.peers.remove(name);
-        }
+    fn count(&self) {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let (all, ready) = self.with(|inner| (inner.runners.len(), inner.offers().len()));
+        self.metrics.runners.set(gauge(all));
+        self.metrics.runners_ready.set(gauge(ready));
     }
 
-    /// Where a session is.
-    pub(crate) fn locate(&self, session: SessionId) -> Whereabouts {
-        let inner = self.lock();
-        if inner.fleet.is_awaited(session) {
-            return Whereabouts::Awaited;
+    /// Whether this life of a runner is registered; asks the store where it is not known.
+    pub(crate) async fn knows(&self, runner: &RunnerId) -> bool {
+        let known = |inner: &mut Inner| inner.runners.get(&runner.name).is_some_and(|row| row.id == *runner);
+        if self.with(known) {
+            return true;
         }
-        let Some(route) = inner.fleet.route(session) else { return Whereabouts::Nowhere };
-        match (inner.target(&route.runner), route.stage) {
-            (Some(target), Stage::Home) => Whereabouts::Home(target),
-            (Some(target), _) => Whereabouts::On(target),
-            (None, _) => Whereabouts::Nowhere,
+        if let Err(error) = self.refresh(Duration::from_millis(100)).await {
+            tracing::warn!(%error, "the runners could not be read");
         }
+        self.with(known)
     }
 
-    /// Finds a session the runner that has it, or that has its files, or decides on one with room. `None` while there is none.
-    pub(crate) fn find_place(&self, session: SessionId, want: Want) -> Option<Target> {
-        loop {
-            match self.locate(session) {
-                Whereabouts::On(target) => return Some(target),
-                Whereabouts::Awaited => return None,
-                Whereabouts::Home(target) => {
-                    if self.change(|fleet, now| fleet.reserve_home(session, now)) {
-                        return Some(target);
-                    }
-                }
-                Whereabouts::Nowhere => {}
-            }
-            let offers = self.look(Fleet::offers);
-            let offer = choose(&offers, want)?;
-            if self.change(|fleet, now| fleet.reserve(session, offer, now)).is_ok() {
-                self.metrics.placements.inc();
-            } else {
-                self.metrics.placements_stale.inc();
-            }
+    /// A runner that can be called; asks the store where it is not known.
+    pub(crate) async fn target(&self, name: &RunnerName) -> Option<Target> {
+        if let Some(target) = self.with(|inner| inner.target(name)) {
+            return Some(target);
         }
+        if let Err(error) = self.refresh(Duration::from_millis(100)).await {
+            tracing::warn!(%error, "the runners could not be read");
+        }
+        self.with(|inner| inner.target(name))
     }
 
     /// Every runner.
     pub(crate) fn targets(&self) -> Vec<Target> {
-        let inner = self.lock();
-        inner.peers.keys().filter_map(|name| inner.target(name)).collect()
+        self.with(|inner| inner.runners.keys().filter_map(|name| inner.target(name)).collect())
     }
 
-    /// The list of versions to keep warm.
-    pub(crate) fn warm(&self) -> WarmList {
-        self.lock().warm.clone()
+    /// What there is for new sessions, as far as it is known.
+    pub(crate) fn offers(&self) -> Vec<Offer> {
+        self.with(|inner| inner.offers())
     }
 
-    /// Changes the list of versions to keep warm.
-    pub(crate) fn change_warm(&self, change: impl FnOnce(&mut WarmList)) {
-        let mut inner = self.lock();
-        change(&mut inner.warm);
-        inner.warm.revision += 1;
+    /// Forgets a runner that was taken out.
+    pub(crate) fn forget_runner(&self, runner: &RunnerId) {
+        self.with(|inner| {
+            if inner.runners.get(&runner.name).is_some_and(|row| row.id == *runner) {
+                inner.runners.remove(&runner.name);
+                inner.peers.remove(&runner.name);
+            }
+        });
+        self.count();
+        self.notify();
     }
 
     /// What all runners do.
     pub(crate) fn load(&self) -> Load {
         let inner = self.lock();
-        let mut sum = inner.fleet.loads().fold(Load::default(), |sum, (_, load)| Load {
+        let mut sum = inner.runners.values().map(|row| row.load).fold(Load::default(), |sum, load| Load {
             total: sum.total + load.total,
             cold: sum.cold + load.cold,
             warming: sum.warming + load.warming,
@@ -236,13 +234,57 @@ impl Registry {
             resume_cold_hits: sum.resume_cold_hits + load.resume_cold_hits,
             pre_warm_hits: sum.pre_warm_hits + load.pre_warm_hits,
         });
-        sum.max_capacity = inner.fleet.offers().iter().map(|offer| offer.capacity).sum();
+        sum.max_capacity = inner.offers().iter().map(|offer| offer.capacity).sum();
         sum
     }
 }
 
 impl Inner {
-    fn target(&self, name: &RunnerName) -> Option<Target> {
-        Some(Target { id: self.fleet.current(name)?, peer: Arc::clone(self.peers.get(name)?) })
+    /// Takes what the store has; gives whether anybody who waits for a runner should look again.
+    fn take(&mut self, rows: Vec<RunnerRow>, begun: Instant, secret: &Arc<SecretFile>) -> bool {
+        let usable = |inner: &Self| inner.offers().into_iter().map(|offer| offer.runner).collect::<Vec<_>>();
+        let before = usable(self);
+        let lives =
+            |runners: &BTreeMap<RunnerName, RunnerRow>| runners.values().map(|row| row.id.clone()).collect::<Vec<_>>();
+        let lives_before = lives(&self.runners);
+        let mut runners = BTreeMap::new();
+        for row in rows {
+            let address = self.runners.get(&row.id.name).map(|before| before.address.clone());
+            if address.as_ref() != Some(&row.address) || !self.peers.contains_key(&row.id.name) {
+                match Peer::new(&row.address, Arc::clone(secret)) {
+                    Ok(peer) => drop(self.peers.insert(row.id.name.clone(), Arc::new(peer))),
+                    Err(error) => tracing::error!(runner = %row.id.name, %error, "a runner cannot be called"),
+                }
+            }
+            let newer = self.runners.remove(&row.id.name);
+            // A reservation of this coordinator may have come in while they were read.
+            let newer = newer.filter(|newer| newer.id == row.id && newer.version > row.version);
+            runners.insert(row.id.name.clone(), newer.unwrap_or(row));
+        }
+        self.peers.retain(|name, _| runners.contains_key(name));
+        self.runners = runners;
+        self.read = Some(begun);
+        before != usable(self) || lives_before != lives(&self.runners)
     }
+
+    pub(crate) fn target(&self, name: &RunnerName) -> Option<Target> {
+        Some(Target { id: self.runners.get(name)?.id.clone(), peer: Arc::clone(self.peers.get(name)?) })
+    }
+
+    fn offers(&self) -> Vec<Offer> {
+        let since = self.read.map(|read| read.elapsed()).unwrap_or_default();
+        let usable = |row: &&RunnerRow| row.ready && !row.cordoned && row.silent + since < LOST_AFTER;
+        let offer = |row: &RunnerRow| Offer {
+            runner: row.id.clone(),
+            capacity: row.capacity,
+            used: row.used,
+            version: row.version,
+        };
+        self.runners.values().filter(usable).map(offer).collect()
+    }
+}
+
+/// Whether an address is one that a runner can be called at.
+pub(crate) fn check_address(address: &str, secret: &Arc<SecretFile>) -> Result<(), LinkError> {
+    Peer::new(address, Arc::clone(secret)).map(|_| ())
 }

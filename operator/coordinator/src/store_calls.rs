@@ -3,12 +3,10 @@
 use std::sync::Arc;
 
 use ash_core::{
-    Sequence,
     fleet::{AppendHead, OfAgent, OfBundle, OfLog, OfSession, PageHead, Placed, RunnerId},
     id::SessionId,
-    placement::Stage,
-    ports::{Append, OpenEpoch, Store, StoreError},
-    session::{Session, SessionState},
+    ports::{Append, FleetStore, OpenEpoch, StoreError},
+    session::Session,
 };
 use ash_link::{Body, FrameReader, answer_json, read_json, refuse};
 use ash_protocol::{
@@ -20,17 +18,16 @@ use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use serde::Serialize;
 
-use crate::{limits::MAX_APPEND_BYTES, registry::Registry};
+use crate::{limits::MAX_APPEND_BYTES, pod_calls, registry::Registry};
 
 /// Carries out a call of the store.
 pub(crate) async fn carry_out(
     registry: Arc<Registry>,
-    store: Arc<dyn Store>,
     runner: RunnerId,
     called: String,
     body: Incoming,
 ) -> Response<Body> {
-    let calls = Calls { registry, store, runner };
+    let calls = Calls { store: Arc::clone(&registry.store), registry, runner };
     let answered = match called.as_str() {
         path::SESSION => match read_json(body).await {
             Ok(which) => Ok(answer_json(&calls.session(which).await)),
@@ -72,6 +69,18 @@ pub(crate) async fn carry_out(
         path::TURN => match read_json::<OfSession, _>(body).await {
             Ok(OfSession { session, turn: Some(turn), .. }) => Ok(answer_json(&calls.store.turn(session, turn).await)),
             Ok(_) => Err("the call names no turn".to_owned()),
+            Err(reason) => Err(reason),
+        },
+        path::ADMIT_POD => match read_json(body).await {
+            Ok(pod) => Ok(answer_json(&pod_calls::admit(&calls.registry, &calls.runner, &pod).await)),
+            Err(reason) => Err(reason),
+        },
+        path::POD_WARM => match read_json(body).await {
+            Ok(pod) => Ok(answer_json(&pod_calls::is_warm(&calls.registry, &pod).await)),
+            Err(reason) => Err(reason),
+        },
+        path::POD_OVER => match read_json(body).await {
+            Ok(pod) => Ok(answer_json(&pod_calls::is_over(&calls.registry, &calls.runner, &pod).await)),
             Err(reason) => Err(reason),
         },
         _ => return refuse(StatusCode::NOT_FOUND, "a coordinator has nothing at this address: is the runner newer?"),
@@ -120,21 +129,11 @@ fn data(mut bytes: Bytes) -> Vec<Frame> {
 
 struct Calls {
     registry: Arc<Registry>,
-    store: Arc<dyn Store>,
+    store: Arc<dyn FleetStore>,
     runner: RunnerId,
 }
 
 impl Calls {
-    /// What a runner gets that does not have the session.
-    fn check(&self, session: SessionId, epoch: ash_core::Epoch, last: Sequence) -> Result<(), StoreError> {
-        if self.registry.look(|fleet| fleet.may_write(&self.runner, session)) {
-            return Ok(());
-        }
-        self.registry.metrics.writes_refused.inc();
-        tracing::warn!(%session, runner = %self.runner.name, "a runner that does not have the session was refused");
-        Err(StoreError::Overtaken { session, epoch, last })
-    }
-
     async fn session(&self, which: OfSession) -> Result<Option<Session>, StoreError> {
         match which.tenant {
             Some(tenant) => self.store.session(&tenant, which.session).await,
@@ -142,41 +141,42 @@ impl Calls {
         }
     }
 
-    /// The sessions that have a place on this runner, with the keys that its gateway needs again.
+    /// The sessions on this runner's sandboxes, with the keys that its gateway needs again.
     async fn placed_sessions(&self) -> Result<Vec<Placed>, StoreError> {
-        let rows = self.store.placed_sessions().await?;
-        let is_its = |row: &Session| {
-            let here =
-                |route: &ash_core::placement::Route| route.runner == self.runner.name && route.stage != Stage::Home;
-            self.registry.look(|fleet| fleet.route(row.id).is_some_and(here))
-        };
-        let model_key = self.registry.config.model_key.clone();
-        let placed = rows.into_iter().filter(is_its);
-        Ok(placed.map(|session| Placed { session, model_key: model_key.clone() }).collect())
-    }
-
-    async fn open_epoch(&self, open: OpenEpoch) -> Result<Session, StoreError> {
-        self.check(open.session, open.expected, open.opening.last_committed)?;
-        let row = self.store.open_epoch(open).await?;
-        self.registry.change(|fleet, _| match (row.sandbox, row.state) {
-            (Some(_), _) => fleet.arrived(row.id, &self.runner.name),
-            (None, SessionState::Ended) => fleet.forget(row.id),
-            (None, _) => fleet.left(row.id),
-        });
-        Ok(row)
-    }
-
-    async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {
-        let mut results: Vec<Result<(), StoreError>> =
-            appends.iter().map(|append| self.check(append.session, append.after.epoch(), append.after)).collect();
-        let allowed: Vec<Append> =
-            appends.into_iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(append, _)| append).collect();
-        let mut written = self.store.append(allowed).await.into_iter();
-        for result in results.iter_mut().filter(|result| result.is_ok()) {
-            *result = written
-                .next()
-                .unwrap_or_else(|| Err(StoreError::Unavailable("the store did not answer for an append".to_owned())));
+        let rows = self.store.sessions_on(&self.runner.name).await?;
+        let mut placed = Vec::with_capacity(rows.len());
+        for session in rows {
+            let agent = self.store.agent_version(&session.tenant, session.agent, session.agent_version).await?;
+            let settings = agent.map(|agent| agent.settings).unwrap_or_default();
+            let model_key = self.registry.keys.of(&session, &settings).await.unwrap_or_else(|error| {
+                tracing::warn!(session = %session.id, %error, "a session has no model key");
+                None
+            });
+            placed.push(Placed { session, model_key });
         }
+        Ok(placed)
+    }
+
+    /// Opens an epoch where no other runner has the session: the store compares that, too.
+    async fn open_epoch(&self, open: OpenEpoch) -> Result<Session, StoreError> {
+        let session = open.session;
+        let opened = self.store.open_epoch_on(open, &self.runner.name).await;
+        match &opened {
+            Ok(row) => self.registry.opened(row, Some(&self.runner.name)),
+            Err(StoreError::Overtaken { .. }) => {
+                self.registry.metrics.writes_refused.inc();
+                tracing::warn!(%session, runner = %self.runner.name, "a runner that does not have the session was refused");
+            }
+            Err(_) => {}
+        }
+        opened
+    }
+
+    /// Appends: whoever does not have a session any more does not know its epoch.
+    async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {
+        let results = self.store.append(appends).await;
+        let refused = results.iter().filter(|result| matches!(result, Err(StoreError::Overtaken { .. }))).count();
+        self.registry.metrics.writes_refused.inc_by(refused as u64);
         results
     }
 

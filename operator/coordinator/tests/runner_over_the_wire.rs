@@ -17,7 +17,7 @@ use ash_core::{
     fleet::{ModelKey, WarmList},
     id::{SessionId, TurnId},
     ports::{
-        Batch, EntryReader, Load, LoggedEntry, NewMessage, ReadError, Runner, RunnerError, Sent, Store, StoreError,
+        Batch, EntryReader, FleetStore, Load, LoggedEntry, NewMessage, ReadError, Runner, RunnerError, Sent, StoreError,
     },
     session::{Closing, PausedReason, Session, SessionEvent, SessionState},
     sse::Position,
@@ -161,7 +161,7 @@ impl Runner for Asked {
 struct Fixture {
     _folder: tempfile::TempDir,
     _registry: Arc<Registry>,
-    store: Arc<dyn Store>,
+    store: Arc<dyn FleetStore>,
     asked: Arc<Asked>,
     fleet: FleetRunner,
     agent: AgentVersion,
@@ -171,7 +171,7 @@ struct Fixture {
 async fn fixture() -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let stop = CancellationToken::new();
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.path().join("ash.db")).await.unwrap());
+    let store: Arc<dyn FleetStore> = Arc::new(SqliteStore::open(&folder.path().join("ash.db")).await.unwrap());
     let (registry, address) = support::serve(folder.path(), Arc::clone(&store), &stop).await;
     let id = support::runner("one");
     let asked = Arc::new(Asked::default());
@@ -180,7 +180,7 @@ async fn fixture() -> Fixture {
     let service = RunnerService::of(id.clone(), Arc::clone(&asked) as _, Arc::clone(&asked) as _);
     tokio::spawn(ash_link::serve(listener, support::secret(folder.path()), Arc::new(service), stop));
     support::join(folder.path(), &address, &id, &own, Vec::new()).await;
-    let fleet = FleetRunner::new(Arc::clone(&registry), Arc::clone(&store));
+    let fleet = FleetRunner::new(Arc::clone(&registry));
     let session = fixtures::session(&*store).await;
     let agent = store.agent_version(&session.tenant, session.agent, session.agent_version).await.unwrap().unwrap();
     Fixture { _folder: folder, _registry: registry, store, asked, fleet, agent, session }
@@ -193,7 +193,7 @@ fn message(content: &str) -> NewMessage {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_arrives_and_is_answered() {
-    let Fixture { asked, fleet, agent, session, .. } = &fixture().await;
+    let Fixture { store, asked, fleet, agent, session, .. } = &fixture().await;
     let id = session.id;
     // Nobody has it yet: there is nothing to interrupt.
     assert_eq!(fleet.interrupt(id).await, Ok(false));
@@ -209,11 +209,15 @@ async fn every_call_arrives_and_is_answered() {
     fleet.configure(id, SessionOptions { model: Some("other".to_owned()), ..SessionOptions::default() }).await.unwrap();
     assert_eq!(asked.last(), format!("configure {id} Some(\"other\")"));
     assert_eq!(fleet.load().running, 3);
-    fleet.prepare(agent.clone());
-    while asked.last() != "warm 1" {
+    let other = store.deploy_agent(fixtures::deployment(&session.tenant, "other")).await.unwrap();
+    fleet.prepare(other.version.clone());
+    while asked.last() != "warm 2" {
         tokio::task::yield_now().await;
     }
-    fleet.forget(agent);
+    for name in ["other", "tester"] {
+        assert!(store.delete_agent(&session.tenant, name).await.unwrap());
+    }
+    fleet.forget(&other.version);
     while asked.last() != "warm 0" {
         tokio::task::yield_now().await;
     }

@@ -62,7 +62,8 @@ pub struct AgentSettings {
     pub env: BTreeMap<String, String>,
     /// Where the sandbox may connect to beside the model.
     pub network: NetworkPolicy,
-    /// The stored credential of the model that its sessions use, by name; the installation's own key where absent.
+    /// The stored credential of the model for sessions that have none of their own, by name (`secret/NAME/KEY` for one that the
+    /// operator copied from a Secret); the installation's own key where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credential: Option<String>,
     /// The stored credential of the kind `custom` whose variables go over `env`, by name: those that are secrets.

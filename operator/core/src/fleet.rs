@@ -78,7 +78,7 @@ pub struct Register {
     pub capacity: u32,
     /// Sessions that have a sandbox of it, as far as it knows.
     pub held: Vec<Held>,
-    /// Sessions whose files it has.
+    /// Sessions whose files it has. Coordinators know it from the store; an earlier release asked for it.
     pub homes: Vec<SessionId>,
 }
 
@@ -110,7 +110,7 @@ pub struct Registered {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WarmList {
-    /// Grows with every change.
+    /// The same for the same list, on every coordinator: made from the versions.
     pub revision: u64,
     /// One version of each agent.
     pub versions: Vec<AgentVersion>,
@@ -124,6 +124,14 @@ pub struct Heartbeat {
     pub load: Load,
     /// The list of versions that it has.
     pub warm_revision: u64,
+}
+
+/// A coordinator heard a runner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Heard {
+    /// Whether that is in the store. An answer without it keeps a runner going, and never thaws one.
+    pub written: bool,
 }
 
 /// A key of the model API, for one session. It is kept in memory, for as long as the session is on the runner.

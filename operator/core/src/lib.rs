@@ -8,6 +8,7 @@ pub mod fleet;
 pub mod host;
 pub mod id;
 pub mod intake;
+pub mod loss;
 pub mod meter;
 pub mod name;
 pub mod opening;

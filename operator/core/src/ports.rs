@@ -11,13 +11,13 @@ mod runner_store;
 mod store;
 
 pub use credentials::{Clear, Credential, CredentialKind, CredentialStore};
-pub use membership::{CoordinatorRow, MembershipStore, NewRunner, Reserved, RunnerRow};
+pub use membership::{AgentsStamp, CoordinatorRow, MembershipStore, NewRunner, Reserved, RouteRow, RunnerRow};
 pub use pods::{PodIdentity, PodSandbox, PodState, PodStore};
 pub use resources::{AgentRequest, ResourceError, Resources, SessionRequest};
 pub use runner::{Batch, EntryReader, Load, LoggedEntry, NewMessage, ReadError, Runner, RunnerError, Sent};
 pub use runner_pods::{ReviewError, RunnerPods, TokenReviews};
 pub use runner_store::{RunnerStore, WholeStore};
 pub use store::{
-    AgentStore, Append, DeployAgent, EventLog, Key, KeyStore, NewKey, NewSession, OpenEpoch, Page, SessionFilter,
-    SessionPage, SessionStore, Store, StoreError, TurnRecord,
+    AgentStore, Append, DeployAgent, EventLog, FleetStore, Key, KeyStore, NewKey, NewSession, OpenEpoch, Page,
+    SessionFilter, SessionPage, SessionStore, Store, StoreError, TurnRecord,
 };

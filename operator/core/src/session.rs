@@ -37,6 +37,9 @@ pub struct Session {
     pub options: SessionOptions,
     /// What its maker keeps with it.
     pub metadata: BTreeMap<String, String>,
+    /// A stored credential for the model, in place of the agent's or the server's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<uuid::Uuid>,
     /// The current epoch of its log.
     pub epoch: Epoch,
     /// The last committed entry of its log.

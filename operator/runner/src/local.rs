@@ -151,7 +151,7 @@ impl LocalRunner {
     }
 
     /// Keeps a session's key of the model API, and gives it to its gateway where that has another.
-    pub(crate) fn keep_model_key(&self, session: SessionId, key: Option<&ModelKey>) {
+    pub fn keep_model_key(&self, session: SessionId, key: Option<&ModelKey>) {
         if !self.shared.config.model_keys.set(session, key) {
             return;
         }

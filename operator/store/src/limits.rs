@@ -113,3 +113,24 @@ pub const MAX_UNFINISHED_UPLOAD_AGE: Duration = Duration::from_secs(24 * 3600);
 /// How long appends to Postgres wait for more, unless a turn's end or 256 KiB are among them: each costs a transaction of a
 /// database that many servers share, and two to five rows.
 pub const APPEND_SPACING: Duration = Duration::from_millis(250);
+
+/// Runners that a listing gives. Further ones are refused before that.
+pub const MAX_RUNNERS: i64 = 1_024;
+
+/// Agents whose current version a listing gives: no sandboxes are kept warm of further ones.
+pub const MAX_CURRENT_VERSIONS: i64 = 10_000;
+
+/// The silence after which a coordinator's row is removed: long after anybody looks at it.
+pub const FORGOTTEN_COORDINATOR: Duration = Duration::from_secs(600);
+
+/// Sessions of runners that are gone, read at once. The others are read when these have been taken off their sandboxes.
+pub const MAX_ABANDONED: i64 = 1_000;
+
+/// Ids in one statement. SQLite takes 32,766 parameters, Postgres 65,535; a longer list is read in parts.
+pub const MAX_IDS_PER_STATEMENT: usize = 1_000;
+
+/// Credentials of a tenant: a further one is refused.
+pub const MAX_CREDENTIALS: i64 = 1_000;
+
+/// The longest secret of a credential.
+pub const MAX_SECRET_BYTES: usize = 64 << 10;

@@ -26,7 +26,7 @@ use crate::{
 #[async_trait]
 impl<E: Engine> EventLog for SqlStore<E> {
     async fn open_epoch(&self, open: OpenEpoch) -> Result<Session, StoreError> {
-        self.engine.open_epoch(open).await
+        self.engine.open_epoch(open, None).await
     }
 
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {

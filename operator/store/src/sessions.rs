@@ -172,7 +172,7 @@ pub(crate) async fn has_agent(sql: &mut impl Sql, new: &NewSession) -> Result<bo
     Ok(sql.row(statement.text(&new.tenant.0).text(new.agent)).await?.is_some())
 }
 
-/// Adds the columns of a session's row as it begins, `$1` to `$13` in the order of the table but for what is empty then.
+/// Adds the columns of a session's row as it begins, `$1` to `$14`, but for what is empty then.
 pub(crate) fn first_values(
     statement: Statement,
     session: &Session,
@@ -191,7 +191,8 @@ pub(crate) fn first_values(
         .integer(session.last_active_at.as_millisecond())
         .optional_text(idempotency_key)
         .text(rows::to_json(&session.options)?)
-        .text(rows::to_json(&session.metadata)?))
+        .text(rows::to_json(&session.metadata)?)
+        .optional_text(session.credential))
 }
 
 pub(crate) fn no_session(id: SessionId) -> StoreError {
@@ -220,6 +221,7 @@ pub(crate) fn first(new: &NewSession) -> Session {
         sandbox: None,
         options: new.options.clone(),
         metadata: new.metadata.clone(),
+        credential: new.credential,
         epoch: Epoch::NONE,
         last: Sequence::START,
         created_at: now,

@@ -24,13 +24,26 @@ enum Value {
 #[derive(Debug, Clone)]
 pub(crate) struct Statement {
     text: Cow<'static, str>,
+    /// Whether the text is used again and again.
+    is_kept: bool,
     values: Vec<Value>,
 }
 
 impl Statement {
     /// A statement. Its text is ours: what comes from elsewhere is a parameter.
     pub(crate) fn new(text: impl Into<Cow<'static, str>>) -> Self {
-        Self { text: text.into(), values: Vec::new() }
+        let text = text.into();
+        Self { is_kept: matches!(text, Cow::Borrowed(_)), text, values: Vec::new() }
+    }
+
+    /// A statement with the database's time in place of each `{now}`.
+    pub(crate) fn at(now: &str, text: &'static str) -> Self {
+        Self::kept(text.replace("{now}", now))
+    }
+
+    /// A statement whose text is put together, but is one of a few.
+    pub(crate) fn kept(text: String) -> Self {
+        Self { text: text.into(), is_kept: true, values: Vec::new() }
     }
 
     /// Adds text.
@@ -74,8 +87,7 @@ impl Statement {
             };
             added.map_err(sqlx::Error::Encode)?;
         }
-        let is_kept = matches!(self.text, Cow::Borrowed(_));
-        Ok(sqlx::query_with(AssertSqlSafe(self.text), arguments).persistent(is_kept))
+        Ok(sqlx::query_with(AssertSqlSafe(self.text), arguments).persistent(self.is_kept))
     }
 }
 

@@ -4,7 +4,8 @@
 use std::sync::{Arc, atomic::AtomicBool};
 
 use ash_core::{
-    ports::{Append, NewSession, OpenEpoch, Store, StoreError},
+    fleet::RunnerName,
+    ports::{Append, FleetStore, NewSession, OpenEpoch, StoreError},
     session::Session,
 };
 use async_trait::async_trait;
@@ -12,6 +13,7 @@ use async_trait::async_trait;
 use crate::{
     cache::{CacheStatistics, Caches},
     fault::Fault,
+    seal::Keyring,
     sql::Sql,
 };
 
@@ -23,17 +25,25 @@ pub struct SqlStore<E> {
     pub(crate) caches: Arc<Caches>,
     /// Set once a key was seen: keys are never taken away.
     pub(crate) has_keys: AtomicBool,
+    /// What credentials are encrypted with, where keys were given.
+    pub(crate) keyring: Keyring,
 }
 
 impl<E> SqlStore<E> {
     pub(crate) fn new(engine: E, caches: Arc<Caches>) -> Self {
-        Self { engine, caches, has_keys: AtomicBool::new(false) }
+        Self { engine, caches, has_keys: AtomicBool::new(false), keyring: Keyring::default() }
+    }
+
+    /// With keys for credentials. Before they are given, credentials are neither taken nor revealed.
+    #[must_use]
+    pub fn with_credential_keys(self, keyring: Keyring) -> Self {
+        Self { keyring, ..self }
     }
 }
 
 /// A store that a process owns: what its parts use, and what the process does with it beside.
 #[async_trait]
-pub trait Database: Store {
+pub trait Database: FleetStore {
     /// What the store has done so far.
     fn statistics(&self) -> Statistics;
 
@@ -89,6 +99,12 @@ pub(crate) trait Engine: Send + Sync + 'static {
     /// Whether other processes write to it: what is cached is then an answer only after its version was compared.
     const IS_SHARED: bool;
 
+    /// Its time now: milliseconds since 1970, as SQL.
+    const NOW: &'static str;
+
+    /// What makes a claim pass over the rows that others are claiming, as SQL behind a `SELECT` from `sandboxes AS free`.
+    const SKIP_LOCKED: &'static str;
+
     /// Whoever runs statements that only read, each by itself.
     fn reader(&self) -> impl Sql;
 
@@ -98,8 +114,12 @@ pub(crate) trait Engine: Send + Sync + 'static {
     /// As [`ash_core::ports::SessionStore::create_session`].
     fn create_session(&self, new: NewSession) -> impl Future<Output = Result<(Session, bool), StoreError>> + Send;
 
-    /// As [`ash_core::ports::EventLog::open_epoch`].
-    fn open_epoch(&self, open: OpenEpoch) -> impl Future<Output = Result<Session, StoreError>> + Send;
+    /// As [`ash_core::ports::EventLog::open_epoch`]; for a runner as [`ash_core::ports::MembershipStore::open_epoch_on`].
+    fn open_epoch(
+        &self,
+        open: OpenEpoch,
+        runner: Option<RunnerName>,
+    ) -> impl Future<Output = Result<Session, StoreError>> + Send;
 
     /// As [`ash_core::ports::EventLog::append`]. There is something to append.
     fn append(&self, appends: Vec<Append>) -> impl Future<Output = Vec<Result<(), StoreError>>> + Send;
@@ -115,6 +135,11 @@ pub(crate) trait Engine: Send + Sync + 'static {
 pub(crate) trait Write: Send + Sync + 'static {
     /// What the caller gets.
     type Output: Send + Sync + 'static;
+
+    /// Whether it is one statement, which needs no transaction around it.
+    const IS_ONE_STATEMENT: bool = false;
+    /// Whether it does no harm to write it again where it is unknown whether it was written.
+    const MAY_REPEAT: bool = false;
 
     /// Bytes that it writes, about.
     fn bytes(&self) -> usize {

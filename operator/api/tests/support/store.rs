@@ -185,6 +185,7 @@ impl SessionStore for Memory {
             sandbox: None,
             options: new.options,
             metadata: new.metadata,
+            credential: new.credential,
             epoch: Epoch::NONE,
             last: Sequence::START,
             created_at: now,

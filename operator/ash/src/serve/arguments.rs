@@ -104,11 +104,26 @@ pub(crate) struct Arguments {
     pub(crate) anthropic_auth_token: Option<SecretString>,
 
     #[command(flatten)]
+    pub(crate) credentials: CredentialArguments,
+    #[command(flatten)]
     pub(crate) upstream: UpstreamArguments,
     #[command(flatten)]
     pub(crate) sandboxes: SandboxArguments,
     #[command(flatten)]
     pub(crate) fleet: FleetArguments,
+}
+
+/// What stored credentials are encrypted with.
+#[derive(Debug, Args)]
+pub(crate) struct CredentialArguments {
+    /// Key that stored credentials are encrypted with: 64 hexadecimal digits (`openssl rand -hex 32`); keys that it replaces
+    /// stand behind it, with commas between. Standalone, one is made in the data directory
+    #[arg(long, env = "ASH_CREDENTIAL_KEY", hide_env_values = true, hide_default_value = true,
+        value_parser = values::secret, value_name = "KEY", help_heading = "Credentials")]
+    pub(crate) credential_key: Option<SecretString>,
+    /// File with that key; one on each line
+    #[arg(long, env = "ASH_CREDENTIAL_KEY_FILE", value_name = "FILE", help_heading = "Credentials")]
+    pub(crate) credential_key_file: Option<PathBuf>,
 }
 
 /// Where the model API is. The same for a server and for a runner.

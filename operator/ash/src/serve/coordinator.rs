@@ -8,13 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use ash_api::{ApiConfig, ApiState, ServeLimits};
+use ash_api::{ApiConfig, ApiState, OptionalPorts, ServeLimits};
 use ash_coordinator::{CoordinatorService, FleetRunner, Registry, RegistryConfig};
-use ash_core::{
-    fleet::{Held, ModelKey},
-    id::TenantId,
-    ports::{Runner as _, Store},
-};
+use ash_core::{fleet::ModelKey, ports::MembershipStore};
 use ash_gateway::Credential;
 use ash_link::SecretFile;
 use ash_protocol::fleet::Hidden;
@@ -27,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DRAIN,
     arguments::{Arguments, FleetArguments},
-    key::hexadecimal,
+    key::{self, hexadecimal},
     store_metrics, wait_for_signal, wiring,
 };
 
@@ -39,7 +35,6 @@ struct Coordinator {
     limits: ServeLimits,
     registry: Arc<Registry>,
     secret: Arc<SecretFile>,
-    port: Arc<dyn Store>,
     store: Arc<dyn Database>,
     /// Of the data directory, with Postgres: held for as long as the coordinator runs.
     _lock: Option<DirectoryLock>,
@@ -50,11 +45,12 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let coordinator = wire(arguments).await?;
     tracing::info!(address = %coordinator.listener.local_addr()?, runners = %coordinator.fleet_listener.local_addr()?, "listening");
     let stop = CancellationToken::new();
-    let service = Arc::new(CoordinatorService::new(Arc::clone(&coordinator.registry), Arc::clone(&coordinator.port)));
+    let service = Arc::new(CoordinatorService::new(Arc::clone(&coordinator.registry)));
     let fleet_stop = CancellationToken::new();
     let for_runners =
         tokio::spawn(ash_link::serve(coordinator.fleet_listener, coordinator.secret, service, fleet_stop.clone()));
-    tokio::spawn(ash_coordinator::watch(coordinator.registry, coordinator.port, stop.clone()));
+    let registry = Arc::clone(&coordinator.registry);
+    let watching = tokio::spawn(ash_coordinator::watch(registry, fleet_stop.clone()));
     let stopped = stop.clone().cancelled_owned();
     let serving = tokio::spawn(async move {
         let router = ash_api::router(coordinator.state.clone());
@@ -67,6 +63,8 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let _ = timeout(arguments.shutdown_timeout + DRAIN, serving).await;
         fleet_stop.cancel();
         let _ = timeout(DRAIN * 2, for_runners).await;
+        let _ = timeout(DRAIN, watching).await;
+        coordinator.registry.leave().await;
         coordinator.store.close().await;
     };
     tokio::select! {
@@ -83,6 +81,7 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
 async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
     let fleet = &arguments.fleet;
     let token_key = token_key(fleet)?;
+    let credential_keys = key::credential_keys(&arguments.credentials, None)?;
     let secret = fleet.fleet_secret_file.as_deref().context(
         "a coordinator needs the secret that it shares with its runners: write 32 characters or more into a file \
          (`openssl rand -hex 32`) and name it with --fleet-secret-file",
@@ -97,34 +96,30 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
         wiring::listen(fleet.fleet_listen).with_context(|| busy("--fleet-listen", fleet.fleet_listen))?;
 
     let data = wiring::data_directory(&arguments.data_dir)?;
-    let (store, lock) = wiring::open_store(&data, arguments.database_url.as_ref()).await?;
+    let (store, lock) = wiring::open_store(&data, arguments.database_url.as_ref(), credential_keys).await?;
     if api_key.is_none() && !store.has_keys().await? {
         bail!("a coordinator makes no API key: give one as ASH_API_KEY, or in a file that --api-key-file names");
     }
-    let port: Arc<dyn Store> = store.clone();
     let mut metrics = MetricsRegistry::default();
     metrics.register_collector(Box::new(store_metrics::StoreMetrics {
         store: Arc::clone(&store),
         write_ahead_log: data.join(format!("{}-wal", wiring::DATABASE)),
     }));
-    let placed = store.placed_sessions().await?;
-    let held = placed.iter().filter_map(|row| Some(Held { session: row.id, sandbox: row.sandbox? }));
     let model_key = wiring::credential(arguments).map(|credential| match credential {
         Credential::ApiKey(key) => ModelKey::ApiKey(Hidden(key.expose_secret().to_owned())),
         Credential::AuthToken(token) => ModelKey::AuthToken(Hidden(token.expose_secret().to_owned())),
     });
-    let config = RegistryConfig { secret: Arc::clone(&secret), token_key, model_key };
-    let registry = Arc::new(Registry::new(config, held, &mut metrics));
-    let runner = Arc::new(FleetRunner::new(Arc::clone(&registry), Arc::clone(&port)));
-    for agent in store.agents(&TenantId::default_tenant()).await? {
-        runner.prepare(agent.version);
-    }
+    let config = RegistryConfig { secret: Arc::clone(&secret), token_key, model_key, pods: None };
+    let registry = Registry::start(config, store.clone(), &mut metrics).await?;
+    let runner = Arc::new(FleetRunner::new(Arc::clone(&registry)));
     let shared = Arc::new(Mutex::new(MetricsRegistry::default()));
     *shared.lock().unwrap_or_else(PoisonError::into_inner) = metrics;
     let config = ApiConfig { allow_path: false, api_key, ..ApiConfig::default() };
     let limits = ServeLimits { shutdown_grace: arguments.shutdown_timeout + DRAIN, ..ServeLimits::default() };
-    let state = ApiState::new(Arc::clone(&port), runner, shared, config);
-    Ok(Coordinator { listener, fleet_listener, state, limits, registry, secret, port, store, _lock: lock })
+    let fleet: Arc<dyn MembershipStore> = store.clone();
+    let optional = OptionalPorts { credentials: Some(store.clone()), fleet: Some(fleet) };
+    let state = ApiState::with(store.clone(), runner, optional, shared, config);
+    Ok(Coordinator { listener, fleet_listener, state, limits, registry, secret, store, _lock: lock })
 }
 
 fn read(path: &Path) -> anyhow::Result<SecretString> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
-use ash_api::{ApiConfig, ApiState, ServeLimits};
+use ash_api::{ApiConfig, ApiState, OptionalPorts, ServeLimits};
 use ash_core::{
     id::TenantId,
     ports::{Runner, Store, WholeStore},
@@ -18,14 +18,16 @@ use ash_gateway::{
 };
 use ash_runner::{LocalRunner, RunnerConfig};
 use ash_sandbox::{Limits, Policy, ProcessBackend, ProcessConfig};
-use ash_store::{Database, DirectoryLock, PostgresStore, SqliteStore};
+use ash_store::{Database, DirectoryLock, Keyring, PostgresStore, SqliteStore};
 use prometheus_client::registry::Registry;
 use secrecy::SecretString;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::{
     arguments::{Arguments, SandboxArguments, SandboxPolicy, UpstreamArguments},
-    claude, key, sinks, store_metrics, system_metrics,
+    claude, key,
+    keyed::KeyedRunner,
+    sinks, store_metrics, system_metrics,
 };
 
 /// The database in the data directory.
@@ -65,7 +67,8 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     claude::check(&claude, sandboxing.any_claude_version).await?;
 
     let data = data_directory(&arguments.data_dir)?;
-    let (store, lock) = open_store(&data, arguments.database_url.as_ref()).await?;
+    let credential_keys = key::credential_keys(&arguments.credentials, Some(&data))?;
+    let (store, lock) = open_store(&data, arguments.database_url.as_ref(), credential_keys).await?;
     let backend = Arc::new(ProcessBackend::new(sandboxes(sandboxing, &data)).await?);
     say_protections(&backend);
 
@@ -107,7 +110,9 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     // Streams end with their turns; a moment more lets them say so.
     let shutdown_grace = arguments.shutdown_timeout + ash_runner::CLOSING + super::DRAIN;
     let limits = ServeLimits { shutdown_grace, ..ServeLimits::default() };
-    let state = ApiState::new(as_port, Arc::clone(&runner) as _, registry, config);
+    let optional = OptionalPorts { credentials: Some(store.clone()), fleet: None };
+    let keyed = KeyedRunner::start(Arc::clone(&runner), store.clone()).await?;
+    let state = ApiState::with(as_port, Arc::new(keyed), optional, registry, config);
     Ok(Server { listener, router: ash_api::router(state.clone()), state, limits, runner, store, _lock: lock })
 }
 
@@ -115,12 +120,15 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
 pub(crate) async fn open_store(
     data: &Path,
     database_url: Option<&SecretString>,
+    credential_keys: Keyring,
 ) -> anyhow::Result<(Arc<dyn Database>, Option<DirectoryLock>)> {
     let Some(url) = database_url else {
-        return Ok((Arc::new(SqliteStore::open(&data.join(DATABASE)).await?), None));
+        let store = SqliteStore::open(&data.join(DATABASE)).await?;
+        return Ok((Arc::new(store.with_credential_keys(credential_keys)), None));
     };
     let lock = DirectoryLock::take(data)?;
-    Ok((Arc::new(PostgresStore::open(url).await?), Some(lock)))
+    let store = PostgresStore::open(url).await?;
+    Ok((Arc::new(store.with_credential_keys(credential_keys)), Some(lock)))
 }
 
 pub(crate) fn say_protections(backend: &ProcessBackend) {

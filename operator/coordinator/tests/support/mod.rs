@@ -6,8 +6,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use ash_coordinator::{CoordinatorService, Registry, RegistryConfig};
 use ash_core::{
-    fleet::{Heartbeat, Held, ModelKey, Register, Registered, RunnerId},
-    ports::{Load, Store},
+    fleet::{Heard, Heartbeat, Held, ModelKey, Register, Registered, RunnerId},
+    ports::{FleetStore, Load, Store},
 };
 use ash_link::{Peer, SecretFile};
 use ash_protocol::fleet::{Hidden, INCARNATION_HEADER, RUNNER_HEADER, coordinator as path};
@@ -31,17 +31,19 @@ pub fn secret(folder: &Path) -> Arc<SecretFile> {
 }
 
 /// A coordinator that serves until `stop`, its registry, and where it is.
-pub async fn serve(folder: &Path, store: Arc<dyn Store>, stop: &CancellationToken) -> (Arc<Registry>, String) {
+pub async fn serve(folder: &Path, store: Arc<dyn FleetStore>, stop: &CancellationToken) -> (Arc<Registry>, String) {
     let config = RegistryConfig {
         secret: secret(folder),
         token_key: SecretBox::new(Box::new([7; 32])),
         model_key: Some(ModelKey::ApiKey(Hidden(MODEL_KEY.to_owned()))),
+        pods: None,
     };
-    let held = held(&*store).await;
-    let registry = Arc::new(Registry::new(config, held, &mut prometheus_client::registry::Registry::default()));
+    let mut metrics = prometheus_client::registry::Registry::default();
+    let registry = Registry::start(config, store, &mut metrics).await.unwrap();
+    tokio::spawn(ash_coordinator::watch(Arc::clone(&registry), stop.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let service = Arc::new(CoordinatorService::new(Arc::clone(&registry), store));
+    let service = Arc::new(CoordinatorService::new(Arc::clone(&registry)));
     tokio::spawn(ash_link::serve(listener, secret(folder), service, stop.clone()));
     (registry, address)
 }
@@ -70,7 +72,8 @@ pub async fn join(
     let registered: Registered = peer.exchange(path::REGISTER, &headers, WAIT, &register).await.unwrap();
     assert_eq!((registered.token_key.0.len(), registered.disowned.len()), (64, 0));
     let beat = Heartbeat { load: Load { running: 3, ..Load::default() }, warm_revision: registered.warm.revision };
-    peer.exchange::<()>(path::HEARTBEAT, &headers, WAIT, &beat).await.unwrap();
+    let heard: Heard = peer.exchange(path::HEARTBEAT, &headers, WAIT, &beat).await.unwrap();
+    assert!(heard.written);
     Arc::new(Coordinators::new(&[coordinator.to_owned()], &secret(folder), id).unwrap())
 }
 
@@ -81,8 +84,8 @@ pub async fn held(store: &dyn Store) -> Vec<Held> {
 }
 
 /// A coordinator, and what its one runner reaches it by.
-pub async fn coordinator(folder: &Path, store: Arc<dyn Store>, stop: &CancellationToken) -> Arc<Coordinators> {
-    let held = held(&*store).await;
+pub async fn coordinator(folder: &Path, store: Arc<dyn FleetStore>, stop: &CancellationToken) -> Arc<Coordinators> {
+    let held = held(&*store as &dyn Store).await;
     let (_, address) = serve(folder, store, stop).await;
     join(folder, &address, &runner("one"), "http://127.0.0.1:9", held).await
 }

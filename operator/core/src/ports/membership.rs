@@ -4,12 +4,16 @@
 
 use std::time::Duration;
 
+use ash_protocol::{Epoch, Sequence};
 use async_trait::async_trait;
 
-use super::{Load, StoreError};
+use super::{Load, OpenEpoch, StoreError};
 use crate::{
+    agent::AgentVersion,
     fleet::{RunnerId, RunnerName},
-    id::SessionId,
+    id::{SandboxId, SessionId},
+    placement::Stage,
+    session::Session,
 };
 
 /// A runner as the store has it.
@@ -33,11 +37,13 @@ pub struct RunnerRow {
     pub load: Load,
     /// No new sessions go there.
     pub cordoned: bool,
+    /// It said that it lives since it registered: new sessions may go there.
+    pub ready: bool,
     /// How long ago a coordinator wrote that it lives.
     pub silent: Duration,
     /// Until when it may be silent because it announced a restart, counted from now.
     pub restarting: Option<Duration>,
-    /// Grows with every change of what decides about places: what a reservation compares.
+    /// Grows with every change that takes places away: what a reservation compares.
     pub version: u64,
 }
 
@@ -67,20 +73,45 @@ pub struct NewRunner {
     pub capacity: u32,
 }
 
-/// A reservation came too late: somebody else changed the runner, or took the session. Look again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What became of a reservation.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reserved {
-    /// The place is the session's.
-    Taken,
-    /// Decide again.
+    /// These sessions have their place there. The others have one already, or have ended: look where.
+    Taken(Vec<SessionId>),
+    /// Somebody else changed the runner, and no place was taken: decide again.
     Stale,
+}
+
+/// Where a session is, as the store has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteRow {
+    /// The session.
+    pub session: SessionId,
+    /// The epoch of its log: a session gets and leaves sandboxes only by the next one.
+    pub epoch: Epoch,
+    /// The last committed entry of its log.
+    pub last: Sequence,
+    /// The sandbox that serves it.
+    pub sandbox: Option<SandboxId>,
+    /// The runner, and what it has of the session.
+    pub at: Option<(RunnerName, Stage)>,
+}
+
+/// What shows that agents have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentsStamp {
+    /// How many there are, of all tenants.
+    pub count: u64,
+    /// When one was last deployed or changed: milliseconds since 1970.
+    pub updated_ms: u64,
 }
 
 /// The fleet's rows.
 #[async_trait]
 pub trait MembershipStore: Send + Sync {
-    /// Adds a runner, or a new life of one: the incarnation before it is refused from now on.
-    async fn register_runner(&self, runner: NewRunner) -> Result<RunnerRow, StoreError>;
+    /// Adds a runner, or a new life of one: the incarnation before it is refused from now on, here too
+    /// ([`StoreError::Conflict`]).
+    async fn register_runner(&self, runner: NewRunner) -> Result<(), StoreError>;
 
     /// Notes that a runner lives: false where another incarnation, or none, is registered.
     async fn runner_lives(&self, runner: &RunnerId, load: Load) -> Result<bool, StoreError>;
@@ -88,28 +119,45 @@ pub trait MembershipStore: Send + Sync {
     /// Notes that a runner announced a restart and is not lost for `within`.
     async fn runner_restarts(&self, runner: &RunnerId, within: Duration) -> Result<bool, StoreError>;
 
-    /// Takes a runner out by compare-and-set on its incarnation, and on its silence where that is given: a runner that was heard
-    /// meanwhile stays. Gives whether it was taken out.
+    /// Takes a runner out by compare-and-set on its incarnation. With a silence, it is called lost: only where it was not heard
+    /// for so long and may not be silent, and while no coordinator is that may have heard it (see [`crate::loss`]). Gives
+    /// whether it was taken out; its sessions are then among [`MembershipStore::abandoned_sessions`].
     async fn remove_runner(&self, runner: &RunnerId, silent: Option<Duration>) -> Result<bool, StoreError>;
 
-    /// Lets no new session go to a runner, or again.
+    /// Lets no new session go to a runner, or again. False where there is none of that name.
     async fn cordon_runner(&self, name: &RunnerName, cordoned: bool) -> Result<bool, StoreError>;
 
     /// Every runner, by name. At most 1,024.
     async fn runners(&self) -> Result<Vec<RunnerRow>, StoreError>;
 
-    /// Reserves a session a place on a runner, by compare-and-set on the runner's version and on the session having none.
-    /// The reservation ends by itself after [`crate::placement::RESERVED_FOR`] where no sandbox took the session until then.
-    async fn reserve(&self, session: SessionId, runner: &RunnerId, version: u64) -> Result<Reserved, StoreError>;
+    /// Reserves sessions a place each on a runner, by compare-and-set on the runner's version and on each session having no
+    /// place. A reservation ends by itself after [`crate::placement::RESERVED_FOR`] where no sandbox took the session until then.
+    async fn reserve(&self, sessions: &[SessionId], runner: &RunnerId, version: u64) -> Result<Reserved, StoreError>;
 
     /// Gives back a place that came to nothing.
     async fn release(&self, session: SessionId) -> Result<(), StoreError>;
 
-    /// The runner that has a session, or its reservation.
-    async fn route(&self, session: SessionId) -> Result<Option<RunnerName>, StoreError>;
+    /// Where these sessions are. Those that do not exist are left out.
+    async fn routes(&self, sessions: &[SessionId]) -> Result<Vec<RouteRow>, StoreError>;
 
-    /// Sessions that a runner has (not those that are only reserved).
-    async fn sessions_on(&self, runner: &RunnerName) -> Result<Vec<crate::session::Session>, StoreError>;
+    /// Gives a runner the sessions on these sandboxes that are its own already, or nobody's. Gives those that it has then.
+    async fn adopt(&self, runner: &RunnerName, sandboxes: &[SandboxId]) -> Result<Vec<Session>, StoreError>;
+
+    /// Sessions on a runner's sandboxes (not those that are only reserved).
+    async fn sessions_on(&self, runner: &RunnerName) -> Result<Vec<Session>, StoreError>;
+
+    /// Sessions on sandboxes whose runner is not registered any more. At most 1,000.
+    async fn abandoned_sessions(&self) -> Result<Vec<Session>, StoreError>;
+
+    /// As [`super::EventLog::open_epoch`], for a runner: [`StoreError::Overtaken`] also where another runner has the session, or
+    /// a place for it. With a sandbox the session is the runner's from now on.
+    async fn open_epoch_on(&self, open: OpenEpoch, runner: &RunnerName) -> Result<Session, StoreError>;
+
+    /// What shows that the answer of [`MembershipStore::current_versions`] has changed.
+    async fn agents_stamp(&self) -> Result<AgentsStamp, StoreError>;
+
+    /// The version that new sessions get, of every agent of every tenant, in the order of the agents' ids. At most 10,000.
+    async fn current_versions(&self) -> Result<Vec<AgentVersion>, StoreError>;
 
     /// Writes this coordinator's own row, and gives all of them.
     async fn coordinator_lives(&self, id: uuid::Uuid) -> Result<Vec<CoordinatorRow>, StoreError>;

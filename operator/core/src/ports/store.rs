@@ -8,6 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::{CredentialStore, MembershipStore, PodStore};
 use crate::{
     agent::{Agent, AgentSettings, AgentVersion},
     id::{AgentId, KeyId, SandboxId, SessionId, TenantId, TurnId},
@@ -21,6 +22,11 @@ use crate::{
 pub trait Store: AgentStore + SessionStore + EventLog + KeyStore {}
 
 impl<T: AgentStore + SessionStore + EventLog + KeyStore> Store for T {}
+
+/// Everything that is kept, with what coordinators share.
+pub trait FleetStore: Store + MembershipStore + PodStore + CredentialStore {}
+
+impl<T: Store + MembershipStore + PodStore + CredentialStore> FleetStore for T {}
 
 /// Why the store did not do something.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -140,6 +146,8 @@ pub struct NewSession {
     pub options: SessionOptions,
     /// What its maker keeps with it.
     pub metadata: BTreeMap<String, String>,
+    /// A stored credential for the model, in place of the agent's or the server's own.
+    pub credential: Option<uuid::Uuid>,
     /// What names the request that makes it, so that a repeat finds the same session. Kept for the session's life.
     pub idempotency_key: Option<String>,
 }

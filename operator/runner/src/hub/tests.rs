@@ -38,6 +38,7 @@ fn session() -> Session {
         sandbox: None,
         options: SessionOptions::default(),
         metadata: BTreeMap::new(),
+        credential: None,
         epoch: Epoch::NONE,
         last: Sequence::START,
         created_at: Timestamp::UNIX_EPOCH,

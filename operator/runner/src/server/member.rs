@@ -8,7 +8,7 @@ use std::{
 
 use ash_core::{
     agent::AgentVersion,
-    fleet::{Heartbeat, Held, Register, Registered, RunnerId, WarmList},
+    fleet::{Heard, Heartbeat, Held, Register, Registered, RunnerId, WarmList},
     id::{AgentId, SessionId},
     placement::HEARTBEAT,
     ports::Runner as _,
@@ -167,15 +167,15 @@ impl Membership {
     async fn beat(&self, runner: &LocalRunner) -> Result<(), LinkError> {
         let warm_revision = self.warm.lock().unwrap_or_else(PoisonError::into_inner).revision;
         let beat = Heartbeat { load: runner.load(), warm_revision };
-        match self.coordinators.exchange::<()>(path::HEARTBEAT, CALL, &beat).await {
+        match self.coordinators.exchange::<Heard>(path::HEARTBEAT, CALL, &beat).await {
             Err(error) if error.status() == Some(UNKNOWN_RUNNER) => {
                 let (_, homes) = leftovers(&self.config.data);
                 let registered = self.register(runner.held(), homes).await?;
                 self.take(runner, &registered);
                 // Only a runner that said that it lives gets new sessions.
-                self.coordinators.exchange(path::HEARTBEAT, CALL, &beat).await
+                self.coordinators.exchange::<Heard>(path::HEARTBEAT, CALL, &beat).await.map(|_| ())
             }
-            answer => answer,
+            answer => answer.map(|_| ()),
         }
     }
 

@@ -17,9 +17,8 @@ use ash_core::{
     fleet::{Admitted, Placed},
     id::{SandboxId, SessionId, TenantId, TurnId},
     ports::{
-        AgentStore as _, DeployAgent, EntryReader, NewMessage, NewSession, PodIdentity, PodSandbox, PodState,
-        ReviewError, Runner as _, RunnerError, RunnerPods, SessionStore as _, Store, StoreError, TokenReviews,
-        WholeStore,
+        DeployAgent, EntryReader, NewMessage, NewSession, PodIdentity, PodSandbox, PodState, ReviewError, Runner as _,
+        RunnerError, RunnerPods, Store, StoreError, TokenReviews, WholeStore,
     },
     session::{Session, SessionState},
     sse::Position,
@@ -364,6 +363,7 @@ impl World {
             agent_version: self.agent.version.number,
             options: SessionOptions { model: Some("claude-sonnet-4-5".to_owned()), ..SessionOptions::default() },
             metadata: std::collections::BTreeMap::new(),
+            credential: None,
             idempotency_key: None,
         };
         self.store.create_session(new).await.unwrap().0

@@ -13,8 +13,8 @@ use crate::{
 /// it needs is missing or taken.
 const CREATE: &str = "WITH made AS ( \
     INSERT INTO sessions (id, tenant, agent, agent_name, agent_version, state, epoch, last_sequence, created_at, \
-        last_active_at, idempotency_key, options, metadata) \
-    SELECT $1, agents.tenant, agents.id, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13 FROM agents \
+        last_active_at, idempotency_key, options, metadata, credential) \
+    SELECT $1, agents.tenant, agents.id, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 FROM agents \
     WHERE agents.tenant = $2 AND agents.id = $3 AND agents.deleted_at IS NULL \
     ON CONFLICT DO NOTHING RETURNING id, tenant \
 ), noted AS ( \

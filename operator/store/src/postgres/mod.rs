@@ -15,6 +15,7 @@ use std::sync::{
 };
 
 use ash_core::{
+    fleet::RunnerName,
     ports::{Append, NewSession, OpenEpoch, StoreError},
     session::Session,
 };
@@ -75,6 +76,8 @@ impl Postgres {
 
 impl Engine for Postgres {
     const IS_SHARED: bool = true;
+    const NOW: &'static str = "CAST(EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP()) * 1000 AS BIGINT)";
+    const SKIP_LOCKED: &'static str = "FOR UPDATE OF free SKIP LOCKED";
 
     fn reader(&self) -> impl Sql {
         Reader(self)
@@ -92,8 +95,8 @@ impl Engine for Postgres {
         Ok((session, is_new))
     }
 
-    async fn open_epoch(&self, open: OpenEpoch) -> Result<Session, StoreError> {
-        let session = self.written(&open_epoch::Open::new(open)?, 1).await?;
+    async fn open_epoch(&self, open: OpenEpoch, runner: Option<RunnerName>) -> Result<Session, StoreError> {
+        let session = self.written(&open_epoch::Open::new(open, runner)?, 1).await?;
         self.caches.session_written(&session);
         Ok(session)
     }
@@ -126,10 +129,13 @@ struct Transaction<'w, W>(&'w W);
 impl<W: Write> Call for Transaction<'_, W> {
     type Output = W::Output;
 
-    // What was done before is not found by a repeat: a second version of an agent, for one.
-    const MAY_REPEAT: bool = false;
+    // What was done before is mostly not found by a repeat: a second version of an agent, for one.
+    const MAY_REPEAT: bool = W::MAY_REPEAT;
 
     async fn run(&self, lease: &mut Lease<'_>, _in_doubt: bool) -> Result<W::Output, Fault> {
+        if W::IS_ONE_STATEMENT {
+            return self.0.run(lease).await;
+        }
         lease.begin().await?;
         match self.0.run(lease).await {
             Ok(output) => {

@@ -2,19 +2,22 @@
 
 use ash_core::{
     Entry, Epoch,
+    fleet::RunnerName,
     ports::{OpenEpoch, StoreError},
     session::Session,
 };
 use jiff::Timestamp;
 
-use super::{pool::Lease, retry::Call};
+use super::{Postgres, pool::Lease, retry::Call};
 use crate::{
     batch::{next_epoch, overtaken},
     codec::{StoredChunk, encode_now},
     fault::{Fault, Trouble},
+    places::is_anothers,
     rows::{self, session_columns},
     sessions::load,
     sql::{Sql, Statement},
+    store::Engine as _,
 };
 
 /// Takes the next epoch, writes its opening event and ends the turn that it interrupts. Gives the session, or nothing where it is
@@ -22,8 +25,11 @@ use crate::{
 const OPEN: &str = concat!(
     "WITH opened AS ( \
         UPDATE sessions SET epoch = $2, last_sequence = $3, state = $4, paused_reason = $5, error = $6, sandbox = $7, \
-            last_active_at = $8 \
-        WHERE id = $1 AND epoch = $9 AND last_sequence = $10 RETURNING ",
+            last_active_at = $8, reserved_until = NULL, \
+            runner = CASE WHEN $4 = 'ended' THEN NULL ELSE COALESCE(CAST($17 AS TEXT), runner) END \
+        WHERE id = $1 AND epoch = $9 AND last_sequence = $10 \
+            AND (CAST($16 AS TEXT) IS NULL OR runner IS NULL OR runner = $16 \
+                OR (sandbox IS NULL AND COALESCE(reserved_until, 0) <= {now})) RETURNING ",
     session_columns!(),
     " ), stored AS ( \
         INSERT INTO log_chunks (session, batch_last, class, tenant, first_sequence, last_sequence, codec, size, data) \
@@ -37,6 +43,8 @@ const OPEN: &str = concat!(
 /// An epoch to be opened.
 pub(super) struct Open {
     wanted: OpenEpoch,
+    /// The runner that opens it.
+    runner: Option<RunnerName>,
     epoch: Epoch,
     entry: Entry,
     chunk: StoredChunk,
@@ -44,18 +52,18 @@ pub(super) struct Open {
 }
 
 impl Open {
-    pub(super) fn new(open: OpenEpoch) -> Result<Self, StoreError> {
+    pub(super) fn new(open: OpenEpoch, runner: Option<RunnerName>) -> Result<Self, StoreError> {
         let epoch = next_epoch(open.session, open.expected)?;
         let entry = open.opening.entry(epoch);
         // One entry is one chunk.
         let chunk = encode_now(std::slice::from_ref(&entry)).pop();
         let chunk = chunk.ok_or_else(|| StoreError::Conflict("an opening without its event".to_owned()))?;
-        Ok(Self { wanted: open, epoch, entry, chunk, now: rows::now() })
+        Ok(Self { wanted: open, runner, epoch, entry, chunk, now: rows::now() })
     }
 
     fn statement(&self) -> Statement {
         let (open, chunk) = (&self.wanted, &self.chunk);
-        Statement::new(OPEN)
+        Statement::at(Postgres::NOW, OPEN)
             .text(open.session)
             .integer(self.epoch.0.into())
             .integer(rows::column(self.entry.sequence))
@@ -71,6 +79,8 @@ impl Open {
             .integer(rows::length(chunk.size))
             .bytes(chunk.data.clone())
             .optional_text(open.opening.interrupted)
+            .optional_text(self.runner.as_ref())
+            .optional_text(self.runner.as_ref().filter(|_| open.sandbox.is_some()))
     }
 
     /// Whether the session is as an earlier try of this call has made it. Sandboxes have ids of their own; of two openings
@@ -96,8 +106,12 @@ impl Call for Open {
         if in_doubt && self.has_made(&session) {
             return Ok(session);
         }
+        let is_anothers = match &self.runner {
+            Some(runner) => is_anothers(lease, Postgres::NOW, session.id, runner).await?,
+            None => false,
+        };
         let is_as_expected =
-            (session.epoch, session.last) == (self.wanted.expected, self.wanted.opening.last_committed);
+            !is_anothers && (session.epoch, session.last) == (self.wanted.expected, self.wanted.opening.last_committed);
         let error = overtaken(session.id, session.epoch, session.last);
         Err(Fault { error, trouble: if is_as_expected { Trouble::Collision } else { Trouble::Other } })
     }

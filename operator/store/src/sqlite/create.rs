@@ -56,8 +56,8 @@ async fn insert(
 ) -> Result<(), Fault> {
     let statement = Statement::new(
         "INSERT INTO sessions (id, tenant, agent, agent_name, agent_version, state, epoch, last_sequence, created_at, \
-         last_active_at, idempotency_key, options, metadata) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (id) DO NOTHING",
+         last_active_at, idempotency_key, options, metadata, credential) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT (id) DO NOTHING",
     );
     if connection.execute(first_values(statement, session, idempotency_key)?).await? == 0 {
         return Err(is_there(session.id).into());

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use ash_core::{
+    fleet::RunnerName,
     ports::{Append, OpenEpoch, StoreError},
     session::Session,
 };
@@ -10,6 +11,7 @@ use jiff::Timestamp;
 use sqlx::{SqliteConnection, sqlite::SqliteRow};
 
 use super::{
+    Sqlite,
     script::{Parameter, Script},
     writer::{Aborted, Write},
 };
@@ -19,19 +21,30 @@ use crate::{
     codec::{self, StoredChunk},
     fault::Fault,
     limits::MAX_STATEMENTS_PER_SCRIPT,
+    places::is_anothers,
     rows,
     sessions::{load, no_session},
+    store::Engine as _,
 };
 
 /// Opens the next epoch.
-pub(super) struct Open(pub(super) OpenEpoch);
+pub(super) struct Open {
+    pub(super) open: OpenEpoch,
+    /// The runner that opens it.
+    pub(super) runner: Option<RunnerName>,
+}
 
 impl Write for Open {
     type Output = Session;
 
     async fn run(&self, connection: &mut SqliteConnection) -> Result<Session, Fault> {
-        let Self(open) = self;
+        let Self { open, runner } = self;
         let mut session = load(connection, open.session).await?;
+        if let Some(runner) = runner
+            && is_anothers(connection, Sqlite::NOW, open.session, runner).await?
+        {
+            return Err(overtaken(session.id, session.epoch, session.last).into());
+        }
         if session.epoch != open.expected || session.last != open.opening.last_committed {
             return Err(overtaken(session.id, session.epoch, session.last).into());
         }
@@ -43,7 +56,7 @@ impl Write for Open {
         session.error.clone_from(&open.error);
         session.sandbox = open.sandbox;
         session.last_active_at = rows::now();
-        save(connection, &session).await?;
+        save(connection, &session, runner.as_ref()).await?;
         let mut script = Script::default();
         let id = script.bind(session.id.to_string());
         let last = script.bind(rows::column(opening.sequence));
@@ -65,10 +78,11 @@ impl Write for Open {
     }
 }
 
-async fn save(connection: &mut SqliteConnection, session: &Session) -> Result<(), Fault> {
+async fn save(connection: &mut SqliteConnection, session: &Session, runner: Option<&RunnerName>) -> Result<(), Fault> {
     sqlx::query(
         "UPDATE sessions SET epoch = $2, last_sequence = $3, state = $4, paused_reason = $5, error = $6, sandbox = $7, \
-         last_active_at = $8 WHERE id = $1",
+         last_active_at = $8, reserved_until = NULL, \
+         runner = CASE WHEN $4 = 'ended' THEN NULL ELSE COALESCE($9, runner) END WHERE id = $1",
     )
     .bind(session.id.to_string())
     .bind(i64::from(session.epoch.0))
@@ -78,6 +92,7 @@ async fn save(connection: &mut SqliteConnection, session: &Session) -> Result<()
     .bind(session.error.as_deref())
     .bind(session.sandbox.map(|id| id.to_string()))
     .bind(session.last_active_at.as_millisecond())
+    .bind(runner.filter(|_| session.sandbox.is_some()).map(ToString::to_string))
     .execute(connection)
     .await?;
     Ok(())

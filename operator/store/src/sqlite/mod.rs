@@ -7,6 +7,7 @@ mod script;
 mod writer;
 
 use ash_core::{
+    fleet::RunnerName,
     ports::{Append, NewSession, OpenEpoch, StoreError},
     session::Session,
 };
@@ -53,6 +54,9 @@ impl Sqlite {
 
 impl Engine for Sqlite {
     const IS_SHARED: bool = false;
+    const NOW: &'static str = "CAST(UNIXEPOCH('subsec') * 1000 AS INTEGER)";
+    // One writes at a time.
+    const SKIP_LOCKED: &'static str = "";
 
     fn reader(&self) -> impl Sql {
         Readers(&self.readers)
@@ -66,8 +70,8 @@ impl Engine for Sqlite {
         self.writer.write(create::Create(new)).await
     }
 
-    async fn open_epoch(&self, open: OpenEpoch) -> Result<Session, StoreError> {
-        self.writer.write(log_write::Open(open)).await
+    async fn open_epoch(&self, open: OpenEpoch, runner: Option<RunnerName>) -> Result<Session, StoreError> {
+        self.writer.write(log_write::Open { open, runner }).await
     }
 
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {

@@ -46,6 +46,7 @@ pub fn new_session(agent: &Agent) -> NewSession {
         agent_version: agent.version.number,
         options: SessionOptions { model: Some("m".to_owned()), ..SessionOptions::default() },
         metadata: BTreeMap::new(),
+        credential: None,
         idempotency_key: None,
     }
 }

@@ -1,0 +1,67 @@
+//! What runners ask about sandbox pods: which sandbox a bridge is, and how far it is.
+
+use ash_core::{
+    fleet::{Admitted, OfPod, Placed, RunnerId},
+    id::TenantId,
+    ports::{PodIdentity, StoreError},
+    session::SessionState,
+};
+
+use crate::registry::Registry;
+
+/// The tenant of a namespace, as a name.
+fn tenant(registry: &Registry, namespace: &str) -> TenantId {
+    match &registry.config.pods {
+        Some(pods) if pods.default_namespace == namespace => TenantId::default_tenant(),
+        _ => TenantId(namespace.to_owned()),
+    }
+}
+
+/// Says which sandbox a pod is, and what its runner needs to begin. `None` where it is none, or is not wanted any more.
+pub(crate) async fn admit(
+    registry: &Registry,
+    runner: &RunnerId,
+    pod: &PodIdentity,
+) -> Result<Option<Admitted>, StoreError> {
+    let known = PodIdentity { namespace: tenant(registry, &pod.namespace).0, ..pod.clone() };
+    let admitted = match registry.store.admit_pod(&known, runner).await? {
+        Some(pod) => admitted(registry, pod).await?,
+        None => None,
+    };
+    match &admitted {
+        Some(_) => registry.metrics.pods_admitted.inc(),
+        None => {
+            tracing::info!(namespace = pod.namespace, pod = pod.pod, runner = %runner.name, "a pod's bridge was not admitted");
+            registry.metrics.pods_refused.inc()
+        }
+    };
+    Ok(admitted)
+}
+
+async fn admitted(registry: &Registry, pod: ash_core::ports::PodSandbox) -> Result<Option<Admitted>, StoreError> {
+    let agent = registry.store.agent_version(&pod.tenant, pod.agent, pod.agent_version).await?;
+    let agent = agent.ok_or_else(|| StoreError::NotFound("the sandbox's agent is gone".to_owned()))?;
+    let Some(id) = pod.session else { return Ok(Some(Admitted { pod, agent, placed: None })) };
+    let session = registry.store.session(&pod.tenant, id).await?;
+    let Some(session) = session.filter(|session| session.state != SessionState::Ended) else {
+        registry.store.delete_pod(pod.id).await?;
+        return Ok(None);
+    };
+    let model_key = registry.keys.of(&session, &agent.settings).await.unwrap_or_else(|error| {
+        tracing::warn!(session = %session.id, %error, "a session has no model key");
+        None
+    });
+    Ok(Some(Admitted { pod, agent, placed: Some(Placed { session, model_key }) }))
+}
+
+/// A pod's Claude is ready: false where nobody can claim it.
+pub(crate) async fn is_warm(registry: &Registry, of: &OfPod) -> Result<bool, StoreError> {
+    registry.store.pod_is_warm(of.sandbox).await
+}
+
+/// A pod's sandbox is over: false where that was known.
+pub(crate) async fn is_over(registry: &Registry, runner: &RunnerId, of: &OfPod) -> Result<bool, StoreError> {
+    let reason = of.reason.as_deref().unwrap_or_default();
+    tracing::info!(sandbox = %of.sandbox, runner = %runner.name, reason, "a pod's sandbox is over");
+    registry.store.delete_pod(of.sandbox).await
+}
