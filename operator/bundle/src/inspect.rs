@@ -36,6 +36,14 @@ impl Bundle {
         })
     }
 
+    /// The model that the agent's own settings name: Claude Code would forget it, since it is warm before it has the folder.
+    pub fn model(&self) -> Option<String> {
+        let settings: serde_json::Value = serde_json::from_slice(&self.file(SETTINGS[0])?.bytes).ok()?;
+        let named = [&settings["env"]["ANTHROPIC_MODEL"], &settings["model"]];
+        let is_name = |text: &&str| !text.trim().is_empty() && text.len() <= 256 && !text.chars().any(char::is_control);
+        named.into_iter().filter_map(serde_json::Value::as_str).find(is_name).map(ToOwned::to_owned)
+    }
+
     /// The names of the MCP servers in `.mcp.json`, sorted; none where there is no such file.
     pub fn mcp_servers(&self) -> Result<Vec<String>, BundleError> {
         #[derive(Deserialize)]

@@ -1,1 +1,29 @@
-//! x
+//! The operator: makes what `Agent` and `Session` resources say come true, and tells them what became of it.
+//!
+//! Every part decides purely and acts separately: `decide` has no I/O and is tried with tables and properties; `act` carries one
+//! step out and is tried against a real API server, each of whose calls fails once. Whatever is done can be done again: the next
+//! look decides from what there is, so that the operator can be killed anywhere.
+//!
+//! One process of many acts: the one that holds the [`leader`] lease. [`resources`] is the API's way to the same objects.
+#![allow(clippy::doc_markdown, reason = "resources are called by their plain names")]
+
+mod agent;
+mod changes;
+mod config;
+mod error;
+mod event;
+pub mod failure;
+pub mod leader;
+pub mod limits;
+mod metrics;
+mod namespace;
+mod object;
+mod operator;
+mod pool;
+pub mod resources;
+mod runners;
+mod session;
+
+pub use config::{OperatorConfig, Ports};
+pub use metrics::Metrics;
+pub use operator::{namespaces_served, run};

@@ -1,6 +1,7 @@
 //! The ports: what the parts of Ash ask of each other, as traits. Adapters implement them; nobody names an adapter but the
 //! function that wires the process.
 
+mod changes;
 mod credentials;
 mod membership;
 mod pods;
@@ -10,6 +11,7 @@ mod runner_pods;
 mod runner_store;
 mod store;
 
+pub use changes::{ChangeStore, ChangedSession};
 pub use credentials::{Clear, Credential, CredentialKind, CredentialStore};
 pub use membership::{AgentsStamp, CoordinatorRow, MembershipStore, NewRunner, Reserved, RouteRow, RunnerRow};
 pub use pods::{PodIdentity, PodSandbox, PodState, PodStore};

@@ -41,7 +41,7 @@ pub const HOME: &str = "/home/agent";
 const TOKEN_FOLDER: &str = "/var/run/ash/token";
 const PROGRAMS: &str = "/ash";
 /// The uid and gid of everything in a sandbox.
-const USER: i64 = 1000;
+pub(crate) const USER: i64 = 1000;
 /// The kubelet renews the token when a fifth of this is left.
 const TOKEN_SECONDS: i64 = 3600;
 /// A bridge says what it has within this time; there is nothing else to wait for.
@@ -294,7 +294,7 @@ fn resources(own: &Resources, defaults: &Resources) -> ResourceRequirements {
 }
 
 /// What every container may do: nothing beyond its own files.
-fn confined() -> SecurityContext {
+pub(crate) fn confined() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
         capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
@@ -308,7 +308,7 @@ fn confined() -> SecurityContext {
     }
 }
 
-fn seccomp() -> SeccompProfile {
+pub(crate) fn seccomp() -> SeccompProfile {
     SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }
 }
 
@@ -331,7 +331,7 @@ fn near(node: &str) -> Affinity {
     }
 }
 
-fn empty_dir(name: &str, size: &str) -> Volume {
+pub(crate) fn empty_dir(name: &str, size: &str) -> Volume {
     let source =
         EmptyDirVolumeSource { size_limit: Some(Quantity(size.to_owned())), ..EmptyDirVolumeSource::default() };
     Volume { name: name.to_owned(), empty_dir: Some(source), ..Volume::default() }
@@ -349,15 +349,15 @@ fn token() -> Volume {
     Volume { name: "token".to_owned(), projected: Some(projected), ..Volume::default() }
 }
 
-fn mount(name: &str, path: &str) -> VolumeMount {
+pub(crate) fn mount(name: &str, path: &str) -> VolumeMount {
     VolumeMount { name: name.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
 }
 
-fn read_only(name: &str, path: &str) -> VolumeMount {
+pub(crate) fn read_only(name: &str, path: &str) -> VolumeMount {
     VolumeMount { read_only: Some(true), ..mount(name, path) }
 }
 
-fn variable(name: &str, value: &str) -> EnvVar {
+pub(crate) fn variable(name: &str, value: &str) -> EnvVar {
     EnvVar { name: name.to_owned(), value: Some(value.to_owned()), value_from: None }
 }
 

@@ -12,6 +12,7 @@ mod agents;
 mod batch;
 mod bundles;
 mod cache;
+mod changes;
 mod codec;
 mod credentials;
 mod directory;

@@ -70,8 +70,14 @@ pub trait Resources: Send + Sync {
     /// Makes a `Session`; its `metadata.uid` is the session's id.
     async fn create_session(&self, request: SessionRequest) -> Result<SessionId, ResourceError>;
 
-    /// Sets `spec.suspend`.
-    async fn suspend_session(&self, tenant: &TenantId, id: SessionId, suspend: bool) -> Result<(), ResourceError>;
+    /// Sets `spec.suspend`; `stop` notes that the session is stopped rather than paused.
+    async fn suspend_session(
+        &self,
+        tenant: &TenantId,
+        id: SessionId,
+        suspend: bool,
+        stop: bool,
+    ) -> Result<(), ResourceError>;
 
     /// Sets the one-way `spec.end`.
     async fn end_session(&self, tenant: &TenantId, id: SessionId) -> Result<(), ResourceError>;

@@ -1,0 +1,169 @@
+//! What is next for an agent: pure.
+
+use std::time::Duration;
+
+use ash_core::agent::{Agent as Row, AgentSettings};
+use ash_crd::{
+    AgentSpec, AgentStatus, Reason,
+    condition::{self, ConditionStatus, ConditionType},
+    names,
+};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    failure::Failure,
+    limits::{COUNTS, FINALIZER_BOUND, POLL},
+    namespace::Counts,
+};
+
+/// What there is of an agent.
+#[derive(Debug)]
+pub(crate) struct Observed<'a> {
+    pub(crate) now: Timestamp,
+    pub(crate) name: &'a str,
+    pub(crate) generation: i64,
+    pub(crate) deleting_since: Option<Timestamp>,
+    pub(crate) has_finalizer: bool,
+    pub(crate) spec: &'a AgentSpec,
+    /// The status as it is now.
+    pub(crate) before: &'a AgentStatus,
+    pub(crate) row: Option<&'a Row>,
+    /// Not looked at while the agent is being deleted.
+    pub(crate) made: &'a Made,
+    pub(crate) counts: Counts,
+    pub(crate) asleep: u32,
+    /// What is wrong with its warm sandboxes.
+    pub(crate) trouble: Option<&'a Failure>,
+    /// When its status was last written, if that is known.
+    pub(crate) written: Option<Timestamp>,
+}
+
+/// What the spec stands for just now.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Made {
+    /// Its files and settings.
+    Ready(Version),
+    /// It cannot be used, or not yet, for this reason.
+    Not(Reason, String),
+}
+
+/// A version that could be deployed.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Version {
+    /// The digest of the files.
+    pub(crate) digest: String,
+    /// The settings, complete.
+    pub(crate) settings: AgentSettings,
+    /// The commit that the files are of.
+    pub(crate) commit: Option<String>,
+}
+
+/// One thing to do. Each can be done again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    AddFinalizer,
+    RemoveFinalizer,
+    /// Deletes the agent in the store: its sessions keep their version.
+    Forget,
+    /// A new version.
+    Deploy,
+}
+
+/// What is next.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Decision {
+    /// What to do now; then look again.
+    pub(crate) step: Option<Step>,
+    /// The status to write, if one is.
+    pub(crate) status: Option<AgentStatus>,
+    /// When to look again although nothing happens.
+    pub(crate) again: Option<Duration>,
+}
+
+/// Decides.
+pub(crate) fn decide(observed: &Observed<'_>) -> Decision {
+    if let Some(since) = observed.deleting_since {
+        let bound = SignedDuration::try_from(FINALIZER_BOUND).unwrap_or(SignedDuration::MAX);
+        let is_late = observed.now.duration_since(since) >= bound;
+        let step = match (observed.has_finalizer, observed.row) {
+            (false, _) => None,
+            (true, Some(_)) if !is_late => Some(Step::Forget),
+            (true, _) => Some(Step::RemoveFinalizer),
+        };
+        return Decision { step, status: None, again: None };
+    }
+    if !observed.has_finalizer {
+        return Decision { step: Some(Step::AddFinalizer), status: None, again: None };
+    }
+    if let Made::Ready(version) = observed.made
+        && !observed.row.is_some_and(|row| is_deployed(row, version))
+    {
+        return Decision { step: Some(Step::Deploy), status: None, again: None };
+    }
+    let status = status(observed);
+    let again = polls(observed.spec, observed.made).then_some(POLL);
+    if status == *observed.before {
+        return Decision { step: None, status: None, again };
+    }
+    // Counts change with every session: they are written now and then, all else at once.
+    let counts_only =
+        AgentStatus { warm: status.warm, active: status.active, asleep: status.asleep, ..observed.before.clone() };
+    let age = observed.written.map(|at| observed.now.duration_since(at));
+    let left = age.and_then(|age| Duration::try_from(SignedDuration::try_from(COUNTS).ok()? - age).ok());
+    match left.filter(|left| !left.is_zero() && counts_only == status) {
+        Some(left) => Decision { step: None, status: None, again: Some(left) },
+        None => Decision { step: None, status: Some(status), again },
+    }
+}
+
+/// Whether a version is the newest one already.
+fn is_deployed(row: &Row, version: &Version) -> bool {
+    row.version.digest == version.digest && row.version.settings == version.settings
+}
+
+/// Whether something that the agent is made from changes without anybody saying so.
+fn polls(spec: &AgentSpec, made: &Made) -> bool {
+    spec.source.config_map.is_some() || spec.secret_keys().next().is_some() || matches!(made, Made::Not(..))
+}
+
+fn status(observed: &Observed<'_>) -> AgentStatus {
+    let mut status = observed.before.clone();
+    let (generation, now) = (observed.generation, observed.now);
+    status.observed_generation = Some(generation);
+    status.selector = Some(names::warm_selector(observed.name));
+    if let Some(row) = observed.row {
+        status.version = Some(row.version.number);
+        status.digest = Some(row.version.digest.clone());
+    }
+    status.warm = observed.counts.warm;
+    status.active = observed.counts.active;
+    status.asleep = observed.asleep;
+    let (source, reason, message) = match (observed.made, observed.trouble) {
+        (Made::Not(reason, message), _) => (ConditionStatus::False, *reason, message.as_str()),
+        // Sessions can start in a warm sandbox, whatever is wrong with the next one.
+        (Made::Ready(_), Some(trouble)) if observed.counts.warm == 0 => {
+            (ConditionStatus::True, trouble.reason, trouble.message.as_str())
+        }
+        (Made::Ready(_), _) => (ConditionStatus::True, Reason::Deployed, ""),
+    };
+    if let Made::Ready(version) = observed.made {
+        status.commit.clone_from(&version.commit);
+    }
+    let is_source = |reason| !matches!(reason, Reason::StoreUnavailable | Reason::InternalError);
+    if is_source(reason) {
+        let (reason, message) =
+            if source == ConditionStatus::True { (Reason::Deployed, "") } else { (reason, message) };
+        condition::set(&mut status.conditions, ConditionType::SourceReady, source, reason, message, generation, now);
+    }
+    let (pool, why, text) = match observed.trouble {
+        _ if observed.counts.warm >= observed.counts.target => (ConditionStatus::True, Reason::Deployed, ""),
+        Some(trouble) => (ConditionStatus::False, trouble.reason, trouble.message.as_str()),
+        None => (ConditionStatus::False, Reason::Warming, ""),
+    };
+    condition::set(&mut status.conditions, ConditionType::PoolReady, pool, why, text, generation, now);
+    condition::report(&mut status.conditions, reason, message, generation, now);
+    status
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,350 @@
+//! The controller of agents.
+
+mod decide;
+mod git;
+mod source;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use ash_bundle::Bundle;
+use ash_core::{
+    agent::AgentSettings,
+    name::AgentName,
+    ports::{CredentialKind, DeployAgent, StoreError},
+};
+use ash_crd::{
+    Agent, AgentStatus, EnvironmentVariable, ModelCredentialType, Reason, SecretKeyReference, SessionState,
+    condition::{self, ConditionType},
+    resolve,
+};
+use bytes::Bytes;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
+use secrecy::ExposeSecret as _;
+use serde_json::Value;
+
+use self::decide::{Decision, Made, Observed, Step, Version};
+use crate::{
+    error::StepError,
+    event::Events,
+    limits::{POLL, STEPS},
+    namespace::{Counts, Namespace},
+    object::{self, Guard},
+};
+
+const KIND: &str = "Agent";
+
+/// Looks at an agent, and does what is next. Never fails: what did is tried again after a pause.
+pub(crate) async fn reconcile(object: Arc<Guard<Agent>>, namespace: Arc<Namespace>) -> Action {
+    let agent = match &object.0 {
+        Ok(agent) => agent,
+        Err(malformed) => {
+            namespace.metrics.malformed.inc();
+            let name = malformed.metadata.name.as_deref().unwrap_or_default();
+            tracing::warn!(namespace = %namespace.name, agent = name, error = %malformed.error, "an Agent cannot be read");
+            let text = format!("this release cannot read the Agent: {}", malformed.error);
+            namespace.events.tell(&object.object_ref(&()), Reason::InternalError, &text).await;
+            return Action::await_change();
+        }
+    };
+    let name = agent.name_any();
+    match look(&namespace, agent).await {
+        Ok(again) => {
+            namespace.metrics.look(KIND, "ok");
+            namespace.succeeded(KIND, &name);
+            again.map_or_else(Action::await_change, Action::requeue)
+        }
+        Err(error) => {
+            namespace.metrics.look(KIND, error.category());
+            tracing::warn!(namespace = %namespace.name, agent = %name, %error, "an Agent is looked at again");
+            if let Some(reason) = error.reason() {
+                let mut status = agent.status.clone().unwrap_or_default();
+                let generation = agent.metadata.generation.unwrap_or_default();
+                condition::report(&mut status.conditions, reason, &error.to_string(), generation, Timestamp::now());
+                // The first error is the one that is reported.
+                let _ = write(&namespace, agent, &status).await;
+            }
+            Action::requeue(namespace.failed(KIND, &name))
+        }
+    }
+}
+
+async fn look(namespace: &Namespace, agent: &Agent) -> Result<Option<Duration>, StepError> {
+    let name = agent.name_any();
+    let tenant = namespace.tenant();
+    let store = &namespace.ports.store;
+    let mut has_finalizer = object::has_finalizer(agent);
+    let default = AgentStatus::default();
+    for _ in 0..STEPS {
+        let mut row = store.agent(&tenant, &name).await?;
+        // Another agent may be found by this name as its slug.
+        row = row.filter(|row| row.name.as_str() == name);
+        let deleting_since = object::deleting_since(agent);
+        let (made, bundle) = if deleting_since.is_none() && has_finalizer {
+            make(namespace, agent, row.as_ref()).await?
+        } else {
+            (Made::Not(Reason::FetchingSource, String::new()), None)
+        };
+        let (counts, trouble, written) = remembered(namespace, &name, row.as_ref());
+        let observed = Observed {
+            now: Timestamp::now(),
+            name: &name,
+            generation: agent.metadata.generation.unwrap_or_default(),
+            deleting_since,
+            has_finalizer,
+            spec: &agent.spec,
+            before: agent.status.as_ref().unwrap_or(&default),
+            row: row.as_ref(),
+            made: &made,
+            counts,
+            asleep: asleep(namespace, &name),
+            trouble: trouble.as_ref(),
+            written,
+        };
+        let Decision { step, status, again } = decide::decide(&observed);
+        if let Some(status) = status {
+            write(namespace, agent, &status).await?;
+        }
+        let Some(step) = step else { return Ok(again) };
+        match step {
+            Step::AddFinalizer => {
+                object::set_finalizer(&namespace.api::<Agent>(), agent, true, Value::Null).await?;
+                has_finalizer = true;
+            }
+            Step::RemoveFinalizer => {
+                object::set_finalizer(&namespace.api::<Agent>(), agent, false, Value::Null).await?;
+                namespace.pool_wake.notify_one();
+                return Ok(None);
+            }
+            Step::Forget => {
+                store.delete_agent(&tenant, &name).await?;
+                if let Some(row) = &row {
+                    namespace.ports.runner.forget(&row.version);
+                }
+            }
+            Step::Deploy => {
+                let (Made::Ready(version), Some(bundle)) = (&made, bundle) else {
+                    return Err(StepError::Internal("a version without files".to_owned()));
+                };
+                match deploy(namespace, agent, version, bundle).await {
+                    // Another agent has the slug.
+                    Err(StepError::Store(StoreError::Conflict(message))) => {
+                        let mut status = observed.before.clone();
+                        let generation = observed.generation;
+                        let reason = Reason::OptionRefused;
+                        condition::report(&mut status.conditions, reason, &message, generation, observed.now);
+                        write(namespace, agent, &status).await?;
+                        return Ok(Some(POLL));
+                    }
+                    result => result?,
+                }
+            }
+        }
+    }
+    Ok(Some(Duration::ZERO))
+}
+
+/// What is known about its sandboxes since the last look at them.
+fn remembered(
+    namespace: &Namespace,
+    name: &str,
+    row: Option<&ash_core::agent::Agent>,
+) -> (Counts, Option<crate::failure::Failure>, Option<Timestamp>) {
+    let memory = namespace.memory();
+    let counts = row.and_then(|row| memory.counts.get(&row.id)).copied().unwrap_or_default();
+    let trouble = row.and_then(|row| memory.of_agents.get(&row.id)).map(|trouble| trouble.failure.clone());
+    (counts, trouble, memory.status_written.get(name).copied())
+}
+
+/// Sessions of an agent that sleep, as their status says.
+fn asleep(namespace: &Namespace, name: &str) -> u32 {
+    let sessions = namespace.sessions.state();
+    let is_asleep = |session: &&Arc<Guard<ash_crd::Session>>| {
+        let Ok(session) = &session.0 else { return false };
+        let state = session.status.as_ref().and_then(|status| status.state);
+        session.spec.agent == name && !session.spec.suspend && state == Some(SessionState::Paused)
+    };
+    u32::try_from(sessions.iter().filter(is_asleep).count()).unwrap_or(u32::MAX)
+}
+
+async fn write(namespace: &Namespace, agent: &Agent, status: &AgentStatus) -> Result<(), StepError> {
+    let before = agent.status.as_ref();
+    if before == Some(status) {
+        return Ok(());
+    }
+    object::write_status(&namespace.api::<Agent>(), agent, status).await?;
+    namespace.metrics.wrote_status(KIND);
+    namespace.memory().status_written.insert(agent.name_any(), Timestamp::now());
+    let ready = |status: &AgentStatus| condition::find(&status.conditions, ConditionType::Ready).cloned();
+    let (was, is) = (before.and_then(ready), ready(status));
+    let Some(is) = is else { return Ok(()) };
+    let is_new = was.is_none_or(|was| was.reason != is.reason);
+    let deployed = before.and_then(|before| before.version) != status.version;
+    if let Some(reason) = Reason::ALL.iter().find(|reason| reason.as_str() == is.reason)
+        && Events::is_told(*reason)
+        && (is_new || deployed)
+    {
+        let version = status.version.map(|version| format!("Version {version} is what new sessions get."));
+        let text = if *reason == Reason::Deployed { version.unwrap_or_default() } else { is.message.clone() };
+        namespace.events.tell(&agent.object_ref(&()), *reason, &text).await;
+    }
+    Ok(())
+}
+
+/// What the spec stands for just now, with its files where they have to be deployed.
+async fn make(
+    namespace: &Namespace,
+    agent: &Agent,
+    row: Option<&ash_core::agent::Agent>,
+) -> Result<(Made, Option<Bundle>), StepError> {
+    let not = |(reason, message)| Ok((Made::Not(reason, message), None));
+    let mut settings = match settings(namespace, agent).await? {
+        Ok(settings) => settings,
+        Err(wrong) => return not(wrong),
+    };
+    // What was uploaded never changes, and a repository is cloned once for each change of the spec.
+    let uploaded = agent.spec.source.bundle.as_ref().map(|bundle| &bundle.digest);
+    let known = uploaded.or(row.filter(|_| git::is_cloned(agent)).map(|row| &row.version.digest));
+    let commit = agent.status.as_ref().and_then(|status| status.commit.clone()).filter(|_| uploaded.is_none());
+    if let (Some(digest), Some(row)) = (known, row)
+        && *digest == row.version.digest
+    {
+        settings.has_hooks = row.version.settings.has_hooks;
+        let with_model = AgentSettings { model: row.version.settings.model.clone(), ..settings.clone() };
+        if settings.model.is_none() && with_model == row.version.settings {
+            settings = with_model;
+        }
+        if settings == row.version.settings {
+            git::clear(namespace, agent).await?;
+            return Ok((Made::Ready(Version { digest: digest.clone(), settings, commit }), None));
+        }
+    }
+    let files = match source::read(namespace, agent, &agent.spec.source).await? {
+        Ok(files) => files,
+        Err(wrong) => return not(wrong),
+    };
+    if let Err(error) = files.bundle.mcp_servers() {
+        return not(source::wrong(error));
+    }
+    settings.has_hooks = files.bundle.has_hooks();
+    settings.model = settings.model.or_else(|| files.bundle.model());
+    let version = Version { digest: files.bundle.digest(), settings, commit: files.commit };
+    Ok((Made::Ready(version), Some(files.bundle)))
+}
+
+/// The settings of the version, with its secrets copied into the store.
+async fn settings(namespace: &Namespace, agent: &Agent) -> Result<Result<AgentSettings, source::Wrong>, StepError> {
+    let mut secrets = Secrets::new(namespace);
+    for key in agent.spec.secret_keys() {
+        secrets.read(key).await?;
+    }
+    let variables = &agent.spec.sandbox.env;
+    let resolved = match resolve(variables, |key| secrets.text(key)) {
+        Ok(resolved) => resolved,
+        Err(wrong) => return Ok(Err((wrong.reason(), wrong.to_string()))),
+    };
+    let is_secret = |name: &str| {
+        let secret = |variable: &&EnvironmentVariable| variable.name == name && variable.value.is_none();
+        variables.iter().find(secret).is_some()
+    };
+    let (hidden, plain): (BTreeMap<_, _>, BTreeMap<_, _>) = resolved.into_iter().partition(|(name, _)| is_secret(name));
+    let mut settings = agent.spec.settings(plain);
+    if !hidden.is_empty() {
+        let name = format!("environment/{}", agent.name_any());
+        let text = serde_json::to_vec(&hidden).map_err(|error| StepError::Internal(error.to_string()))?;
+        put(namespace, &name, CredentialKind::Custom, text).await?;
+        settings.secret_environment = Some(name);
+    }
+    if let Some(credential) = &agent.spec.model_credential {
+        let key = &credential.secret_key_ref;
+        let Some(bytes) = secrets.bytes(key).filter(|bytes| !bytes.is_empty()) else {
+            let text = format!(
+                "the Secret {:?} with the key {:?}, which has the key for the model, is not in this namespace",
+                key.name, key.key
+            );
+            return Ok(Err((Reason::SecretNotFound, text)));
+        };
+        let kind = match credential.kind {
+            ModelCredentialType::ApiKey => CredentialKind::AnthropicKey,
+            ModelCredentialType::AuthToken => CredentialKind::AnthropicToken,
+        };
+        let name = format!("secret/{}/{}", key.name, key.key);
+        // A line end at the end of a file that a Secret was made from is no part of a key.
+        put(namespace, &name, kind, bytes.trim_ascii().to_vec()).await?;
+        settings.credential = Some(name);
+    }
+    Ok(Ok(settings))
+}
+
+/// Copies a secret into the store, where it is not there already.
+async fn put(namespace: &Namespace, name: &str, kind: CredentialKind, bytes: Vec<u8>) -> Result<(), StepError> {
+    let credentials = &namespace.ports.credentials;
+    let tenant = namespace.tenant();
+    let secret = secrecy::SecretBox::new(bytes.into_boxed_slice());
+    let before = credentials.reveal_credential_named(&tenant, name).await?;
+    if before.is_some_and(|(before, clear)| before.kind == kind && clear.expose_secret() == secret.expose_secret()) {
+        return Ok(());
+    }
+    credentials.put_credential(&tenant, name, kind, &secret).await?;
+    Ok(())
+}
+
+/// Secrets that were read, in memory for one look.
+pub(crate) struct Secrets<'a> {
+    namespace: &'a Namespace,
+    read: BTreeMap<String, Option<Secret>>,
+}
+
+impl<'a> Secrets<'a> {
+    pub(crate) fn new(namespace: &'a Namespace) -> Self {
+        Self { namespace, read: BTreeMap::new() }
+    }
+
+    /// Reads a Secret, once.
+    pub(crate) async fn read(&mut self, key: &SecretKeyReference) -> Result<(), StepError> {
+        if !self.read.contains_key(&key.name) {
+            let secret = self.namespace.api::<Secret>().get_opt(&key.name).await?;
+            self.read.insert(key.name.clone(), secret);
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, key: &SecretKeyReference) -> Option<&[u8]> {
+        let secret = self.read.get(&key.name)?.as_ref()?;
+        secret.data.as_ref()?.get(&key.key).map(|bytes| bytes.0.as_slice())
+    }
+
+    /// A value, as text.
+    pub(crate) fn text(&self, key: &SecretKeyReference) -> Option<String> {
+        String::from_utf8(self.bytes(key)?.to_vec()).ok()
+    }
+}
+
+async fn deploy(namespace: &Namespace, agent: &Agent, version: &Version, bundle: Bundle) -> Result<(), StepError> {
+    let name: AgentName = agent.name_any().parse().map_err(|error| StepError::Internal(format!("{error}")))?;
+    let packed = tokio::task::spawn_blocking(move || bundle.to_tar_zstd()).await;
+    let packed = packed.map_err(|_| StepError::Internal("a bundle could not be packed".to_owned()))?;
+    let packed = packed.map_err(|error| StepError::Internal(format!("a bundle could not be packed: {error}")))?;
+    let deploy = DeployAgent {
+        tenant: namespace.tenant(),
+        name,
+        slug: agent.spec.slug.clone(),
+        description: agent.spec.description.clone(),
+        settings: version.settings.clone(),
+        digest: version.digest.clone(),
+        bundle: Bytes::from(packed),
+    };
+    let deployed = namespace.ports.store.deploy_agent(deploy).await?;
+    tracing::info!(namespace = %namespace.name, agent = %deployed.name, version = deployed.version.number, "deployed");
+    namespace.ports.runner.prepare(deployed.version);
+    namespace.pool_wake.notify_one();
+    let waiting = namespace.sessions.state();
+    for session in waiting.iter().filter_map(|session| session.0.as_ref().ok()) {
+        let state = session.status.as_ref().and_then(|status| status.state);
+        if session.spec.agent == deployed.name.as_str() && matches!(state, None | Some(SessionState::Starting)) {
+            namespace.trigger_session(&session.name_any());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! What an operator is told, and what it works with.
+
+use std::{fmt, sync::Arc};
+
+use ash_core::ports::{CredentialStore, MembershipStore, PodStore, Runner, Store};
+use ash_pods::manifest::Installation;
+
+/// What an operator is told.
+#[derive(Debug, Clone)]
+pub struct OperatorConfig {
+    /// The namespaces that it serves. It touches nothing in any other.
+    pub namespaces: Vec<String>,
+    /// The namespace of the runners' Services and of the lease.
+    pub system_namespace: String,
+    /// Who it is among its like: its pod's name.
+    pub identity: String,
+    /// Where people reach the API; sessions have their address from it.
+    pub public_url: Option<String>,
+    /// What is the same for every sandbox.
+    pub installation: Installation,
+}
+
+/// What an operator works with, beside the API server.
+#[derive(Clone)]
+pub struct Ports {
+    /// Agents, sessions and logs.
+    pub store: Arc<dyn Store>,
+    /// The rows of sandboxes.
+    pub pods: Arc<dyn PodStore>,
+    /// The runners.
+    pub membership: Arc<dyn MembershipStore>,
+    /// Copies of Secrets.
+    pub credentials: Arc<dyn CredentialStore>,
+    /// What places sessions and sends messages.
+    pub runner: Arc<dyn Runner>,
+}
+
+impl fmt::Debug for Ports {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Ports").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,338 @@
+//! Everything that runs while this process is the leader.
+
+use std::{sync::Arc, time::Duration};
+
+use ash_core::ports::ChangeStore;
+use ash_crd::{Agent, Session, names};
+use ash_pods::network_policy;
+use futures::{Stream, StreamExt as _, future::join_all};
+use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    api::{Patch, PatchParams},
+    runtime::{
+        Config, Controller, Predicate as _, WatchStreamExt as _, controller::Action, predicates, reflector,
+        reflector::ObjectRef, watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Metrics, OperatorConfig, Ports, agent, changes,
+    leader::Election,
+    limits::{AGENTS_AT_ONCE, FIRST_RETRY, POLICIES, SESSIONS_AT_ONCE},
+    namespace::{Namespace, Parts},
+    object::Guard,
+    pool,
+    runners::Runners,
+    session,
+};
+
+/// Objects that wait to be looked at: over it the next full look takes them.
+const TRIGGERS: usize = 16_384;
+/// How long what is being done may take when the operator stops.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Objects of one page of a listing.
+const PAGE: u32 = 500;
+
+/// Waits to be the leader, acts while it is, and waits again, until told to stop.
+pub async fn run(
+    client: Client,
+    config: OperatorConfig,
+    ports: Ports,
+    changes: Arc<dyn ChangeStore>,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
+    let config = Arc::new(config);
+    let election = Election::new(client.clone(), &config.system_namespace, &config.identity);
+    while let Some(lease) = election.acquire(&stop).await {
+        tracing::info!(identity = %config.identity, "this operator acts");
+        metrics.is_leader.set(1);
+        let acting = stop.child_token();
+        let held = {
+            let (election, acting) = (election.clone(), acting.clone());
+            let stop = stop.clone();
+            async move {
+                // The lease is given back only when nothing acts any more.
+                let keeping = CancellationToken::new();
+                let holding = election.hold(lease, &keeping);
+                tokio::pin!(holding);
+                tokio::select! {
+                    () = &mut holding => acting.cancel(),
+                    () = stop.cancelled() => {
+                        acting.cancel();
+                        sleep(Duration::ZERO).await;
+                        keeping.cancel();
+                        holding.await;
+                    }
+                }
+            }
+        };
+        let serving =
+            serve(client.clone(), Arc::clone(&config), ports.clone(), Arc::clone(&changes), metrics.clone(), acting);
+        tokio::join!(held, serving);
+        metrics.is_leader.set(0);
+        tracing::info!("this operator waits");
+    }
+}
+
+/// The namespaces that can be served: those that the API server lets be listed. The others are named, and left alone.
+pub async fn namespaces_served(client: &Client, names: &[String]) -> Vec<String> {
+    let mut served = Vec::new();
+    for name in names {
+        let agents: Api<Agent> = Api::namespaced(client.clone(), name);
+        match agents.list_metadata(&kube::api::ListParams::default().limit(1)).await {
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                tracing::error!(namespace = %name, "no right to serve this namespace: give the operator's account its role there");
+            }
+            _ => served.push(name.clone()),
+        }
+    }
+    served
+}
+
+async fn serve(
+    client: Client,
+    config: Arc<OperatorConfig>,
+    ports: Ports,
+    changes: Arc<dyn ChangeStore>,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
+    let runners = Arc::new(Runners::new(client.clone(), &config.system_namespace, Arc::clone(&ports.membership)));
+    let mut tasks = JoinSet::new();
+    let mut namespaces = Vec::new();
+    for name in &config.namespaces {
+        let shared = (client.clone(), Arc::clone(&config), ports.clone(), metrics.clone(), Arc::clone(&runners));
+        namespaces.push(start(name.clone(), shared, &stop, &mut tasks));
+    }
+    tasks.spawn(changes::watch(changes, namespaces, stop.clone()));
+    stop.cancelled().await;
+    // What is half done is found by whoever acts next; what can be ended in a moment, is.
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN, ended).await;
+    tasks.shutdown().await;
+}
+
+type Shared = (Client, Arc<OperatorConfig>, Ports, Metrics, Arc<Runners>);
+
+/// Begins to serve one namespace.
+fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut JoinSet<()>) -> Arc<Namespace> {
+    let (client, config, ports, metrics, runners) = shared;
+    let (agents, agent_writer) = reflector::store::<Guard<Agent>>();
+    let (sessions, session_writer) = reflector::store::<Guard<Session>>();
+    let (pods, pod_writer) = reflector::store::<Pod>();
+    let (look_at_session, session_triggers) = mpsc::channel(TRIGGERS);
+    let (look_at_agent, agent_triggers) = mpsc::channel(TRIGGERS);
+    let parts = Parts {
+        client,
+        config,
+        ports,
+        metrics,
+        runners,
+        agents: agents.clone(),
+        sessions: sessions.clone(),
+        pods: pods.clone(),
+        look_at_session,
+        look_at_agent,
+    };
+    let namespace = Arc::new(Namespace::new(name, parts));
+
+    let agent_stream = watch::<Guard<Agent>>(namespace.api_guarded::<Agent>(), watcher::Config::default())
+        .modify(|agent| agent.managed_fields_mut().clear())
+        .reflect(agent_writer)
+        .touched_objects()
+        .predicate_filter(
+            predicates::generation.combine(predicates::annotations),
+            kube::runtime::PredicateConfig::default(),
+        );
+    let session_stream = watch::<Guard<Session>>(namespace.api_guarded::<Session>(), watcher::Config::default())
+        .modify(|session| session.managed_fields_mut().clear())
+        .reflect(session_writer)
+        .touched_objects()
+        .predicate_filter(
+            predicates::generation.combine(predicates::annotations),
+            kube::runtime::PredicateConfig::default(),
+        );
+
+    // Agents first: a session that looks for its agent is to find it.
+    let agents_ready = agents.clone();
+    tasks.spawn(controller(
+        agent_stream,
+        agents,
+        agent_triggers,
+        AGENTS_AT_ONCE,
+        Arc::clone(&namespace),
+        stop.clone(),
+        async {},
+        |object, namespace| agent::reconcile(object, namespace),
+    ));
+    let ready = async move {
+        let _ = agents_ready.wait_until_ready().await;
+    };
+    tasks.spawn(controller(
+        session_stream,
+        sessions.clone(),
+        session_triggers,
+        SESSIONS_AT_ONCE,
+        Arc::clone(&namespace),
+        stop.clone(),
+        ready,
+        |object, namespace| session::reconcile(object, namespace),
+    ));
+
+    let of_ash = format!("{}={}", names::MANAGED_BY, names::MANAGER);
+    let pod_stream = watch::<Pod>(namespace.api(), watcher::Config::default().labels(&of_ash))
+        .modify(|pod| {
+            // Labels, owner and status are all that is looked at.
+            pod.managed_fields_mut().clear();
+            pod.spec = None;
+        })
+        .reflect(pod_writer)
+        .touched_objects();
+    tasks.spawn(watch_pods(pod_stream, Arc::clone(&namespace), stop.clone()));
+
+    let looked_at = (namespace.agents.clone(), sessions, pods);
+    let (for_pool, stopping) = (Arc::clone(&namespace), stop.clone());
+    tasks.spawn(async move {
+        let ready = async {
+            let _ = looked_at.0.wait_until_ready().await;
+            let _ = looked_at.1.wait_until_ready().await;
+            let _ = looked_at.2.wait_until_ready().await;
+        };
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = ready => {}
+        }
+        // The policies are there before the first pod is.
+        if !policies(&for_pool, &stopping).await {
+            return;
+        }
+        let kept = tokio::spawn(keep_policies(Arc::clone(&for_pool), stopping.clone()));
+        let pool = pool::keep(Arc::clone(&for_pool), stopping.clone());
+        let sweep = pool::sweep(for_pool, stopping);
+        tokio::join!(pool, sweep);
+        kept.abort();
+    });
+    namespace
+}
+
+/// A watch that begins again, with pauses, whatever happens to it.
+fn watch<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    watcher(api, config.page_size(PAGE)).default_backoff()
+}
+
+/// Looks at every object of a kind when it changes, or when somebody asks for it.
+#[allow(clippy::too_many_arguments, reason = "called twice, in one place")]
+async fn controller<K, F, R>(
+    stream: impl Stream<Item = watcher::Result<Guard<K>>> + Send + 'static,
+    store: reflector::Store<Guard<K>>,
+    triggers: mpsc::Receiver<ObjectRef<Guard<K>>>,
+    at_once: u16,
+    namespace: Arc<Namespace>,
+    stop: CancellationToken,
+    ready: impl Future<Output = ()> + Send + 'static,
+    look: F,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+    F: Fn(Arc<Guard<K>>, Arc<Namespace>) -> R + Send + Sync + Clone + 'static,
+    R: Future<Output = Action> + Send + 'static,
+{
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = ready => {}
+    }
+    let triggers = futures::stream::unfold(triggers, |mut triggers| async move {
+        let next = triggers.recv().await?;
+        Some((next, triggers))
+    });
+    let stopping = stop.clone();
+    Controller::for_stream(stream, store)
+        .with_config(Config::default().concurrency(at_once))
+        .reconcile_on(triggers)
+        .graceful_shutdown_on(async move { stopping.cancelled().await })
+        .run(
+            move |object, namespace| {
+                let look = look.clone();
+                async move { Ok::<_, std::convert::Infallible>(look(object, namespace).await) }
+            },
+            |_, _, _| Action::requeue(FIRST_RETRY),
+            namespace,
+        )
+        // An object that is gone when its turn comes has nothing to be looked at.
+        .for_each(|_| std::future::ready(()))
+        .await;
+}
+
+async fn watch_pods(
+    stream: impl Stream<Item = watcher::Result<Pod>> + Send + 'static,
+    namespace: Arc<Namespace>,
+    stop: CancellationToken,
+) {
+    let mut stream = std::pin::pin!(stream);
+    loop {
+        let next = tokio::select! {
+            () = stop.cancelled() => return,
+            next = stream.next() => next,
+        };
+        match next {
+            Some(Ok(pod)) => {
+                namespace.pool_wake.notify_one();
+                let label = |name: &str| pod.labels().get(name).map(String::as_str);
+                if label(names::COMPONENT) == Some(names::GIT_CLONE)
+                    && let Some(agent) = label(names::AGENT)
+                {
+                    namespace.trigger_agent(agent);
+                }
+            }
+            Some(Err(error)) => tracing::warn!(namespace = %namespace.name, %error, "the watch of pods begins again"),
+            None => return,
+        }
+    }
+}
+
+/// Applies the policies, until it works; false where told to stop.
+async fn policies(namespace: &Namespace, stop: &CancellationToken) -> bool {
+    let parameters = PatchParams::apply(names::FIELD_MANAGER_OPERATOR).force();
+    loop {
+        let policies = network_policy::policies(&namespace.name, &namespace.config.system_namespace);
+        let api = namespace.api::<NetworkPolicy>();
+        let applied = policies.map(|policy| {
+            let (api, parameters) = (api.clone(), parameters.clone());
+            async move { api.patch(&policy.name_any(), &parameters, &Patch::Apply(&policy)).await.map(|_| ()) }
+        });
+        let result: Result<Vec<()>, kube::Error> = join_all(applied).await.into_iter().collect();
+        match result {
+            Ok(_) => {
+                namespace.succeeded("NetworkPolicy", "");
+                return true;
+            }
+            Err(error) => {
+                tracing::error!(namespace = %namespace.name, %error, "no pod is made before the policies are there");
+                let pause = namespace.failed("NetworkPolicy", "");
+                tokio::select! {
+                    () = stop.cancelled() => return false,
+                    () = sleep(pause) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn keep_policies(namespace: Arc<Namespace>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(POLICIES) => {}
+        }
+        if !policies(&namespace, &stop).await {
+            return;
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! The controller of sessions.
+
+pub(crate) mod decide;
+mod message;
+mod row;
+
+use std::{sync::Arc, time::Duration};
+
+use ash_core::{
+    id::{SandboxId, SessionId, TenantId},
+    opening::{Opening, OpeningReason},
+    ports::{OpenEpoch, PodSandbox, PodState, StoreError},
+    session::{Session as Row, SessionEvent, SessionState},
+};
+use ash_crd::{
+    Reason, Sandbox, Session, SessionStatus,
+    condition::{self, ConditionType},
+    names,
+};
+use jiff::Timestamp;
+use kube::{
+    Resource as _, ResourceExt as _,
+    api::{DeleteParams, Preconditions},
+    runtime::controller::Action,
+};
+use serde_json::json;
+
+use self::decide::{Decision, Observed, Step};
+use crate::{
+    error::{StepError, unless_gone},
+    event::Events,
+    failure::Failure,
+    limits::{POLL, START_LOOK, STEPS},
+    namespace::{Namespace, Trouble},
+    object::{self, Guard},
+    runners::Room,
+};
+
+const KIND: &str = "Session";
+
+/// What came of a step.
+enum Outcome {
+    /// Look again.
+    Done,
+    /// Nothing more can be done now, for this reason.
+    Blocked(Reason, String),
+}
+
+/// The id of a session: its uid.
+pub(crate) fn id(session: &Session) -> Option<SessionId> {
+    session.uid()?.parse().ok()
+}
+
+/// Looks at a session, and does what is next. Never fails: what did is tried again after a pause.
+pub(crate) async fn reconcile(object: Arc<Guard<Session>>, namespace: Arc<Namespace>) -> Action {
+    let session = match &object.0 {
+        Ok(session) => session,
+        Err(malformed) => {
+            namespace.metrics.malformed.inc();
+            let name = malformed.metadata.name.as_deref().unwrap_or_default();
+            tracing::warn!(namespace = %namespace.name, session = name, error = %malformed.error, "a Session cannot be read");
+            let text = format!("this release cannot read the Session: {}", malformed.error);
+            namespace.events.tell(&object.object_ref(&()), Reason::InternalError, &text).await;
+            return Action::await_change();
+        }
+    };
+    let name = session.name_any();
+    match look(&namespace, session).await {
+        Ok(again) => {
+            namespace.metrics.look(KIND, "ok");
+            namespace.succeeded(KIND, &name);
+            again.map_or_else(Action::await_change, Action::requeue)
+        }
+        Err(error) => {
+            namespace.metrics.look(KIND, error.category());
+            tracing::warn!(namespace = %namespace.name, session = %name, %error, "a Session is looked at again");
+            if let Some(reason) = error.reason() {
+                let mut status = session.status.clone().unwrap_or_default();
+                let generation = session.metadata.generation.unwrap_or_default();
+                condition::report(&mut status.conditions, reason, &error.to_string(), generation, Timestamp::now());
+                // The first error is the one that is reported.
+                let _ = write(&namespace, session, &status).await;
+            }
+            Action::requeue(namespace.failed(KIND, &name))
+        }
+    }
+}
+
+async fn look(namespace: &Arc<Namespace>, session: &Session) -> Result<Option<Duration>, StepError> {
+    let Some(id) = id(session) else { return Err(StepError::Internal("a Session whose uid is no uuid".to_owned())) };
+    let tenant = namespace.tenant();
+    let mut has_finalizer = object::has_finalizer(session);
+    let default = SessionStatus::default();
+    let before = session.status.as_ref().unwrap_or(&default);
+    for _ in 0..STEPS {
+        let row = namespace.ports.store.session(&tenant, id).await?;
+        let sandbox = match &row {
+            Some(_) => namespace.ports.pods.pod_of(id).await?,
+            None => None,
+        };
+        let message = message::state(namespace, session, id, row.is_some()).await?;
+        if row.as_ref().is_some_and(|row| row.sandbox.is_some()) {
+            // What failed before it is over.
+            namespace.memory().of_sessions.remove(&id);
+        }
+        let (trouble, attempts, not_before) = remembered(namespace, id, sandbox.as_ref());
+        let annotation = |name: &str| session.annotations().get(name).map(String::as_str);
+        let observed = Observed {
+            now: Timestamp::now(),
+            generation: session.metadata.generation.unwrap_or_default(),
+            created_at: object::created_at(session),
+            deleting_since: object::deleting_since(session),
+            has_finalizer,
+            from_rest: session.labels().get(names::ORIGIN).is_some_and(|origin| origin == names::ORIGIN_REST),
+            is_stopped: annotation(names::STOPPED).is_some(),
+            wake_at: annotation(names::WAKE_REQUESTED_AT).and_then(|text| text.parse().ok()),
+            spec: &session.spec,
+            before,
+            row: row.as_ref(),
+            sandbox: sandbox.as_ref(),
+            trouble: trouble.as_ref(),
+            attempts,
+            not_before,
+            message,
+            url: namespace.config.public_url.as_ref().map(|url| format!("{url}/api/sessions/{id}")),
+        };
+        let Decision { step, report, again } = decide::decide(&observed);
+        let outcome = match step {
+            None => {
+                if let Some((reason, text)) = &report {
+                    write(namespace, session, &decide::status(&observed, *reason, text)).await?;
+                }
+                return Ok(again);
+            }
+            Some(step) => {
+                let outcome = act(namespace, session, id, &observed, step).await?;
+                match step {
+                    Step::AddFinalizer => has_finalizer = true,
+                    Step::RemoveFinalizer | Step::RemoveResource => return Ok(None),
+                    _ => {}
+                }
+                outcome
+            }
+        };
+        if let Outcome::Blocked(reason, text) = outcome {
+            write(namespace, session, &decide::status(&observed, reason, &text)).await?;
+            return Ok(Some(if reason.outcome() == ash_crd::Outcome::Stalled { POLL } else { START_LOOK }));
+        }
+    }
+    Ok(Some(Duration::ZERO))
+}
+
+fn remembered(
+    namespace: &Namespace,
+    id: SessionId,
+    sandbox: Option<&PodSandbox>,
+) -> (Option<Failure>, u32, Option<Timestamp>) {
+    let memory = namespace.memory();
+    let past = memory.of_sessions.get(&id);
+    let now = sandbox.and_then(|sandbox| memory.of_pods.get(&sandbox.id)).cloned();
+    let failure = now.or_else(|| past.map(|trouble: &Trouble| trouble.failure.clone()));
+    (failure, past.map_or(0, |past| past.attempts), past.map(|past| past.not_before))
+}
+
+async fn act(
+    namespace: &Arc<Namespace>,
+    session: &Session,
+    id: SessionId,
+    observed: &Observed<'_>,
+    step: Step,
+) -> Result<Outcome, StepError> {
+    let row = || observed.row.ok_or_else(|| StepError::Internal("a session without a row".to_owned()));
+    let runner = &namespace.ports.runner;
+    match step {
+        Step::AddFinalizer => {
+            // REST finds it by its uid.
+            let labels = json!({ names::SESSION_UID: session.uid(), names::AGENT: session.spec.agent });
+            object::set_finalizer(&namespace.api::<Session>(), session, true, labels).await?;
+        }
+        Step::RemoveFinalizer => {
+            object::set_finalizer(&namespace.api::<Session>(), session, false, serde_json::Value::Null).await?;
+            let mut memory = namespace.memory();
+            memory.of_sessions.remove(&id);
+            memory.refused.remove(&id);
+        }
+        Step::CreateRow => return row::create(namespace, session, id).await,
+        Step::FindSandbox => {
+            let row = row()?;
+            let version = row::version(namespace, row).await?;
+            namespace.memory().demand.entry(row.agent).or_default().note(observed.now);
+            let placed = runner.place(row.clone(), version).await?;
+            namespace.pool_wake.notify_one();
+            if placed.sandbox.is_none() && namespace.ports.pods.pod_of(id).await?.is_none() {
+                return make_sandbox(namespace, row).await;
+            }
+        }
+        Step::MakeSandbox => {
+            let row = row()?;
+            namespace.memory().demand.entry(row.agent).or_default().note(observed.now);
+            return make_sandbox(namespace, row).await;
+        }
+        Step::Place => {
+            let row = row()?;
+            let version = row::version(namespace, row).await?;
+            let placed = runner.place(row.clone(), version).await?;
+            if placed.sandbox.is_none() {
+                return Ok(Outcome::Blocked(Reason::Starting, "its runner does not take it yet".to_owned()));
+            }
+        }
+        Step::RemoveSandbox => {
+            if let Some(sandbox) = observed.sandbox {
+                namespace.ports.pods.delete_pod(sandbox.id).await?;
+                namespace.pool_wake.notify_one();
+            }
+        }
+        Step::Suspend(_) | Step::Resume => {
+            // What was looked at may be older than what REST has just done to both resource and row.
+            let now = namespace.api::<Session>().get_opt(&session.name_any()).await?;
+            if now.is_none_or(|now| now.metadata.generation != session.metadata.generation) {
+                return Ok(Outcome::Blocked(Reason::Starting, String::new()));
+            }
+            let row = row()?.clone();
+            match step {
+                Step::Suspend(event) => runner.suspend(row, event == SessionEvent::Stop).await?,
+                _ => runner.resume(row).await?,
+            };
+        }
+        Step::End => {
+            runner.end(row()?.clone()).await?;
+            if let Some(sandbox) = observed.sandbox {
+                namespace.ports.pods.delete_pod(sandbox.id).await?;
+            }
+            namespace.pool_wake.notify_one();
+        }
+        Step::Fail => fail(namespace, row()?, observed.trouble).await?,
+        Step::Send => message::send(namespace, session, row()?).await?,
+        Step::RemoveResource => {
+            let preconditions = Preconditions { uid: session.uid(), resource_version: None };
+            let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+            unless_gone(namespace.api::<Session>().delete(&session.name_any(), &parameters).await)?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Has a sandbox made for a session: its row, which the pool makes a pod from.
+async fn make_sandbox(namespace: &Namespace, row: &Row) -> Result<Outcome, StepError> {
+    let version = row::version(namespace, row).await?;
+    let pool = Sandbox::from_version(version.settings.sandbox.as_ref()).node_pool;
+    if namespace.runners.address(&pool).await?.is_none() {
+        let text = format!("there is no Service ash-runner-{pool} in {}", namespace.config.system_namespace);
+        return Ok(Outcome::Blocked(Reason::NodePoolNotFound, text));
+    }
+    if namespace.runners.room(&pool).await? == Room::Full {
+        return Ok(Outcome::Blocked(Reason::NoCapacity, String::new()));
+    }
+    let sandbox = new_sandbox(&namespace.tenant(), row.agent_name.as_str(), &version, pool, Some(row.id));
+    match namespace.ports.pods.add_pod(sandbox).await {
+        // Somebody else has had one made.
+        Ok(()) | Err(StoreError::Conflict(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    namespace.pool_wake.notify_one();
+    Ok(Outcome::Done)
+}
+
+/// The row of a sandbox that is to be.
+pub(crate) fn new_sandbox(
+    tenant: &TenantId,
+    agent: &str,
+    version: &ash_core::agent::AgentVersion,
+    pool: String,
+    session: Option<SessionId>,
+) -> PodSandbox {
+    let id = SandboxId::new();
+    let now = Timestamp::now();
+    PodSandbox {
+        id,
+        tenant: tenant.clone(),
+        pod: ash_pods::manifest::pod_name(agent, id),
+        pod_uid: None,
+        agent: version.agent,
+        agent_version: version.number,
+        pool,
+        session,
+        state: PodState::Starting,
+        runner: None,
+        node: None,
+        created_at: now,
+        changed_at: now,
+    }
+}
+
+/// Puts a session into `error`: no sandbox of it starts. A message tries again.
+async fn fail(namespace: &Namespace, row: &Row, trouble: Option<&Failure>) -> Result<(), StepError> {
+    let store = &namespace.ports.store;
+    let message = trouble.map_or_else(
+        || "its sandbox did not start".to_owned(),
+        |trouble| format!("{}: {}", trouble.reason.as_str(), trouble.message),
+    );
+    if let Ok(state) = row.state.after(SessionEvent::Fail)
+        && state == SessionState::Error
+    {
+        let interrupted = store.unfinished_turn(row.id).await?.map(|turn| turn.0);
+        let opening = Opening {
+            reason: OpeningReason::Failed,
+            last_committed: row.last,
+            interrupted,
+            message: interrupted.map(|_| message.clone()),
+        };
+        let open =
+            OpenEpoch { session: row.id, expected: row.epoch, state, error: Some(message), sandbox: None, opening };
+        store.open_epoch(open).await?;
+    }
+    namespace.memory().of_sessions.remove(&row.id);
+    Ok(())
+}
+
+async fn write(namespace: &Namespace, session: &Session, status: &SessionStatus) -> Result<(), StepError> {
+    let before = session.status.as_ref();
+    if before == Some(status) {
+        return Ok(());
+    }
+    object::write_status(&namespace.api::<Session>(), session, status).await?;
+    namespace.metrics.wrote_status(KIND);
+    let ready = |status: &SessionStatus| condition::find(&status.conditions, ConditionType::Ready).cloned();
+    let (was, is) = (before.and_then(ready), ready(status));
+    if let Some(is) = is
+        && was.is_none_or(|was| was.reason != is.reason)
+        && let Some(reason) = Reason::ALL.iter().find(|reason| reason.as_str() == is.reason)
+        && Events::is_told(*reason)
+    {
+        namespace.events.tell(&session.object_ref(&()), *reason, &is.message).await;
+    }
+    Ok(())
+}

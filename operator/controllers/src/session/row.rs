@@ -1,0 +1,88 @@
+//! The row of a session: what the store has of what the resource says.
+
+use std::collections::BTreeMap;
+
+use ash_core::{
+    agent::AgentVersion,
+    environment,
+    id::SessionId,
+    ports::{CredentialKind, NewSession, StoreError},
+    session::Session as Row,
+};
+use ash_crd::{Reason, Session, names, resolve};
+use kube::ResourceExt as _;
+use secrecy::ExposeSecret as _;
+
+use super::Outcome;
+use crate::{agent::Secrets, error::StepError, namespace::Namespace};
+
+/// The version that a session has.
+pub(super) async fn version(namespace: &Namespace, row: &Row) -> Result<AgentVersion, StepError> {
+    let version = namespace.ports.store.agent_version(&row.tenant, row.agent, row.agent_version).await?;
+    version.ok_or_else(|| StepError::Internal("the version of the session's agent is gone from the store".to_owned()))
+}
+
+/// Adds the row. The same resource always makes the same row, whoever is first.
+pub(super) async fn create(namespace: &Namespace, session: &Session, id: SessionId) -> Result<Outcome, StepError> {
+    let blocked = |reason: Reason, text: String| Ok(Outcome::Blocked(reason, text));
+    let spec = &session.spec;
+    if namespace.agent(&spec.agent).is_none() {
+        return blocked(Reason::AgentNotFound, format!("there is no Agent {:?} in this namespace", spec.agent));
+    }
+    let tenant = namespace.tenant();
+    let store = &namespace.ports.store;
+    let found = store.agent(&tenant, &spec.agent).await?.filter(|agent| agent.name.as_str() == spec.agent);
+    let Some(agent) = found else {
+        return blocked(Reason::AgentNotReady, format!("the Agent {:?} has no version yet", spec.agent));
+    };
+    let version = match spec.version {
+        None => agent.version,
+        Some(number) => match store.agent_version(&tenant, agent.id, number).await? {
+            Some(version) => version,
+            None => {
+                let newest = agent.version.number;
+                let text = format!("the Agent {:?} has no version {number}; its newest is {newest}", spec.agent);
+                return blocked(Reason::VersionNotFound, text);
+            }
+        },
+    };
+    let mut secrets = Secrets::new(namespace);
+    for key in spec.secret_keys() {
+        secrets.read(key).await?;
+    }
+    let mut own = match resolve(&spec.options.env, |key| secrets.text(key)) {
+        Ok(own) => own,
+        Err(wrong) => return blocked(wrong.reason(), wrong.to_string()),
+    };
+    own.extend(from_rest(namespace, session).await?);
+    if let Err(refused) = environment::check(&own) {
+        return blocked(Reason::EnvironmentRefused, refused.to_string());
+    }
+    let new = NewSession {
+        id,
+        tenant: tenant.clone(),
+        agent: version.agent,
+        agent_name: agent.name,
+        agent_version: version.number,
+        options: spec.options(&version.settings, own),
+        metadata: spec.metadata.clone(),
+        idempotency_key: None,
+    };
+    match store.create_session(new).await {
+        Ok(_) => Ok(Outcome::Done),
+        // The API has made it meanwhile, or this is the answer to a call whose first answer was lost.
+        Err(StoreError::Conflict(_)) if store.session(&tenant, id).await?.is_some() => Ok(Outcome::Done),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The variables that a REST call brought: they are in the store, not in the resource, where everybody could read them.
+async fn from_rest(namespace: &Namespace, session: &Session) -> Result<BTreeMap<String, String>, StepError> {
+    let Some(name) = session.annotations().get(names::ENVIRONMENT) else { return Ok(BTreeMap::new()) };
+    let found = namespace.ports.credentials.reveal_credential_named(&namespace.tenant(), name).await?;
+    let Some((_, secret)) = found.filter(|(credential, _)| credential.kind == CredentialKind::Custom) else {
+        return Ok(BTreeMap::new());
+    };
+    serde_json::from_slice(secret.expose_secret())
+        .map_err(|_| StepError::Internal("the stored variables of the session cannot be read".to_owned()))
+}
