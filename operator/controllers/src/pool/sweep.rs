@@ -6,7 +6,7 @@ use std::{collections::HashSet, sync::Arc};
 use ash_core::{
     id::SessionId,
     ports::{PodState, SessionFilter},
-    session::SessionState,
+    session::{Closing, SessionState},
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::sleep;
@@ -67,7 +67,7 @@ pub(crate) async fn sweep(namespace: &Namespace, with_sessions: bool) -> Result<
         let Some(row) = namespace.ports.store.session(&namespace.tenant(), id).await? else { continue };
         if row.state != SessionState::Ended {
             tracing::info!(namespace = %namespace.name, session = %id, "a session whose resource is gone has ended");
-            namespace.ports.runner.end(row).await?;
+            namespace.ports.runner.close(row, Closing::End).await?;
             namespace.metrics.orphans.inc();
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ash_core::{
     ports::{PodSandbox, PodState},
-    session::{PausedReason, Session as Row, SessionEvent, SessionState},
+    session::{Closing, PausedReason, Session as Row, SessionState},
 };
 use ash_crd::{
     Reason, SessionSpec, SessionStatus,
@@ -76,7 +76,7 @@ pub(crate) enum Step {
     /// The sandbox was claimed, and its runner does not know it.
     Place,
     RemoveSandbox,
-    Suspend(SessionEvent),
+    Suspend(Closing),
     Resume,
     End,
     /// No sandbox could be started.
@@ -132,8 +132,8 @@ pub(crate) fn decide(observed: &Observed<'_>) -> Decision {
     }
     let is_suspended = matches!(row.state, SessionState::Stopped | SessionState::Paused(PausedReason::Person));
     if observed.spec.suspend != is_suspended {
-        let event = if observed.is_stopped { SessionEvent::Stop } else { SessionEvent::Pause(PausedReason::Person) };
-        let step = if observed.spec.suspend { Step::Suspend(event) } else { Step::Resume };
+        let closing = if observed.is_stopped { Closing::Stop } else { Closing::Pause };
+        let step = if observed.spec.suspend { Step::Suspend(closing) } else { Step::Resume };
         return Decision::step(step, if observed.spec.suspend { Reason::Suspended } else { Reason::Resuming });
     }
     if is_suspended {

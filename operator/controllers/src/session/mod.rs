@@ -10,7 +10,7 @@ use ash_core::{
     id::{SandboxId, SessionId, TenantId},
     opening::{Opening, OpeningReason},
     ports::{OpenEpoch, PodSandbox, PodState, StoreError},
-    session::{Session as Row, SessionEvent, SessionState},
+    session::{Closing, Session as Row, SessionEvent, SessionState},
 };
 use ash_crd::{
     Reason, Sandbox, Session, SessionStatus,
@@ -221,12 +221,15 @@ async fn act(
             }
             let row = row()?.clone();
             match step {
-                Step::Suspend(event) => runner.suspend(row, event == SessionEvent::Stop).await?,
-                _ => runner.resume(row).await?,
+                Step::Suspend(closing) => runner.close(row, closing).await?,
+                _ => {
+                    let version = row::version(namespace, &row).await?;
+                    runner.resume(row, version).await?
+                }
             };
         }
         Step::End => {
-            runner.end(row()?.clone()).await?;
+            runner.close(row()?.clone(), Closing::End).await?;
             if let Some(sandbox) = observed.sandbox {
                 namespace.ports.pods.delete_pod(sandbox.id).await?;
             }
