@@ -2,8 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use ash_core::ports::{CredentialStore, MembershipStore, PodStore, Runner, Store};
+use ash_core::ports::{CredentialStore, MembershipStore, PodStore, Runner, RunnerRow, Store, StoreError};
 use ash_pods::manifest::Installation;
+use async_trait::async_trait;
 
 /// What an operator is told.
 #[derive(Debug, Clone)]
@@ -20,6 +21,20 @@ pub struct OperatorConfig {
     pub installation: Installation,
 }
 
+/// The runners that there are: all that an operator has to know of membership.
+#[async_trait]
+pub trait Fleet: Send + Sync {
+    /// As [`MembershipStore::runners`].
+    async fn runners(&self) -> Result<Vec<RunnerRow>, StoreError>;
+}
+
+#[async_trait]
+impl<T: MembershipStore + ?Sized> Fleet for T {
+    async fn runners(&self) -> Result<Vec<RunnerRow>, StoreError> {
+        MembershipStore::runners(self).await
+    }
+}
+
 /// What an operator works with, beside the API server.
 #[derive(Clone)]
 pub struct Ports {
@@ -28,7 +43,7 @@ pub struct Ports {
     /// The rows of sandboxes.
     pub pods: Arc<dyn PodStore>,
     /// The runners.
-    pub membership: Arc<dyn MembershipStore>,
+    pub fleet: Arc<dyn Fleet>,
     /// Copies of Secrets.
     pub credentials: Arc<dyn CredentialStore>,
     /// What places sessions and sends messages.

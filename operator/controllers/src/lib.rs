@@ -24,6 +24,6 @@ pub mod resources;
 mod runners;
 mod session;
 
-pub use config::{OperatorConfig, Ports};
+pub use config::{Fleet, OperatorConfig, Ports};
 pub use metrics::Metrics;
 pub use operator::{namespaces_served, run};

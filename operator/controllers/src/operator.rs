@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt as _, future::join_all};
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
-    api::{Patch, PatchParams},
+    api::PostParams,
     runtime::{
         Config, Controller, Predicate as _, WatchStreamExt as _, controller::Action, predicates, reflector,
         reflector::ObjectRef, watcher,
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Metrics, OperatorConfig, Ports, agent, changes,
+    error::is_conflict,
     leader::Election,
     limits::{AGENTS_AT_ONCE, FIRST_RETRY, POLICIES, SESSIONS_AT_ONCE},
     namespace::{Namespace, Parts},
@@ -52,27 +53,17 @@ pub async fn run(
         tracing::info!(identity = %config.identity, "this operator acts");
         metrics.is_leader.set(1);
         let acting = stop.child_token();
-        let held = {
-            let (election, acting) = (election.clone(), acting.clone());
-            let stop = stop.clone();
-            async move {
-                // The lease is given back only when nothing acts any more.
-                let keeping = CancellationToken::new();
-                let holding = election.hold(lease, &keeping);
-                tokio::pin!(holding);
-                tokio::select! {
-                    () = &mut holding => acting.cancel(),
-                    () = stop.cancelled() => {
-                        acting.cancel();
-                        sleep(Duration::ZERO).await;
-                        keeping.cancel();
-                        holding.await;
-                    }
-                }
-            }
+        let keeping = CancellationToken::new();
+        let held = async {
+            election.hold(lease, &keeping).await;
+            acting.cancel();
         };
-        let serving =
-            serve(client.clone(), Arc::clone(&config), ports.clone(), Arc::clone(&changes), metrics.clone(), acting);
+        let serving = async {
+            let (config, changes) = (Arc::clone(&config), Arc::clone(&changes));
+            serve(client.clone(), config, ports.clone(), changes, metrics.clone(), acting.clone()).await;
+            // The lease is given back when nothing acts any more.
+            keeping.cancel();
+        };
         tokio::join!(held, serving);
         metrics.is_leader.set(0);
         tracing::info!("this operator waits");
@@ -102,7 +93,7 @@ async fn serve(
     metrics: Metrics,
     stop: CancellationToken,
 ) {
-    let runners = Arc::new(Runners::new(client.clone(), &config.system_namespace, Arc::clone(&ports.membership)));
+    let runners = Arc::new(Runners::new(client.clone(), &config.system_namespace, Arc::clone(&ports.fleet)));
     let mut tasks = JoinSet::new();
     let mut namespaces = Vec::new();
     for name in &config.namespaces {
@@ -297,15 +288,24 @@ async fn watch_pods(
     }
 }
 
-/// Applies the policies, until it works; false where told to stop.
+/// Makes the policies that are not there, until it works; false where told to stop. One that somebody made stands: the chart
+/// makes them with the installation's own values.
 async fn policies(namespace: &Namespace, stop: &CancellationToken) -> bool {
-    let parameters = PatchParams::apply(names::FIELD_MANAGER_OPERATOR).force();
+    let parameters = PostParams { field_manager: Some(names::FIELD_MANAGER_OPERATOR.into()), ..PostParams::default() };
     loop {
         let policies = network_policy::policies(&namespace.name, &namespace.config.system_namespace);
         let api = namespace.api::<NetworkPolicy>();
         let applied = policies.map(|policy| {
             let (api, parameters) = (api.clone(), parameters.clone());
-            async move { api.patch(&policy.name_any(), &parameters, &Patch::Apply(&policy)).await.map(|_| ()) }
+            async move {
+                if api.get_opt(&policy.name_any()).await?.is_some() {
+                    return Ok(());
+                }
+                match api.create(&parameters, &policy).await {
+                    Err(error) if is_conflict(&error) => Ok(()),
+                    made => made.map(|_| ()),
+                }
+            }
         });
         let result: Result<Vec<()>, kube::Error> = join_all(applied).await.into_iter().collect();
         match result {

@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
-use ash_core::ports::{MembershipStore, RunnerRow, StoreError};
+use ash_core::ports::{RunnerRow, StoreError};
 use k8s_openapi::api::core::v1::Service;
 use kube::{Api, Client};
 use tokio::time::Instant;
 
-use crate::{error::StepError, limits::SERVICE_AGE};
+use crate::{config::Fleet, error::StepError, limits::SERVICE_AGE};
 
 /// Rows of runners are read at most this often, however many sessions begin.
 const ROWS_AGE: Duration = Duration::from_secs(1);
@@ -46,15 +46,15 @@ type Cached<T> = Option<(Instant, T)>;
 /// Looks them up, and remembers the answers for a moment.
 pub(crate) struct Runners {
     services: Api<Service>,
-    membership: Arc<dyn MembershipStore>,
+    fleet: Arc<dyn Fleet>,
     addresses: Mutex<HashMap<String, (Instant, Option<String>)>>,
     rows: Mutex<Cached<Arc<Vec<RunnerRow>>>>,
 }
 
 impl Runners {
-    pub(crate) fn new(client: Client, namespace: &str, membership: Arc<dyn MembershipStore>) -> Self {
+    pub(crate) fn new(client: Client, namespace: &str, fleet: Arc<dyn Fleet>) -> Self {
         let services = Api::namespaced(client, namespace);
-        Self { services, membership, addresses: Mutex::default(), rows: Mutex::default() }
+        Self { services, fleet, addresses: Mutex::default(), rows: Mutex::default() }
     }
 
     /// The address of a pool's Service; none where there is no such pool.
@@ -83,7 +83,7 @@ impl Runners {
         if let Some((_, rows)) = known.filter(|(at, _)| at.elapsed() < ROWS_AGE) {
             return Ok(room(&rows, pool));
         }
-        let rows = Arc::new(self.membership.runners().await?);
+        let rows = Arc::new(self.fleet.runners().await?);
         *self.rows.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&rows)));
         Ok(room(&rows, pool))
     }

@@ -28,7 +28,8 @@ const FIRST_MESSAGE_KEY: &str = "ash.dev/v1alpha1/spec.message";
 pub enum Unusable {
     /// A Secret or a key of it is not there.
     #[error(
-        "the Secret {name:?} with the key {key:?}, which the variable {variable} is read from, is not in this namespace: create it"
+        "the Secret {name:?} with the key {key:?}, which the variable {variable} is read from, is not in this namespace, or \
+         the installation does not let Ash read it: create it, or have it added to the installation's values"
     )]
     SecretMissing {
         /// The variable.

@@ -23,8 +23,21 @@ pub const CLONES: &str = "ash-git-clone";
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// The value of [`names::COMPONENT`] of runners.
 const RUNNER: &str = "runner";
-/// Where clouds answer with a node's own credentials: link-local addresses, RFC 3927.
-const LINK_LOCAL: &str = "169.254.0.0/16";
+/// Addresses of IPv4 that are nobody's public ones: this network, private, shared, loopback, link-local (where clouds answer with
+/// a node's own credentials), multicast and reserved (RFC 6890).
+const NOT_PUBLIC: [&str; 9] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+];
+/// The same of IPv6: loopback, IPv4 in IPv6, unique local, link-local, multicast.
+const NOT_PUBLIC_6: [&str; 6] = ["::1/128", "::ffff:0:0/96", "64:ff9b::/96", "fc00::/7", "fe80::/10", "ff00::/8"];
 
 /// The policies of a namespace. `system` is the namespace of the runners.
 pub fn policies(namespace: &str, system: &str) -> [NetworkPolicy; 2] {
@@ -40,18 +53,28 @@ pub fn policies(namespace: &str, system: &str) -> [NetworkPolicy; 2] {
     };
     let to_runners =
         NetworkPolicyEgressRule { to: Some(vec![runners]), ports: Some(vec![port(BRIDGE_PORT), port(GATEWAY_PORT)]) };
-    let anywhere = |cidr: &str, except: Option<Vec<String>>| NetworkPolicyPeer {
-        ip_block: Some(IPBlock { cidr: cidr.to_owned(), except }),
+    let peer = |cidr: &str, except: &[&str]| NetworkPolicyPeer {
+        ip_block: Some(IPBlock {
+            cidr: cidr.to_owned(),
+            except: Some(except.iter().map(|block| (*block).to_owned()).collect()),
+        }),
         ..NetworkPolicyPeer::default()
     };
-    let out = NetworkPolicyEgressRule {
-        to: Some(vec![anywhere("0.0.0.0/0", Some(vec![LINK_LOCAL.to_owned()])), anywhere("::/0", None)]),
-        ports: None,
+    // The tenant chooses the address: public ones only. An installation whose repositories are elsewhere says so in the chart.
+    let public = NetworkPolicyEgressRule {
+        to: Some(vec![peer("0.0.0.0/0", &NOT_PUBLIC), peer("::/0", &NOT_PUBLIC_6)]),
+        ports: Some(vec![port(443), port(22)]),
     };
+    let names = NetworkPolicyPeer {
+        namespace_selector: Some(selector(NAMESPACE_NAME, "kube-system")),
+        pod_selector: Some(selector("k8s-app", "kube-dns")),
+        ip_block: None,
+    };
+    let datagrams = NetworkPolicyPort { protocol: Some("UDP".to_owned()), ..port(53) };
+    let resolve = NetworkPolicyEgressRule { to: Some(vec![names]), ports: Some(vec![port(53), datagrams]) };
     [
         policy(namespace, SANDBOXES, names::SANDBOX, vec![to_runners]),
-        // A repository may be anywhere, also on a server of the cluster.
-        policy(namespace, CLONES, names::GIT_CLONE, vec![out]),
+        policy(namespace, CLONES, names::GIT_CLONE, vec![public, resolve]),
     ]
 }
 
