@@ -149,5 +149,6 @@ fn new(agent: &Agent) -> NewSession {
         options: ash_protocol::options::SessionOptions::default(),
         metadata: [("team".to_owned(), "blue".to_owned())].into(),
         idempotency_key: None,
+        credential: None,
     }
 }

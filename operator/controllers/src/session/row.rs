@@ -67,6 +67,7 @@ pub(super) async fn create(namespace: &Namespace, session: &Session, id: Session
         options: spec.options(&version.settings, own),
         metadata: spec.metadata.clone(),
         idempotency_key: None,
+        credential: spec.credential_id.as_deref().and_then(|id| id.parse().ok()),
     };
     match store.create_session(new).await {
         Ok(_) => Ok(Outcome::Done),
