@@ -1,6 +1,11 @@
 //! The image of sandboxes runs where only `restricted` pods may.
 
-use ash_e2e::cluster::{Cluster, Namespace};
+use std::net::SocketAddr;
+
+use ash_e2e::{
+    cluster::{Cluster, MODEL_SERVICE, Namespace},
+    model::{Script, ScriptedModel},
+};
 use serde_json::{Value, json};
 
 use crate::pods::pod;
@@ -18,6 +23,11 @@ ls /var/run/secrets/kubernetes.io 2>/dev/null && echo "there is a token" || echo
 
 /// The version that is installed at build.
 const CLAUDE_CODE: &str = include_str!("../../../bridge-image/claude-code.version");
+
+/// Whether there is gVisor: only a cluster that somebody else made may be without.
+fn has_gvisor(cluster: &Cluster) -> bool {
+    cluster.kubectl(&["get", "runtimeclass", "gvisor"], None).status.success()
+}
 
 fn runs_in(namespace: &Namespace<'_>, pod: &Value) {
     namespace.apply(&pod.to_string());
@@ -57,8 +67,7 @@ fn bridge_and_claude_code_run_in_a_user_namespace() {
 #[test]
 fn bridge_and_claude_code_run_under_gvisor() {
     let Some(cluster) = Cluster::shared() else { return };
-    if !cluster.kubectl(&["get", "runtimeclass", "gvisor"], None).status.success() {
-        // Only a cluster that somebody else made may be without.
+    if !has_gvisor(&cluster) {
         return;
     }
     let namespace = cluster.namespace("gvisor");
@@ -67,6 +76,36 @@ fn bridge_and_claude_code_run_under_gvisor() {
     runs_in(&namespace, &pod);
     let said = namespace.logs("look");
     assert!(said.contains("gVisor"), "another kernel answers: {said}");
+}
+
+/// Asks Claude Code for a tool call; its result is the answer.
+const ASK: &str =
+    r#"claude -p '[[tool: Bash {"command":"echo made | tee /workspace/file"}]] [[result]]' --allowedTools Bash"#;
+
+#[test]
+fn claude_code_uses_a_tool_in_restricted_pods_with_and_without_gvisor() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let namespace = cluster.namespace("claude");
+    let address = SocketAddr::new(cluster.host_address(), 0);
+    let model = cluster.inside(|| ScriptedModel::start_on(address, Script::directives())).unwrap();
+    cluster.expose(namespace.name(), MODEL_SERVICE, model.address().port());
+    let url = format!("http://{MODEL_SERVICE}.{}.svc:{}", namespace.name(), model.address().port());
+    for (name, runtime) in [("plain", None), ("gvisor", Some("gvisor"))] {
+        if runtime.is_some() && !has_gvisor(&cluster) {
+            continue;
+        }
+        let mut pod = pod(name, &["bash", "-c", ASK]);
+        pod["spec"]["runtimeClassName"] = json!(runtime);
+        pod["spec"]["containers"][0]["env"] = json!([
+            { "name": "ANTHROPIC_BASE_URL", "value": url },
+            { "name": "ANTHROPIC_API_KEY", "value": "offline" },
+        ]);
+        namespace.apply(&pod.to_string());
+        namespace.wait(&format!("pod/{name}"), "jsonpath={.status.phase}=Succeeded");
+        let said = namespace.logs(name);
+        assert!(said.contains("made"), "{name}: {said}");
+    }
+    assert!(model.turn_requests() >= 2, "the call and its result: {}", model.turn_requests());
 }
 
 #[test]
