@@ -15,7 +15,8 @@ impl Cluster {
         let mut dump = String::new();
         self.add(&mut dump, &["get", "nodes", "-o", "wide"]);
         self.add(&mut dump, &["get", "pods", "--all-namespaces", "-o", "wide"]);
-        for namespace in [namespace, SYSTEM_NAMESPACE] {
+        let system = (namespace != SYSTEM_NAMESPACE).then_some(SYSTEM_NAMESPACE);
+        for namespace in [Some(namespace), system].into_iter().flatten() {
             self.add(&mut dump, &["get", "events", "-n", namespace, "--sort-by=.lastTimestamp"]);
             self.add(&mut dump, &["get", "agents.ash.dev,sessions.ash.dev", "-n", namespace, "-o", "yaml"]);
             self.add(&mut dump, &["describe", "pods", "-n", namespace]);
