@@ -11,6 +11,8 @@ top=$(cd "$here/../.." && pwd)
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 programs=$(cd "$2" && pwd)
 store=$HOME/.cache/ash/images
+# Layers of earlier builds are found again; beyond this all are dropped but those of the images with a name.
+bound_gib=4
 mkdir -p "$store"
 
 buildah() { command buildah --root "$store/root" --runroot "$store/run" "$@"; }
@@ -66,3 +68,4 @@ claude=$("$top/bridge-image/install-claude-code.sh")
 ln "$claude" "$context/prebuilt/claude" 2>/dev/null || cp "$claude" "$context/prebuilt/claude"
 image ash-bridge "$top/bridge-image/Containerfile"
 image ash "$top/operator/Containerfile"
+if [ "$(du -s --block-size=1G "$store" | cut -f1)" -gt $bound_gib ]; then buildah rmi --prune --force >/dev/null 2>&1 || true; fi
