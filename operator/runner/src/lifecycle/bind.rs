@@ -55,8 +55,13 @@ pub(crate) async fn bind_claimed(
             process.relocate(&folder)?;
         }
     }
-    // A session that was resting here is bound already.
-    shared.gateway.rebind(ash_gateway::SandboxId(sandbox.id.0), binding(shared, sandbox, &row))?;
+    let (gateways, bound_to) = (ash_gateway::SandboxId(sandbox.id.0), binding(shared, sandbox, &row));
+    // A session that rested here is bound already; a sandbox that never had one must not be another's.
+    if how == Claimed::Restarted {
+        shared.gateway.rebind(gateways, bound_to)?;
+    } else {
+        shared.gateway.bind(gateways, bound_to)?;
+    }
     let answer = send_bind(sandbox, &row).await;
     hub.set_place(Place::Live(Arc::clone(sandbox)));
     let (shared, sandbox, hub) = (Arc::clone(shared), Arc::clone(sandbox), Arc::clone(hub));

@@ -223,13 +223,15 @@ async fn catch_up(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, progress: &Progr
         Progress::New if recovers => said(row.last, true),
         // A warm bridge whose claim is on its way.
         Progress::New | Progress::Warm => said(row.last, false),
-        Progress::Resting { session, epoch, .. } if SessionId(*session) == row.id && *epoch <= row.epoch => {
+        Progress::Resting { session, epoch, last } if SessionId(*session) == row.id && *epoch <= row.epoch => {
             // Woken, and not told.
             let woken = *epoch < row.epoch && row.state == SessionState::Active && was_told;
             if woken {
                 drop(send_bind(sandbox, &row).await);
             }
-            CaughtUp { acknowledged: row.last, overtaken: false, rests: !woken }
+            // All of an epoch is committed before there is a newer one.
+            let acknowledged = if *epoch < row.epoch { *last } else { row.last };
+            CaughtUp { acknowledged, overtaken: false, rests: !woken }
         }
         Progress::Bound { .. } | Progress::Resting { .. } => said(row.last, true),
     }

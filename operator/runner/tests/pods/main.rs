@@ -44,7 +44,7 @@ async fn a_pod_is_warmed_claimed_rested_woken_paused_and_ended() {
     assert_eq!((paused.state, paused.sandbox), (SessionState::Paused(PausedReason::Person), Some(pod.sandbox)));
     assert!(matches!(world.send(&life, &session, "no").await, Err(RunnerError::State(_))));
     let resumed = life.runner.resume(paused, world.agent.version.clone()).await.unwrap();
-    assert!(is_active(&resumed) && resumed.sandbox == Some(pod.sandbox));
+    assert!(is_active(&resumed) && resumed.sandbox == Some(pod.sandbox), "{resumed:?}\n{}", pod.log());
     assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 4");
 
     let ended = life.runner.close(world.row_of(&session).await, Closing::End).await.unwrap();
@@ -112,11 +112,12 @@ async fn a_session_that_rests_is_found_resting_by_the_next_life() {
     let session = world.new_session().await;
     world.claim(&life, &session, &pod).await.unwrap();
     world.say(&life, &session, "[[count]]").await;
-    life.runner.close(world.row_of(&session).await, Closing::Stop).await.unwrap();
+    let stopped = life.runner.close(world.row_of(&session).await, Closing::Stop).await.unwrap();
+    assert_eq!((stopped.state, stopped.sandbox), (SessionState::Stopped, Some(pod.sandbox)));
     drop(life);
     let life = world.start().await;
     let resumed = life.runner.resume(world.row_of(&session).await, world.agent.version.clone()).await.unwrap();
-    assert!(is_active(&resumed) && resumed.sandbox == Some(pod.sandbox));
+    assert!(is_active(&resumed) && resumed.sandbox == Some(pod.sandbox), "{resumed:?}\n{}", pod.log());
     assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 2");
 }
 

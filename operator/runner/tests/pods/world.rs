@@ -1,6 +1,8 @@
 //! A node without Kubernetes: pods are bridges in namespaces of their own, which dial a runner; who says what a token or a pod is
 //! stands in the test. Everything else is real: the store, the gateway, the bridge, and Claude Code or its stand-in.
 
+#![allow(unreachable_pub, reason = "a part of one test")]
+
 use std::{
     collections::HashMap,
     net::{SocketAddr, TcpListener},
@@ -201,6 +203,7 @@ impl World {
     }
 
     async fn new(claude: PathBuf) -> Self {
+        let _ = tracing_subscriber::fmt().with_test_writer().with_env_filter("info,ash_runner=debug").try_init();
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.path().join("ash.db")).await.unwrap());
         let bundle = Bundle::from_files([("CLAUDE.md".to_owned(), b"You are a simple agent.\n".to_vec())]).unwrap();
