@@ -275,11 +275,13 @@ async fn a_coordinator_without_its_keys_says_what_to_give() {
     fs::write(&secret, "s".repeat(40)).expect("a file");
     let secret = format!("--fleet-secret-file={}", secret.display());
     let key = ("ASH_TOKEN_KEY", "0f".repeat(32));
+    let credentials = ("ASH_CREDENTIAL_KEY", "1e".repeat(32));
     for (arguments, environment, said) in [
         (vec![secret.clone()], vec![], "ASH_TOKEN_KEY"),
         (vec![secret.clone()], vec![("ASH_TOKEN_KEY", "short".to_owned())], "64 hexadecimal digits"),
         (vec![], vec![key.clone()], "--fleet-secret-file"),
-        (vec![secret.clone()], vec![key.clone()], "ASH_API_KEY"),
+        (vec![secret.clone()], vec![key.clone()], "ASH_CREDENTIAL_KEY"),
+        (vec![secret.clone()], vec![key.clone(), credentials.clone()], "ASH_API_KEY"),
     ] {
         let output = Command::new(program("ash"))
             .args(["serve", "--mode=coordinator", "--listen=127.0.0.1:0", "--fleet-listen=127.0.0.1:0"])

@@ -159,7 +159,16 @@ impl TestRunner {
     }
 }
 
-/// A coordinator and its runners. Dropped, all is stopped and nothing left behind.
+/// A second coordinator on the same database.
+#[derive(Debug)]
+struct Other {
+    process: Process,
+    address: SocketAddr,
+    fleet_address: SocketAddr,
+    client: Client,
+}
+
+/// A coordinator, or two, and their runners. Dropped, all is stopped and nothing left behind.
 #[derive(Debug)]
 pub struct TestFleet {
     folder: TempDir,
@@ -170,6 +179,8 @@ pub struct TestFleet {
     /// A client of the coordinator.
     pub client: Client,
     coordinator: Process,
+    database: Option<String>,
+    other: Option<Other>,
     /// The runners.
     pub runners: Vec<TestRunner>,
 }
@@ -184,14 +195,35 @@ impl TestFleet {
     /// # Panics
     /// When it does not start.
     pub async fn start(runners: usize, arguments: &[&str]) -> Self {
+        Self::start_with(runners, arguments, None).await
+    }
+
+    /// Two coordinators that share a Postgres database, and so many runners that know both.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start_on(database: &str, runners: usize, arguments: &[&str]) -> Self {
+        Self::start_with(runners, arguments, Some(database.to_owned())).await
+    }
+
+    async fn start_with(runners: usize, arguments: &[&str], database: Option<String>) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let model = ScriptedModel::start(Script::directives()).expect("the scripted model");
         let (address, fleet_address) = (free_port(), free_port());
         let client = Client::new(&format!("http://{address}"), Some(&API_KEY.into())).expect("a client");
         let coordinator = Process::new(folder.path(), "coordinator");
-        let mut fleet = Self { folder, model, address, fleet_address, client, coordinator, runners: Vec::new() };
+        let other = database.is_some().then(|| {
+            let (address, fleet_address) = (free_port(), free_port());
+            let client = Client::new(&format!("http://{address}"), Some(&API_KEY.into())).expect("a client");
+            Other { process: Process::new(folder.path(), "other-coordinator"), address, fleet_address, client }
+        });
+        let mut fleet =
+            Self { folder, model, address, fleet_address, client, coordinator, database, other, runners: Vec::new() };
         fleet.write_secret(&["s".repeat(40)]);
         fleet.start_coordinator().await;
+        if fleet.other.is_some() {
+            fleet.start_other().await;
+        }
         for _ in 0..runners {
             fleet.add_runner(arguments);
         }
@@ -222,23 +254,7 @@ impl TestFleet {
     /// # Panics
     /// When it does not.
     pub async fn start_coordinator(&mut self) {
-        let data = self.coordinator.folder.join("data");
-        let arguments = [
-            "serve".to_owned(),
-            "--mode=coordinator".to_owned(),
-            format!("--listen={}", self.address),
-            format!("--fleet-listen={}", self.fleet_address),
-            format!("--data-dir={}", data.display()),
-            format!("--fleet-secret-file={}", self.secret_file().display()),
-            format!("--log={LOG}"),
-            "--shutdown-timeout=5s".to_owned(),
-        ];
-        let environment = [
-            ("ASH_API_KEY", API_KEY.to_owned()),
-            ("ASH_TOKEN_KEY", "0f".repeat(32)),
-            ("ASH_CREDENTIAL_KEY", "1e".repeat(32)),
-            ("ANTHROPIC_API_KEY", MODEL_KEY.to_owned()),
-        ];
+        let (arguments, environment) = self.coordinator_call(&self.coordinator, self.address, self.fleet_address);
         self.coordinator.start(&arguments, &environment);
         eventually("the coordinator answers", async || {
             if let Ok(Some(status)) = self.coordinator.child.as_mut().expect("a coordinator").try_wait() {
@@ -247,6 +263,86 @@ impl TestFleet {
             self.client.health().await.ok()
         })
         .await;
+    }
+
+    /// Starts the second coordinator, and waits until it answers.
+    ///
+    /// # Panics
+    /// When there is none, or it does not answer.
+    pub async fn start_other(&mut self) {
+        let other = self.other.as_ref().expect("a second coordinator");
+        let (arguments, environment) = self.coordinator_call(&other.process, other.address, other.fleet_address);
+        let other = self.other.as_mut().expect("a second coordinator");
+        other.process.start(&arguments, &environment);
+        let client = &other.client;
+        eventually("the second coordinator answers", async || client.health().await.ok()).await;
+    }
+
+    /// A client of the second coordinator.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn other(&self) -> &Client {
+        &self.other.as_ref().expect("a second coordinator").client
+    }
+
+    /// The second coordinator's process.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn other_pid(&self) -> u32 {
+        self.other.as_ref().and_then(|other| other.process.child.as_ref()).expect("a second coordinator").id()
+    }
+
+    /// Kills the second coordinator.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn kill_other(&mut self) {
+        self.other.as_mut().expect("a second coordinator").process.kill();
+    }
+
+    /// Runs the command-line client against the first coordinator, and gives what it printed.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn ash(&self, arguments: &[&str]) -> String {
+        let output = Command::new(program("ash"))
+            .args(arguments)
+            .env_clear()
+            .env("ASH_URL", format!("http://{}", self.address))
+            .env("ASH_API_KEY", API_KEY)
+            .output()
+            .expect("the client runs");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn coordinator_call(
+        &self,
+        process: &Process,
+        address: SocketAddr,
+        fleet_address: SocketAddr,
+    ) -> (Vec<String>, Vec<(&'static str, String)>) {
+        let data = process.folder.join("data");
+        let arguments = vec![
+            "serve".to_owned(),
+            "--mode=coordinator".to_owned(),
+            format!("--listen={address}"),
+            format!("--fleet-listen={fleet_address}"),
+            format!("--data-dir={}", data.display()),
+            format!("--fleet-secret-file={}", self.secret_file().display()),
+            format!("--log={LOG}"),
+            "--shutdown-timeout=5s".to_owned(),
+        ];
+        let mut environment = vec![
+            ("ASH_API_KEY", API_KEY.to_owned()),
+            ("ASH_TOKEN_KEY", "0f".repeat(32)),
+            ("ASH_CREDENTIAL_KEY", "1e".repeat(32)),
+            ("ANTHROPIC_API_KEY", MODEL_KEY.to_owned()),
+        ];
+        environment.extend(self.database.clone().map(|url| ("ASH_DATABASE_URL", url)));
+        (arguments, environment)
     }
 
     /// Kills the coordinator.
@@ -276,6 +372,7 @@ impl TestFleet {
             format!("--log={LOG}"),
             "--shutdown-timeout=5s".to_owned(),
         ];
+        arguments.extend(self.other.iter().map(|other| format!("--coordinator=http://{}", other.fleet_address)));
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let environment = vec![("ANTHROPIC_BASE_URL", self.model.base_url())];
         let mut runner = TestRunner { process, arguments, environment, metrics };
@@ -356,6 +453,7 @@ impl Drop for TestFleet {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.coordinator.dump();
+            self.other.iter().for_each(|other| other.process.dump());
             for runner in &self.runners {
                 runner.process.dump();
             }
@@ -364,6 +462,7 @@ impl Drop for TestFleet {
             runner.stop();
         }
         self.coordinator.stop();
+        self.other.iter_mut().for_each(|other| other.process.stop());
         for runner in &self.runners {
             runner.end_sandboxes();
         }

@@ -19,13 +19,18 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 pub(crate) async fn health(State(state): State<ApiState>) -> Result<Response, ApiError> {
     let active_sessions = state.store.count_active_sessions().await?;
     let load = state.runner.load();
+    let runners = match &state.optional.fleet {
+        Some(fleet) => fleet.runners().await?.len(),
+        None => 0,
+    };
     Ok(Json(json!({
         "status": "ok",
         "version": state.config.version,
+        "mode": if state.optional.fleet.is_some() { "coordinator" } else { "standalone" },
         "coordinatorId": state.config.coordinator_id,
         "activeSessions": active_sessions,
         "activeSandboxes": load.total,
-        "remoteRunners": 0,
+        "remoteRunners": runners,
         "uptime": state.started.elapsed().as_secs(),
         "pool": load,
     }))

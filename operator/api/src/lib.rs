@@ -7,6 +7,7 @@ mod agents;
 mod answer;
 mod auth;
 mod body;
+mod credentials;
 mod error;
 mod fields;
 mod health;
@@ -18,6 +19,7 @@ mod model_options;
 mod network;
 mod observe;
 mod permissions;
+mod runners;
 mod serve;
 mod sessions;
 mod spelling;
@@ -31,7 +33,7 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware::{from_fn, from_fn_with_state},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 
 pub use auth::{InitialKeyError, ensure_initial_key, hash_key};
@@ -56,6 +58,11 @@ pub fn router(state: ApiState) -> Router {
         .route("/api/sessions/{id}/resume", post(sessions::resume))
         .route("/api/sessions/{id}/stop", post(sessions::stop))
         .route("/api/sessions/{id}/permissions/{request}", post(permissions::answer))
+        .route("/api/credentials", post(credentials::create).get(credentials::list))
+        .route("/api/credentials/{id}", delete(credentials::delete))
+        .route("/api/runners", get(runners::list))
+        .route("/api/runners/{name}/cordon", post(runners::cordon))
+        .route("/api/runners/{name}/uncordon", post(runners::uncordon))
         .route_layer(from_fn_with_state(state.clone(), auth::require_key));
     Router::new()
         .route("/health", get(health::health))

@@ -22,6 +22,7 @@ use crate::{
     agents::{self, MAX_MODEL_BYTES},
     auth::Caller,
     body::{BoundedBody, MAX_BODY_BYTES},
+    credentials,
     error::ApiError,
     fields::{Fields, Parameters, Path, invalid},
     idempotency, model_options,
@@ -74,9 +75,7 @@ pub(crate) async fn create(
     let metadata = metadata(&fields)?;
     let extra: BTreeMap<String, String> = fields.get("extraEnv")?.unwrap_or_default();
     environment::check(&extra).map_err(|error| ApiError::bad_request(format!("extraEnv: {error}")))?;
-    if fields.raw("credentialId").is_some() {
-        return Err(ApiError::not_found("credentialId: there is no such credential; this server keeps none yet"));
-    }
+    let taken = credentials::take(&state, &tenant, fields.get("credentialId")?).await?;
     let idempotency_key = idempotency::key(&headers)?.map(ToOwned::to_owned);
     let agent = state.store.agent(&tenant, &agent_name).await?.ok_or_else(agents::unknown)?;
     model_options::check_name(options.model.as_deref())?;
@@ -84,6 +83,7 @@ pub(crate) async fn create(
         options.model = model_options::of_initial_agent(&options);
     }
     options.environment = agent.version.settings.env.clone();
+    options.environment.extend(taken.variables);
     options.environment.extend(extra);
     let new = NewSession {
         id: SessionId::new(),
@@ -93,7 +93,7 @@ pub(crate) async fn create(
         agent_version: agent.version.number,
         options,
         metadata,
-        credential: None,
+        credential: taken.model,
         idempotency_key,
     };
     to_the_end(async move {

@@ -262,6 +262,28 @@ async fn a_session_that_cannot_be_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_server_without_runners_or_credentials_says_so() {
+    let server = Server::new().await;
+    let runners = server.call("GET", "/api/runners", "").await;
+    assert_eq!((runners.status.as_u16(), &*runners.body), (200, &br#"{"runners":[]}"#[..]));
+    assert!(server.call("POST", "/api/runners/one/cordon", "").await.error(404).contains("standalone"));
+    assert!(server.call("GET", "/api/credentials", "").await.error(404).contains("keeps no credentials"));
+    for (body, said) in [
+        (json!({ "type": "openai", "key": "k" }), "type"),
+        (json!({ "type": "nonsense", "key": "k" }), "type"),
+        (json!({ "type": "anthropic" }), "key"),
+        (json!({ "type": "anthropic", "key": " " }), "key"),
+        (json!({ "type": "anthropic", "key": "two words" }), "key"),
+        (json!({ "type": "custom", "key": "no object" }), "JSON object"),
+        (json!({ "type": "custom", "key": "{\"HTTPS_PROXY\":\"x\"}" }), "HTTPS_PROXY"),
+        (json!({ "type": "anthropic", "key": "k", "label": "" }), "label"),
+    ] {
+        let error = server.post("/api/credentials", &body).await.error(400);
+        assert!(error.contains(said), "{body}: {error}");
+    }
+}
+
+#[tokio::test]
 async fn misspelt_fields_are_refused_and_unknown_ones_ignored() {
     let server = Server::new().await;
     let session = server.session().await;

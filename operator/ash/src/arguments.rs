@@ -40,7 +40,7 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Run the server
     Serve(Box<serve::Arguments>),
-    /// Run sandboxes for coordinators, on this machine
+    /// Run sandboxes for coordinators, on this machine; or look after those that run
     Runner(Box<runner::Arguments>),
     /// Deploy the agent in a folder; the same name again makes a new version
     Deploy(deploy::Arguments),
@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Session(session::Command),
     /// Whether the server is well
     Health,
+    /// What the server is, its runners, sandboxes and sessions
+    Status,
     /// Print the completion script of a shell
     Completion {
         /// The shell

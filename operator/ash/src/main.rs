@@ -5,6 +5,7 @@ mod arguments;
 mod chat;
 mod connection;
 mod deploy;
+mod fleet;
 mod health;
 mod output;
 mod run;

@@ -8,7 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     agent,
     arguments::{Cli, Command},
-    chat, connection, deploy, health,
+    chat, connection, deploy, fleet, health,
     output::Output,
     runner, serve, session,
 };
@@ -30,7 +30,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Serve(arguments) => server()?.block_on(serve::run(*arguments)).map(|()| ExitCode::SUCCESS),
-        Command::Runner(arguments) => server()?.block_on(runner::run(*arguments)).map(|()| ExitCode::SUCCESS),
+        Command::Runner(arguments) if arguments.command.is_none() => {
+            server()?.block_on(runner::run(*arguments)).map(|()| ExitCode::SUCCESS)
+        }
         command => {
             let client = connection::client(&global)?;
             let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -40,6 +42,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                     Command::Chat(arguments) => chat::run(arguments, client, output).await,
                     Command::Agent(command) => agent::run(command, &client, output).await,
                     Command::Session(command) => session::run(command, client, output).await,
+                    Command::Runner(arguments) => fleet::run(arguments.command, &client, output).await,
+                    Command::Status => fleet::status(&client, output).await,
                     _ => health::run(&client, output).await,
                 }
             })

@@ -17,8 +17,8 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
-    Agent, CreateSession, Deployment, Error, FrameStream, Health, Kind, Message, Reconnect, Session, SessionQuery,
-    StreamOptions, answer, deploy, stream::Source,
+    Agent, CreateSession, Deployment, Error, FrameStream, Health, Kind, Message, Reconnect, Runner, Session,
+    SessionQuery, StreamOptions, answer, deploy, stream::Source,
 };
 
 /// The longest wait for a connection: 10 s.
@@ -57,6 +57,16 @@ struct ManyAgents {
 #[derive(Deserialize)]
 struct OneSession {
     session: Session,
+}
+
+#[derive(Deserialize)]
+struct OneRunner {
+    runner: Runner,
+}
+
+#[derive(Deserialize)]
+struct ManyRunners {
+    runners: Vec<Runner>,
 }
 
 #[derive(Deserialize)]
@@ -212,6 +222,18 @@ impl Client {
     async fn change_session(&self, id: &str, how: &str) -> Result<Session, Error> {
         let changed = self.json::<OneSession>(self.request(Method::POST, &["api", "sessions", id, how])).await;
         Ok(changed.map_err(Kind::Session.missing(id))?.session)
+    }
+
+    /// The runners of a coordinator, by name. A standalone server has none.
+    pub async fn runners(&self) -> Result<Vec<Runner>, Error> {
+        Ok(self.json::<ManyRunners>(self.request(Method::GET, &["api", "runners"])).await?.runners)
+    }
+
+    /// Lets no new sessions go to a runner, or again.
+    pub async fn cordon_runner(&self, name: &str, cordoned: bool) -> Result<Runner, Error> {
+        let what = if cordoned { "cordon" } else { "uncordon" };
+        let changed = self.json::<OneRunner>(self.request(Method::POST, &["api", "runners", name, what])).await;
+        Ok(changed.map_err(Kind::Runner.missing(name))?.runner)
     }
 
     /// Interrupts the turn that is running.

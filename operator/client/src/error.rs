@@ -78,6 +78,8 @@ pub enum Kind {
     Agent,
     /// A session, by id.
     Session,
+    /// A runner, by name.
+    Runner,
 }
 
 impl Kind {
@@ -97,6 +99,7 @@ impl fmt::Display for Kind {
         formatter.write_str(match self {
             Self::Agent => "Agent",
             Self::Session => "Session",
+            Self::Runner => "Runner",
         })
     }
 }
@@ -135,6 +138,7 @@ impl Error {
             Self::NotFound { kind: Kind::Session, .. } => {
                 Some("`ash session list` shows those that there are".to_owned())
             }
+            Self::NotFound { kind: Kind::Runner, .. } => Some("`ash runner list` shows those that there are".to_owned()),
             Self::InvalidAnswer { .. } => Some("is that the address of an Ash server, of this release?".to_owned()),
             _ => None,
         }

@@ -29,4 +29,4 @@ pub use event::Event;
 pub use frame::Frame;
 pub use parser::{MAX_FRAME_BYTES, Parsed, Parser, TooLong};
 pub use stream::{FrameStream, StreamOptions};
-pub use types::{Agent, Content, CreateSession, Health, Message, Pool, Session, SessionQuery};
+pub use types::{Agent, Content, CreateSession, Health, Message, Pool, Runner, Session, SessionQuery};

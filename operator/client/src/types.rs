@@ -87,6 +87,28 @@ pub struct Pool {
     pub other: Map<String, Value>,
 }
 
+/// A runner, which has sandboxes for coordinators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Runner {
+    /// Its name.
+    pub name: String,
+    /// `ready`, `cordoned`, `starting`, `restarting` or `silent`.
+    pub status: String,
+    /// Sandboxes at the most.
+    pub capacity: u64,
+    /// Sessions that have a place there.
+    pub sessions: u64,
+    /// No new sessions go there.
+    pub cordoned: bool,
+    /// Seconds since it was last heard.
+    #[serde(default)]
+    pub silent_seconds: u64,
+    /// Everything else.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
 /// What a new session is made of. Everything but the agent is optional.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

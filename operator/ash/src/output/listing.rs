@@ -1,6 +1,6 @@
 //! Agents and sessions as tables and as lists of fields.
 
-use ash_client::{Agent, Health, Session, SessionQuery};
+use ash_client::{Agent, Health, Runner, Session, SessionQuery};
 use comfy_table::{Table, presets::NOTHING};
 
 use crate::output::text::printable;
@@ -75,6 +75,45 @@ pub(crate) fn health(health: &Health) -> String {
             ),
         ),
     ])
+}
+
+/// A table of runners.
+pub(crate) fn runners(runners: &[Runner]) -> String {
+    if runners.is_empty() {
+        return "There are no runners: a standalone server has its sandboxes itself; a coordinator's are started with \
+                `ash runner --coordinator URL`."
+            .to_owned();
+    }
+    let rows = runners.iter().map(|runner| {
+        vec![
+            runner.name.clone(),
+            runner_status(runner),
+            format!("{}/{}", runner.sessions, runner.capacity),
+            text(&runner.other, "pool"),
+            text(&runner.other, "node"),
+            text(&runner.other, "version"),
+            text(&runner.other, "address"),
+        ]
+    });
+    table(&["NAME", "STATUS", "SESSIONS", "POOL", "NODE", "VERSION", "ADDRESS"], rows)
+}
+
+fn runner_status(runner: &Runner) -> String {
+    match &*runner.status {
+        "silent" => format!("silent for {} s", runner.silent_seconds),
+        other => other.to_owned(),
+    }
+}
+
+/// What the server is.
+pub(crate) fn server(health: &Health, runners: Option<&[Runner]>) -> String {
+    let mode = text(&health.other, "mode");
+    let ready = |runners: &[Runner]| {
+        let ready = runners.iter().filter(|runner| runner.status == "ready").count();
+        format!("{ready} ready of {}", runners.len())
+    };
+    let runners = runners.filter(|_| mode != "standalone").map(ready).unwrap_or_default();
+    format!("{}\n{}", fields(&[("mode", mode), ("runners", runners)]), self::health(health)).trim_start().to_owned()
 }
 
 fn status(session: &Session) -> String {

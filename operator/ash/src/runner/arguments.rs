@@ -9,6 +9,7 @@ use ash_core::fleet::RunnerName;
 use clap::{ArgAction, Args, Command, ValueEnum};
 
 use crate::{
+    fleet::Administration,
     serve::arguments::{LogFormat, SandboxArguments, UpstreamArguments},
     values,
 };
@@ -123,6 +124,9 @@ pub(crate) struct Arguments {
     /// What is logged, as directives of tracing: a level, or `target=level`, with commas between
     #[arg(long, env = "ASH_LOG", default_value = "info", value_name = "FILTER")]
     pub(crate) log: String,
+    /// What to do with the runners of a server, in place of running one.
+    #[command(subcommand)]
+    pub(crate) command: Option<Administration>,
     #[command(flatten)]
     pub(crate) upstream: UpstreamArguments,
     #[command(flatten)]

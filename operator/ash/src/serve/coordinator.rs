@@ -81,12 +81,12 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
 async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
     let fleet = &arguments.fleet;
     let token_key = token_key(fleet)?;
-    let credential_keys = key::credential_keys(&arguments.credentials, None)?;
     let secret = fleet.fleet_secret_file.as_deref().context(
         "a coordinator needs the secret that it shares with its runners: write 32 characters or more into a file \
          (`openssl rand -hex 32`) and name it with --fleet-secret-file",
     )?;
     let secret = Arc::new(SecretFile::open(secret)?);
+    let credential_keys = key::credential_keys(&arguments.credentials, None)?;
     let api_key = api_key(arguments)?;
     let busy = |flag: &str, address| {
         format!("cannot listen on {address}: stop what listens there, or name another address with {flag}")

@@ -4,7 +4,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use ash_coordinator::{CoordinatorService, Registry, RegistryConfig};
+use ash_coordinator::{CoordinatorService, PodsConfig, Registry, RegistryConfig};
 use ash_core::{
     fleet::{Heard, Heartbeat, Held, ModelKey, Register, Registered, RunnerId},
     ports::{FleetStore, Load, Store},
@@ -32,11 +32,21 @@ pub fn secret(folder: &Path) -> Arc<SecretFile> {
 
 /// A coordinator that serves until `stop`, its registry, and where it is.
 pub async fn serve(folder: &Path, store: Arc<dyn FleetStore>, stop: &CancellationToken) -> (Arc<Registry>, String) {
+    serve_with(folder, store, None, stop).await
+}
+
+/// As [`serve`], with sandboxes that are pods.
+pub async fn serve_with(
+    folder: &Path,
+    store: Arc<dyn FleetStore>,
+    pods: Option<PodsConfig>,
+    stop: &CancellationToken,
+) -> (Arc<Registry>, String) {
     let config = RegistryConfig {
         secret: secret(folder),
         token_key: SecretBox::new(Box::new([7; 32])),
         model_key: Some(ModelKey::ApiKey(Hidden(MODEL_KEY.to_owned()))),
-        pods: None,
+        pods,
     };
     let mut metrics = prometheus_client::registry::Registry::default();
     let registry = Registry::start(config, store, &mut metrics).await.unwrap();
