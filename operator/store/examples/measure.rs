@@ -148,6 +148,7 @@ fn new(agent: &Agent) -> NewSession {
         agent_version: agent.version.number,
         options: ash_protocol::options::SessionOptions::default(),
         metadata: [("team".to_owned(), "blue".to_owned())].into(),
+        credential: None,
         idempotency_key: None,
         credential: None,
     }

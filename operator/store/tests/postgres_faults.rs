@@ -3,14 +3,19 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 mod contract;
+mod fleet;
 mod postgres_proxy;
 
 use std::sync::Arc;
 
 use ash_core::{
     Entry, EntryKind,
-    id::TenantId,
-    ports::{AgentStore as _, EventLog as _, KeyStore as _, NewKey, SessionStore as _, Store, StoreError},
+    id::{SessionId, TenantId},
+    placement::Stage,
+    ports::{
+        AgentStore as _, Clear, CredentialKind, CredentialStore as _, EventLog as _, KeyStore as _, Load,
+        MembershipStore as _, NewKey, PodStore as _, Reserved, SessionStore as _, Store, StoreError,
+    },
     session::Session,
 };
 use ash_store::{Database as _, PostgresError, PostgresStore};
@@ -170,4 +175,77 @@ async fn what_is_in_doubt_is_found_and_not_done_twice() {
     proxy.cut_at("BEGIN");
     assert_eq!(store.deploy_agent(deployment(&tenant, "tester")).await.unwrap().version.number, 2);
     assert!(proxy.has_cut());
+}
+
+/// The same for what coordinators share: who asks again has what the first try did.
+#[tokio::test]
+async fn places_claims_and_credentials_in_doubt_are_found_and_not_taken_twice() {
+    let server = Postgres::start();
+    let proxy = Proxy::start(server.socket()).await;
+    let store = PostgresStore::open(&proxy.url().into()).await.unwrap();
+    let store = store.with_credential_keys(fleet::keyring(&[1]));
+    let agent = agent(&store, &TenantId::default_tenant()).await;
+    let id = fleet::runner("one");
+    proxy.cut_at(&id.incarnation.to_string());
+    store.register_runner(fleet::new_runner(&id, 8)).await.unwrap();
+    assert!(proxy.has_cut());
+    proxy.cut_at(&id.incarnation.to_string());
+    assert!(store.runner_lives(&id, Load::default()).await.unwrap() && proxy.has_cut());
+
+    let (session, _) = store.create_session(new_session(&agent)).await.unwrap();
+    let version = fleet::row(&store, &id).await.unwrap().version;
+    proxy.cut_at(&session.id.to_string());
+    // It cannot tell its own reservation from another's: it looks again, and finds it.
+    assert_eq!(store.reserve(&[session.id], &id, version).await.unwrap(), Reserved::Stale);
+    assert!(proxy.has_cut());
+    let at = store.routes(&[session.id]).await.unwrap().pop().unwrap().at;
+    assert_eq!(at, Some((id.name.clone(), Stage::Reserved)));
+    assert_eq!(fleet::row(&store, &id).await.unwrap().used, 1);
+    proxy.cut_at(&session.id.to_string());
+    let opened = store.open_epoch_on(opening_of(&session), &id.name).await.unwrap();
+    assert!(proxy.has_cut());
+    assert_eq!(store.sessions_on(&id.name).await.unwrap(), [opened]);
+
+    let mut pods = Vec::new();
+    for _ in 0..2 {
+        let pod = fleet::pods::pod(&agent, None);
+        store.add_pod(pod.clone()).await.unwrap();
+        store.admit_pod(&fleet::pods::identity(&pod), &id).await.unwrap().unwrap();
+        assert!(store.pod_is_warm(pod.id).await.unwrap());
+        pods.push(pod.id);
+    }
+    let claimant = SessionId::new();
+    proxy.cut_at(&claimant.to_string());
+    let claimed = store.claim_warm(&agent.tenant, agent.id, 1, claimant).await.unwrap().unwrap();
+    assert!(proxy.has_cut());
+    let all = store.pods(None).await.unwrap();
+    let taken: Vec<_> = all.iter().filter(|pod| pod.session.is_some()).map(|pod| pod.id).collect();
+    assert_eq!(taken, [claimed.id], "one, and not the other");
+
+    proxy.cut_at("a-name-of-its-own");
+    let secret = Clear::new(b"sesame".as_slice().into());
+    let kind = CredentialKind::AnthropicKey;
+    store.put_credential(&agent.tenant, "a-name-of-its-own", kind, &secret).await.unwrap();
+    assert!(proxy.has_cut());
+    assert_eq!(store.credentials(&agent.tenant).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn while_postgres_is_away_the_fleet_is_unavailable_and_later_it_is_as_it_was() {
+    let mut server = Postgres::start();
+    let store = open(&server).await;
+    let id = fleet::joined(&store, "one", 8).await;
+    let session = placed(&store).await;
+    server.stop();
+    let (lives, routes, own, claimed) = tokio::join!(
+        store.runner_lives(&id, Load::default()),
+        store.routes(std::slice::from_ref(&session.id)),
+        store.coordinator_lives(uuid::Uuid::new_v4()),
+        store.claim_warm(&session.tenant, session.agent, 1, session.id),
+    );
+    for failed in [lives.map(drop), routes.map(drop), own.map(drop), claimed.map(drop)] {
+        assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failed:?}");
+    }
+    server.start_again();
+    assert!(store.runner_lives(&id, Load::default()).await.unwrap());
 }

@@ -235,9 +235,24 @@ pub(crate) struct FleetArguments {
     /// File with that key (coordinator)
     #[arg(long, env = "ASH_TOKEN_KEY_FILE", value_name = "FILE", help_heading = "Fleet")]
     pub(crate) token_key_file: Option<PathBuf>,
+    /// What the sandboxes of the runners are (coordinator)
+    #[arg(long = "sandboxes", env = "ASH_SANDBOXES", value_enum, default_value = "processes", help_heading = "Fleet")]
+    pub(crate) sandbox_kind: SandboxKind,
+    /// Namespace of the default tenant; every other tenant is named like its namespace (coordinator, pods)
+    #[arg(long, env = "ASH_DEFAULT_NAMESPACE", default_value = "default", value_name = "NAME", help_heading = "Fleet")]
+    pub(crate) default_namespace: String,
     /// File with the API key that clients need (coordinator)
     #[arg(long, env = "ASH_API_KEY_FILE", value_name = "FILE", help_heading = "Fleet")]
     pub(crate) api_key_file: Option<PathBuf>,
+}
+
+/// What sandboxes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SandboxKind {
+    /// Processes of their runner's machine
+    Processes,
+    /// Pods of a Kubernetes cluster, which its operator makes (`ash operator`)
+    Pods,
 }
 
 /// What a server is.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use ash_api::{ApiConfig, ApiState, OptionalPorts, ServeLimits};
-use ash_coordinator::{CoordinatorService, FleetRunner, Registry, RegistryConfig};
+use ash_coordinator::{CoordinatorService, FleetRunner, PodsConfig, Registry, RegistryConfig};
 use ash_core::{fleet::ModelKey, ports::MembershipStore};
 use ash_gateway::Credential;
 use ash_link::SecretFile;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     DRAIN,
-    arguments::{Arguments, FleetArguments},
+    arguments::{Arguments, FleetArguments, SandboxKind},
     key::{self, hexadecimal},
     store_metrics, wait_for_signal, wiring,
 };
@@ -109,7 +109,9 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
         Credential::ApiKey(key) => ModelKey::ApiKey(Hidden(key.expose_secret().to_owned())),
         Credential::AuthToken(token) => ModelKey::AuthToken(Hidden(token.expose_secret().to_owned())),
     });
-    let config = RegistryConfig { secret: Arc::clone(&secret), token_key, model_key, pods: None };
+    let pods = (fleet.sandbox_kind == SandboxKind::Pods)
+        .then(|| PodsConfig { default_namespace: fleet.default_namespace.clone(), resources: None });
+    let config = RegistryConfig { secret: Arc::clone(&secret), token_key, model_key, pods };
     let registry = Registry::start(config, store.clone(), &mut metrics).await?;
     let runner = Arc::new(FleetRunner::new(Arc::clone(&registry)));
     let shared = Arc::new(Mutex::new(MetricsRegistry::default()));

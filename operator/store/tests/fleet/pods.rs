@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::{Database, joined, new_runner, older, runner};
 use crate::contract::fixtures::{agent, tenant};
 
-fn pod(agent: &Agent, session: Option<SessionId>) -> PodSandbox {
+pub fn pod(agent: &Agent, session: Option<SessionId>) -> PodSandbox {
     let id = SandboxId::new();
     PodSandbox {
         id,
@@ -32,7 +32,7 @@ fn pod(agent: &Agent, session: Option<SessionId>) -> PodSandbox {
     }
 }
 
-fn identity(pod: &PodSandbox) -> PodIdentity {
+pub fn identity(pod: &PodSandbox) -> PodIdentity {
     PodIdentity {
         namespace: pod.tenant.0.clone(),
         pod: pod.pod.clone(),
