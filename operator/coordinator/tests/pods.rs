@@ -20,7 +20,7 @@ use ash_core::{
         AgentRequest, FleetStore, NewMessage, PodIdentity, PodSandbox, PodState, ResourceError, Resources, Runner as _,
         RunnerError, SessionRequest, StoreError,
     },
-    session::Session,
+    session::{Closing, Session},
 };
 use ash_link::{Body, Peer, Service, answer_json, read_json, refuse};
 use ash_protocol::{
@@ -76,7 +76,7 @@ impl Resources for Woken {
         Err(ResourceError::Refused("not asked for here".to_owned()))
     }
 
-    async fn suspend_session(&self, _: &TenantId, _: SessionId, _: bool) -> Result<(), ResourceError> {
+    async fn suspend_session(&self, _: &TenantId, _: SessionId, _: bool, _: bool) -> Result<(), ResourceError> {
         Ok(())
     }
 
@@ -213,7 +213,7 @@ async fn a_new_session_claims_a_warm_pod_and_its_runner_is_told_which() {
     );
     assert_eq!(fixture.last(), Some((session.id, Some(pod.id))));
     // Over, it is nobody's.
-    fixture.fleet.end(session.clone()).await.unwrap();
+    fixture.fleet.close(session.clone(), Closing::End).await.unwrap();
     assert_eq!(fixture.store.pod_of(session.id).await.unwrap(), None);
     assert!(!fixture.call::<bool>(coordinator::POD_OVER, &of).await, "that was known");
 }
@@ -246,7 +246,7 @@ async fn a_pod_of_an_ended_session_is_not_wanted() {
     let fixture = fixture().await;
     let (session, _) = fixture.session().await;
     let pod = fixture.add_pod(Some(session.id)).await;
-    fixture.fleet.end(session.clone()).await.unwrap();
+    fixture.fleet.close(session.clone(), Closing::End).await.unwrap();
     assert!(fixture.admit(&pod, NAMESPACE).await.is_none());
     let again = fixture.add_pod(Some(session.id)).await;
     assert!(fixture.admit(&again, NAMESPACE).await.is_none(), "also one that was made later");
