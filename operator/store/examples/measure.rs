@@ -150,6 +150,5 @@ fn new(agent: &Agent) -> NewSession {
         metadata: [("team".to_owned(), "blue".to_owned())].into(),
         credential: None,
         idempotency_key: None,
-        credential: None,
     }
 }
