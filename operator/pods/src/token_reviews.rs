@@ -66,6 +66,11 @@ impl TokenReviews for ApiServerReviews {
         };
         match self.reviews.create(&PostParams::default(), &review).await {
             Ok(reviewed) => identity(reviewed.status.unwrap_or_default()),
+            // What is no token at all is no question to the API server.
+            Err(kube::Error::Api(status)) if matches!(status.code, 400 | 422) => {
+                Err(ReviewError::Refused(status.message.clone()))
+            }
+            Err(kube::Error::Api(status)) => Err(ReviewError::Unavailable(status.message.clone())),
             // Nothing in an error of the client holds what was sent.
             Err(error) => Err(ReviewError::Unavailable(error.to_string())),
         }
