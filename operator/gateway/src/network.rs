@@ -104,7 +104,7 @@ impl Visitor {
     /// Returns when the time for proving is over without a proof.
     async fn overdue(&self, within: Duration) {
         if timeout(within, self.proven.notified()).await.is_ok() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
