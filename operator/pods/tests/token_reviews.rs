@@ -4,16 +4,12 @@
 //! skipped; with `ASH_TEST_REQUIRE_KUBERNETES` set it fails.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../../crd/tests/api_server/server.rs"]
-#[allow(dead_code)]
-mod server;
-
 use std::time::{Duration, Instant};
 
 use ash_core::ports::{PodIdentity, ReviewError, TokenReviews as _};
 use ash_pods::token_reviews::ApiServerReviews;
+use ash_test_kubernetes::Server;
 use kube::{Client, Config};
-use server::Server;
 
 /// The API server keeps what it said of a token for 10 s.
 const NOTICED: Duration = Duration::from_secs(60);
@@ -64,11 +60,7 @@ fn token(server: &Server, arguments: &[&str]) -> String {
 
 /// The reviews, asked with this token.
 fn reviews(server: &Server, token: &str) -> ApiServerReviews {
-    let said = server.done(&["cluster-info"], None);
-    let from = said.find("https://").unwrap();
-    let url: String =
-        said[from..].chars().take_while(|letter| !letter.is_whitespace() && *letter != '\u{1b}').collect();
-    let mut config = Config::new(url.parse().unwrap());
+    let mut config = Config::new(server.url().parse().unwrap());
     config.accept_invalid_certs = true;
     config.auth_info.token = Some(token.to_owned().into());
     ApiServerReviews::of(Client::try_from(config).unwrap())
