@@ -69,8 +69,9 @@ pub(crate) async fn watch(store: Arc<dyn ChangeStore>, namespaces: Vec<Arc<Names
         };
         let fresh = seen.take(found);
         for namespace in &namespaces {
+            let tenant = namespace.tenant();
             let ids: HashSet<SessionId> =
-                fresh.iter().filter(|change| change.tenant.0 == namespace.name).map(|change| change.id).collect();
+                fresh.iter().filter(|change| change.tenant == tenant).map(|change| change.id).collect();
             pool::trigger(namespace, &ids);
         }
     }

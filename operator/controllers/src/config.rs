@@ -11,6 +11,8 @@ use async_trait::async_trait;
 pub struct OperatorConfig {
     /// The namespaces that it serves. It touches nothing in any other.
     pub namespaces: Vec<String>,
+    /// The one of the default tenant; every other tenant is called like its namespace.
+    pub default_namespace: String,
     /// The namespace of the runners' Services and of the lease.
     pub system_namespace: String,
     /// Who it is among its like: its pod's name.

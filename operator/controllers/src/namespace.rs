@@ -33,7 +33,7 @@ use crate::{
 
 /// What the controllers of a namespace share.
 pub(crate) struct Namespace {
-    /// Its name; also the tenant.
+    /// Its name.
     pub(crate) name: String,
     pub(crate) client: Client,
     pub(crate) config: Arc<OperatorConfig>,
@@ -64,8 +64,8 @@ pub(crate) struct Memory {
     pub(crate) counts: HashMap<AgentId, Counts>,
     /// Sessions whose first message is being sent.
     pub(crate) sending: HashSet<SessionId>,
-    /// Sessions whose first message was refused, with the words.
-    pub(crate) refused: HashMap<SessionId, String>,
+    /// First messages whose end is known: taken, or refused with these words. The log has them soon.
+    pub(crate) messages: HashMap<SessionId, Result<(), String>>,
     /// Objects that failed one time after another, by kind and name.
     retries: HashMap<(&'static str, String), u32>,
     /// When an agent's status was written last.
@@ -142,7 +142,11 @@ impl Namespace {
 
     /// The tenant that it is.
     pub(crate) fn tenant(&self) -> TenantId {
-        TenantId(self.name.clone())
+        if self.name == self.config.default_namespace {
+            TenantId::default_tenant()
+        } else {
+            TenantId(self.name.clone())
+        }
     }
 
     /// The objects of a kind in it.

@@ -131,10 +131,12 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
         look_at_agent,
     };
     let namespace = Arc::new(Namespace::new(name, parts));
+    let [agents_ready, sessions_ready, pods_ready] = [(); 3].map(|()| CancellationToken::new());
 
     let agent_stream = watch::<Guard<Agent>>(namespace.api_guarded::<Agent>(), watcher::Config::default())
         .modify(|agent| agent.managed_fields_mut().clear())
         .reflect(agent_writer)
+        .inspect(latch(&agents_ready))
         .touched_objects()
         .predicate_filter(
             predicates::generation.combine(predicates::annotations),
@@ -143,6 +145,7 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
     let session_stream = watch::<Guard<Session>>(namespace.api_guarded::<Session>(), watcher::Config::default())
         .modify(|session| session.managed_fields_mut().clear())
         .reflect(session_writer)
+        .inspect(latch(&sessions_ready))
         .touched_objects()
         .predicate_filter(
             predicates::generation.combine(predicates::annotations),
@@ -150,7 +153,6 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
         );
 
     // Agents first: a session that looks for its agent is to find it.
-    let agents_ready = agents.clone();
     tasks.spawn(controller(
         agent_stream,
         agents,
@@ -161,12 +163,10 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
         async {},
         |object, namespace| agent::reconcile(object, namespace),
     ));
-    let ready = async move {
-        let _ = agents_ready.wait_until_ready().await;
-    };
+    let ready = agents_ready.clone().cancelled_owned();
     tasks.spawn(controller(
         session_stream,
-        sessions.clone(),
+        sessions,
         session_triggers,
         SESSIONS_AT_ONCE,
         Arc::clone(&namespace),
@@ -183,16 +183,16 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
             pod.spec = None;
         })
         .reflect(pod_writer)
+        .inspect(latch(&pods_ready))
         .touched_objects();
     tasks.spawn(watch_pods(pod_stream, Arc::clone(&namespace), stop.clone()));
 
-    let looked_at = (namespace.agents.clone(), sessions, pods);
     let (for_pool, stopping) = (Arc::clone(&namespace), stop.clone());
     tasks.spawn(async move {
         let ready = async {
-            let _ = looked_at.0.wait_until_ready().await;
-            let _ = looked_at.1.wait_until_ready().await;
-            let _ = looked_at.2.wait_until_ready().await;
+            agents_ready.cancelled().await;
+            sessions_ready.cancelled().await;
+            pods_ready.cancelled().await;
         };
         tokio::select! {
             () = stopping.cancelled() => return,
@@ -209,6 +209,16 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
         kept.abort();
     });
     namespace
+}
+
+/// Notes that a watch has given everything that there was. (`Store::wait_until_ready` wakes the last of its waiters only.)
+fn latch<K>(ready: &CancellationToken) -> impl FnMut(&watcher::Result<watcher::Event<K>>) + Send + use<K> {
+    let ready = ready.clone();
+    move |event| {
+        if matches!(event, Ok(watcher::Event::InitDone)) {
+            ready.cancel();
+        }
+    }
 }
 
 /// A watch that begins again, with pauses, whatever happens to it.

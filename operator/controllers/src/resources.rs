@@ -199,8 +199,7 @@ impl Resources for KubeResources {
             let text = serde_json::to_vec(&request.options.environment)
                 .map_err(|error| ResourceError::Refused(format!("extraEnv: {error}")))?;
             let secret = SecretBox::new(text.into_boxed_slice());
-            let tenant = TenantId(self.namespace(&request.tenant)?);
-            let put = credentials.put_credential(&tenant, &stored, CredentialKind::Custom, &secret).await;
+            let put = credentials.put_credential(&request.tenant, &stored, CredentialKind::Custom, &secret).await;
             put.map_err(|error| ResourceError::Unavailable(error.to_string()))?;
             annotations.insert(names::ENVIRONMENT.to_owned(), stored);
         }

@@ -186,6 +186,8 @@ pub fn pod(installation: &Installation, wanted: &Wanted<'_>) -> Pod {
                 ..PodSecurityContext::default()
             }),
             host_users: installation.user_namespaces.then_some(false),
+            // Its token is for runners only; it has no rights anywhere.
+            service_account_name: Some("default".to_owned()),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             restart_policy: Some("Never".to_owned()),

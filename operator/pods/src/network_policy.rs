@@ -36,8 +36,8 @@ const NOT_PUBLIC: [&str; 9] = [
     "224.0.0.0/4",
     "240.0.0.0/4",
 ];
-/// The same of IPv6: loopback, IPv4 in IPv6, unique local, link-local, multicast.
-const NOT_PUBLIC_6: [&str; 6] = ["::1/128", "::ffff:0:0/96", "64:ff9b::/96", "fc00::/7", "fe80::/10", "ff00::/8"];
+/// The same of IPv6: loopback, IPv4 behind a translator, unique local, link-local, multicast.
+const NOT_PUBLIC_6: [&str; 5] = ["::1/128", "64:ff9b::/96", "fc00::/7", "fe80::/10", "ff00::/8"];
 
 /// The policies of a namespace. `system` is the namespace of the runners.
 pub fn policies(namespace: &str, system: &str) -> [NetworkPolicy; 2] {

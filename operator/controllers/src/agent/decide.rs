@@ -155,8 +155,9 @@ fn status(observed: &Observed<'_>) -> AgentStatus {
             if source == ConditionStatus::True { (Reason::Deployed, "") } else { (reason, message) };
         condition::set(&mut status.conditions, ConditionType::SourceReady, source, reason, message, generation, now);
     }
+    let target = observed.counts.target.max(observed.spec.warm.min);
     let (pool, why, text) = match observed.trouble {
-        _ if observed.counts.warm >= observed.counts.target => (ConditionStatus::True, Reason::Deployed, ""),
+        _ if observed.counts.warm >= target => (ConditionStatus::True, Reason::Deployed, ""),
         Some(trouble) => (ConditionStatus::False, trouble.reason, trouble.message.as_str()),
         None => (ConditionStatus::False, Reason::Warming, ""),
     };

@@ -328,7 +328,9 @@ async fn create(namespace: &Namespace, row: &PodSandbox, refused: &mut HashSet<A
         // It is there; the watch has not said so yet.
         Err(error) if is_conflict(&error) => Ok(()),
         Err(error) => match failure::of_refusal(&error) {
-            Some(failure) => {
+            Some(mut failure) => {
+                // The next one has another name, and the same to say.
+                failure.message = failure.message.replace(&row.pod, &agent_name);
                 refused.insert(row.agent);
                 namespace.ports.pods.delete_pod(row.id).await?;
                 namespace.metrics.sandboxes_failed.inc();

@@ -42,8 +42,9 @@ pub(super) async fn state(
         return Ok(Message::Taken);
     }
     let memory = namespace.memory();
-    Ok(match memory.refused.get(&id) {
-        Some(why) => Message::Failed(why.clone()),
+    Ok(match memory.messages.get(&id) {
+        Some(Ok(())) => Message::Taken,
+        Some(Err(why)) => Message::Failed(why.clone()),
         None if memory.sending.contains(&id) => Message::Sending,
         None => Message::Waiting,
     })
@@ -58,7 +59,10 @@ pub(super) async fn send(namespace: &Arc<Namespace>, session: &Session, row: &Ro
         TurnOptions { max_turns: limits.max_turns, max_budget_usd: limits.max_budget_usd, ..TurnOptions::default() };
     let options = match message.options(&defaults) {
         Ok(options) => options,
-        Err(wrong) => return refuse(namespace, row.id, wrong.to_string()),
+        Err(wrong) => {
+            over(namespace, row.id, Err(wrong.to_string()));
+            return Ok(());
+        }
     };
     let content = to_raw_value(&message.content).map_err(|error| StepError::Internal(error.to_string()))?;
     let new = NewMessage { turn: FirstMessage::turn(row.id), content, options };
@@ -69,10 +73,10 @@ pub(super) async fn send(namespace: &Arc<Namespace>, session: &Session, row: &Ro
     tokio::spawn(async move {
         let sent = namespace.ports.runner.send(row.clone(), version, new).await.map(|_| ());
         match sent {
-            Ok(()) => {}
+            Ok(()) => over(&namespace, row.id, Ok(())),
             // These will be the same every time.
             Err(error @ (RunnerError::OptionRefused(_) | RunnerError::LogFull { .. })) => {
-                let _ = refuse(&namespace, row.id, error.to_string());
+                over(&namespace, row.id, Err(error.to_string()));
             }
             Err(error) => {
                 tracing::info!(namespace = %namespace.name, session = %name, %error, "the first message is sent again");
@@ -85,11 +89,10 @@ pub(super) async fn send(namespace: &Arc<Namespace>, session: &Session, row: &Ro
     Ok(())
 }
 
-fn refuse(namespace: &Namespace, id: SessionId, why: String) -> Result<(), StepError> {
+fn over(namespace: &Namespace, id: SessionId, end: Result<(), String>) {
     let mut memory = namespace.memory();
-    if memory.refused.len() >= MAX_REMEMBERED {
-        memory.refused.clear();
+    if memory.messages.len() >= MAX_REMEMBERED {
+        memory.messages.clear();
     }
-    memory.refused.insert(id, why);
-    Ok(())
+    memory.messages.insert(id, end);
 }

@@ -181,7 +181,7 @@ async fn act(
             object::set_finalizer(&namespace.api::<Session>(), session, false, serde_json::Value::Null).await?;
             let mut memory = namespace.memory();
             memory.of_sessions.remove(&id);
-            memory.refused.remove(&id);
+            memory.messages.remove(&id);
         }
         Step::CreateRow => return row::create(namespace, session, id).await,
         Step::FindSandbox => {
