@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::SecretString;
 
-use crate::{agent, chat, deploy, runner, serve, session, settings, values};
+use crate::{agent, chat, deploy, operator, runner, serve, session, settings, values};
 
 /// Claude Code agents as a service.
 #[derive(Debug, Parser)]
@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Serve(Box<serve::Arguments>),
     /// Run sandboxes for coordinators, on this machine; or look after those that run
     Runner(Box<runner::Arguments>),
+    /// Make Agent and Session resources of a Kubernetes cluster come true
+    Operator(Box<operator::Arguments>),
     /// Deploy the agent in a folder; the same name again makes a new version
     Deploy(deploy::Arguments),
     /// Talk with an agent
@@ -72,6 +74,7 @@ pub(crate) fn read(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Res
     let server = matches.subcommand().and_then(|(name, given)| match name {
         serve::COMMAND => Some((serve::COMMAND, given, serve::command(), &serve::OTHER_VARIABLES[..])),
         runner::COMMAND => Some((runner::COMMAND, given, runner::command(), &runner::OTHER_VARIABLES[..])),
+        operator::COMMAND => Some((operator::COMMAND, given, operator::command(), &operator::OTHER_VARIABLES[..])),
         _ => None,
     });
     if let Some((name, given, known, others)) = server {

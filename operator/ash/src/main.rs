@@ -7,6 +7,7 @@ mod connection;
 mod deploy;
 mod fleet;
 mod health;
+mod operator;
 mod output;
 mod run;
 mod runner;

@@ -8,7 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     agent,
     arguments::{Cli, Command},
-    chat, connection, deploy, fleet, health,
+    chat, connection, deploy, fleet, health, operator,
     output::Output,
     runner, serve, session,
 };
@@ -30,6 +30,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Serve(arguments) => server()?.block_on(serve::run(*arguments)).map(|()| ExitCode::SUCCESS),
+        Command::Operator(arguments) => server()?.block_on(operator::run(*arguments)).map(|()| ExitCode::SUCCESS),
         Command::Runner(arguments) if arguments.command.is_none() => {
             server()?.block_on(runner::run(*arguments)).map(|()| ExitCode::SUCCESS)
         }

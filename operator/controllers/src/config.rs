@@ -30,10 +30,19 @@ pub trait Fleet: Send + Sync {
     async fn runners(&self) -> Result<Vec<RunnerRow>, StoreError>;
 }
 
+/// The runners of a store.
+pub struct Members(pub Arc<dyn MembershipStore>);
+
 #[async_trait]
-impl<T: MembershipStore + ?Sized> Fleet for T {
+impl Fleet for Members {
     async fn runners(&self) -> Result<Vec<RunnerRow>, StoreError> {
-        MembershipStore::runners(self).await
+        self.0.runners().await
+    }
+}
+
+impl fmt::Debug for Members {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Members").finish_non_exhaustive()
     }
 }
 

@@ -24,6 +24,7 @@ pub mod resources;
 mod runners;
 mod session;
 
-pub use config::{Fleet, OperatorConfig, Ports};
+pub use config::{Fleet, Members, OperatorConfig, Ports};
+pub use kube::Client;
 pub use metrics::Metrics;
-pub use operator::{namespaces_served, run};
+pub use operator::{ConnectError, connect, run};

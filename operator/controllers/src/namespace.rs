@@ -61,6 +61,8 @@ pub(crate) struct Memory {
     /// Warm sandboxes of an agent that failed one after another.
     pub(crate) of_agents: HashMap<AgentId, Trouble>,
     pub(crate) demand: HashMap<AgentId, Demand>,
+    /// Whether the demand of the time before this process was taken over.
+    pub(crate) has_recalled: bool,
     pub(crate) counts: HashMap<AgentId, Counts>,
     /// Sessions whose first message is being sent.
     pub(crate) sending: HashSet<SessionId>,

@@ -70,19 +70,14 @@ pub async fn run(
     }
 }
 
-/// The namespaces that can be served: those that the API server lets be listed. The others are named, and left alone.
-pub async fn namespaces_served(client: &Client, names: &[String]) -> Vec<String> {
-    let mut served = Vec::new();
-    for name in names {
-        let agents: Api<Agent> = Api::namespaced(client.clone(), name);
-        match agents.list_metadata(&kube::api::ListParams::default().limit(1)).await {
-            Err(kube::Error::Api(status)) if status.code == 403 => {
-                tracing::error!(namespace = %name, "no right to serve this namespace: give the operator's account its role there");
-            }
-            _ => served.push(name.clone()),
-        }
-    }
-    served
+/// Why there is no way to an API server.
+#[derive(Debug, thiserror::Error)]
+#[error("no way to the Kubernetes API server: {0}; run this in a pod of the cluster, or with KUBECONFIG set")]
+pub struct ConnectError(String);
+
+/// A client for the cluster that this process is in, or that `KUBECONFIG` names.
+pub async fn connect() -> Result<Client, ConnectError> {
+    Client::try_default().await.map_err(|error| ConnectError(error.to_string()))
 }
 
 async fn serve(

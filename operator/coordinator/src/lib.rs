@@ -21,6 +21,6 @@ mod warm;
 
 pub use fleet_runner::FleetRunner;
 pub use keys::ModelKeySource;
-pub use lost::watch;
+pub use lost::{follow, watch};
 pub use registry::{PodsConfig, Registry, RegistryConfig};
 pub use service::CoordinatorService;

@@ -48,6 +48,20 @@ pub async fn watch(registry: Arc<Registry>, stop: CancellationToken) {
     }
 }
 
+/// Keeps what is known of the fleet, until `stop`: for a process that places sessions and is asked by no runner. It has no row
+/// among the coordinators, so its silence keeps nobody from being called lost.
+pub async fn follow(registry: Arc<Registry>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(REFRESH) => {}
+        }
+        if let Err(error) = refresh(&registry).await {
+            tracing::debug!(%error, "what is known of the fleet stays as it is");
+        }
+    }
+}
+
 async fn refresh(registry: &Arc<Registry>) -> Result<(), StoreError> {
     registry.refresh(REFRESH / 2).await?;
     registry.refresh_watched().await?;

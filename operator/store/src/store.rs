@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use ash_core::{
     fleet::RunnerName,
-    ports::{Append, FleetStore, NewSession, OpenEpoch, StoreError},
+    ports::{Append, ChangeStore, FleetStore, NewSession, OpenEpoch, StoreError},
     session::Session,
 };
 use async_trait::async_trait;
@@ -43,7 +43,7 @@ impl<E> SqlStore<E> {
 
 /// A store that a process owns: what its parts use, and what the process does with it beside.
 #[async_trait]
-pub trait Database: FleetStore {
+pub trait Database: FleetStore + ChangeStore {
     /// What the store has done so far.
     fn statistics(&self) -> Statistics;
 

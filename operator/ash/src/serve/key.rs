@@ -27,7 +27,7 @@ pub(super) fn token_signer(data: &Path) -> anyhow::Result<TokenSigner> {
 }
 
 /// The keys for credentials: as given, else the data directory's own where one may be made.
-pub(super) fn credential_keys(arguments: &CredentialArguments, data: Option<&Path>) -> anyhow::Result<Keyring> {
+pub(crate) fn credential_keys(arguments: &CredentialArguments, data: Option<&Path>) -> anyhow::Result<Keyring> {
     let advice = "give the key that stored credentials are encrypted with, 64 hexadecimal digits (`openssl rand -hex 32`), the \
                   same at every start, as ASH_CREDENTIAL_KEY, or in a file that --credential-key-file names; keys that it \
                   replaces stand behind it";

@@ -30,7 +30,8 @@ pub(crate) struct Observed<'a> {
     pub(crate) row: Option<&'a Row>,
     /// Not looked at while the agent is being deleted.
     pub(crate) made: &'a Made,
-    pub(crate) counts: Counts,
+    /// None where its sandboxes were not looked at yet.
+    pub(crate) counts: Option<Counts>,
     pub(crate) asleep: u32,
     /// What is wrong with its warm sandboxes.
     pub(crate) trouble: Option<&'a Failure>,
@@ -135,13 +136,14 @@ fn status(observed: &Observed<'_>) -> AgentStatus {
         status.version = Some(row.version.number);
         status.digest = Some(row.version.digest.clone());
     }
-    status.warm = observed.counts.warm;
-    status.active = observed.counts.active;
+    let counts = observed.counts.unwrap_or(Counts { warm: status.warm, active: status.active, target: 0 });
+    status.warm = counts.warm;
+    status.active = counts.active;
     status.asleep = observed.asleep;
     let (source, reason, message) = match (observed.made, observed.trouble) {
         (Made::Not(reason, message), _) => (ConditionStatus::False, *reason, message.as_str()),
         // Sessions can start in a warm sandbox, whatever is wrong with the next one.
-        (Made::Ready(_), Some(trouble)) if observed.counts.warm == 0 => {
+        (Made::Ready(_), Some(trouble)) if counts.warm == 0 => {
             (ConditionStatus::True, trouble.reason, trouble.message.as_str())
         }
         (Made::Ready(_), _) => (ConditionStatus::True, Reason::Deployed, ""),
@@ -155,9 +157,9 @@ fn status(observed: &Observed<'_>) -> AgentStatus {
             if source == ConditionStatus::True { (Reason::Deployed, "") } else { (reason, message) };
         condition::set(&mut status.conditions, ConditionType::SourceReady, source, reason, message, generation, now);
     }
-    let target = observed.counts.target.max(observed.spec.warm.min);
+    let target = counts.target.max(observed.spec.warm.min);
     let (pool, why, text) = match observed.trouble {
-        _ if observed.counts.warm >= target => (ConditionStatus::True, Reason::Deployed, ""),
+        _ if counts.warm >= target => (ConditionStatus::True, Reason::Deployed, ""),
         Some(trouble) => (ConditionStatus::False, trouble.reason, trouble.message.as_str()),
         None => (ConditionStatus::False, Reason::Warming, ""),
     };

@@ -150,9 +150,9 @@ fn remembered(
     namespace: &Namespace,
     name: &str,
     row: Option<&ash_core::agent::Agent>,
-) -> (Counts, Option<crate::failure::Failure>, Option<Timestamp>) {
+) -> (Option<Counts>, Option<crate::failure::Failure>, Option<Timestamp>) {
     let memory = namespace.memory();
-    let counts = row.and_then(|row| memory.counts.get(&row.id)).copied().unwrap_or_default();
+    let counts = row.and_then(|row| memory.counts.get(&row.id)).copied();
     let trouble = row.and_then(|row| memory.of_agents.get(&row.id)).map(|trouble| trouble.failure.clone());
     (counts, trouble, memory.status_written.get(name).copied())
 }

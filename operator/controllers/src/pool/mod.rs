@@ -87,6 +87,7 @@ async fn look(namespace: &Arc<Namespace>) -> Result<bool, StepError> {
     let pods = views(namespace);
     let rows = namespace.ports.pods.pods(Some(&namespace.tenant())).await?;
     let agents = namespace.ports.store.agents(&namespace.tenant()).await?;
+    recall(namespace, &rows);
     let pools = pools(namespace, &agents);
     remember(namespace, &rows, &pods, &pools, &agents);
     let observed = Observed { now: Timestamp::now(), rows: &rows, pods: &pods, pools: &pools };
@@ -141,6 +142,19 @@ fn views(namespace: &Namespace) -> BTreeMap<SandboxId, PodView> {
         Some((id, view))
     };
     pods.iter().filter_map(view).collect()
+}
+
+/// What was asked for before this process was: so that a restart does not make pools shrink.
+fn recall(namespace: &Namespace, rows: &[PodSandbox]) {
+    let mut memory = namespace.memory();
+    if std::mem::replace(&mut memory.has_recalled, true) {
+        return;
+    }
+    let mut claims: Vec<&PodSandbox> = rows.iter().filter(|row| row.session.is_some()).collect();
+    claims.sort_by_key(|row| row.changed_at);
+    for row in claims {
+        memory.demand.entry(row.agent).or_default().note(row.changed_at);
+    }
 }
 
 /// What each agent is to have: those whose resource is there and stays.

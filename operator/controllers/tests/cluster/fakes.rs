@@ -55,7 +55,8 @@ impl Rows {
 impl PodStore for Rows {
     async fn add_pod(&self, pod: PodSandbox) -> Result<(), StoreError> {
         let mut rows = self.rows.lock().unwrap();
-        let has = |row: &PodSandbox| row.session.is_some() && row.session == pod.session && row.state != PodState::Deleting;
+        let has =
+            |row: &PodSandbox| row.session.is_some() && row.session == pod.session && row.state != PodState::Deleting;
         if rows.values().any(has) {
             return Err(StoreError::Conflict("the session has a sandbox".into()));
         }
@@ -206,6 +207,7 @@ impl Fleet for OneRunner {
             used: 0,
             load: Load::default(),
             cordoned: false,
+            ready: true,
             silent: Duration::ZERO,
             restarting: None,
             version: 1,

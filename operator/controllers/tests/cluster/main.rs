@@ -14,8 +14,8 @@ use ash_core::{ports::PodState, session::SessionState};
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 
-use faults::Faults;
 use ash_test_kubernetes::Server;
+use faults::Faults;
 use world::World;
 
 /// Scenarios that run together.
@@ -108,10 +108,11 @@ async fn a_life(server: &Server, namespace: &str, faults: Faults) -> u64 {
 
     world.apply(&session("talk"));
     world.until("the session is active", || world.reason("session", "talk") == "Active").await;
-    world.until("its message is taken", || {
-        world.get("session", "talk", r#"{.status.conditions[?(@.type=="MessageTaken")].status}"#) == "True"
-    })
-    .await;
+    world
+        .until("its message is taken", || {
+            world.get("session", "talk", r#"{.status.conditions[?(@.type=="MessageTaken")].status}"#) == "True"
+        })
+        .await;
     let uid = world.get("session", "talk", "{.metadata.uid}");
     let row = world.session(&uid).await.unwrap();
     assert_eq!(row.state, SessionState::Active);
@@ -121,11 +122,12 @@ async fn a_life(server: &Server, namespace: &str, faults: Faults) -> u64 {
     assert_eq!(world.get("session", "talk", "{.status.node}"), "node1");
     assert_eq!(world.get("session", "talk", "{.metadata.labels.ash\\.dev/session-uid}"), uid);
     let pod = &rows[0].pod;
-    world.until("the pod is the session's", || {
-        world.get("pod", pod, "{.metadata.labels.ash\\.dev/session}") == "talk"
-            && world.get("pod", pod, "{.metadata.ownerReferences[*].kind}") == "Session"
-    })
-    .await;
+    world
+        .until("the pod is the session's", || {
+            world.get("pod", pod, "{.metadata.labels.ash\\.dev/session}") == "talk"
+                && world.get("pod", pod, "{.metadata.ownerReferences[*].kind}") == "Session"
+        })
+        .await;
     world.until("another one is warm", || world.get("agent", "helper", "{.status.warm}") != "0").await;
 
     world.patch("session", "talk", &json!({ "spec": { "suspend": true } }));
@@ -157,16 +159,15 @@ async fn an_unchanged_object_is_not_written(server: &Server) {
     world.apply(&agent("helper"));
     world.apply(&session("talk"));
     world.until("the session is active", || world.reason("session", "talk") == "Active").await;
-    world.until("the pool is full", || {
-        world.get("agent", "helper", r#"{.status.conditions[?(@.type=="PoolReady")].status}"#) == "True"
-            && world.get("agent", "helper", "{.status.active}") == "1"
-            && world.get("session", "talk", r#"{.status.conditions[?(@.type=="MessageTaken")].status}"#) == "True"
-    })
-    .await;
+    world
+        .until("the pool is full", || {
+            world.get("agent", "helper", r#"{.status.conditions[?(@.type=="PoolReady")].status}"#) == "True"
+                && world.get("agent", "helper", "{.status.active}") == "1"
+                && world.get("session", "talk", r#"{.status.conditions[?(@.type=="MessageTaken")].status}"#) == "True"
+        })
+        .await;
     world.settle().await;
-    let versions = |world: &World| {
-        world.get("agent,session,pod", "-A", "{.items[*].metadata.resourceVersion}")
-    };
+    let versions = |world: &World| world.get("agent,session,pod", "-A", "{.items[*].metadata.resourceVersion}");
     let (before, log) = (versions(&world), world.faults.log.lock().unwrap().clone());
     // Another operator looks at everything, and so does the same one.
     let world = world.restart().await;
@@ -199,15 +200,18 @@ async fn troubles_are_told(server: &Server) {
     }
     world.until("the session says why", || world.reason("session", "early") == "ImagePullFailed").await;
     world.until("the agent says why", || world.reason("agent", "helper") == "ImagePullFailed").await;
-    world.until("there is an Event", || world.get("events", "-A", "{.items[*].reason}").contains("ImagePullFailed")).await;
+    world
+        .until("there is an Event", || world.get("events", "-A", "{.items[*].reason}").contains("ImagePullFailed"))
+        .await;
     // A sandbox that is killed is replaced.
     let killed = world.rows.all().into_iter().find(|row| row.session.is_some()).unwrap();
     let state = json!({ "terminated": { "reason": "OOMKilled", "exitCode": 137 } });
     world.container(&killed.pod, "Failed", &state);
-    world.until("the session has another sandbox", || {
-        world.rows.all().iter().any(|row| row.session == killed.session && row.id != killed.id)
-    })
-    .await;
+    world
+        .until("the session has another sandbox", || {
+            world.rows.all().iter().any(|row| row.session == killed.session && row.id != killed.id)
+        })
+        .await;
     for pod in world.names("pod") {
         world.container(&pod, "Running", &json!({ "running": {} }));
     }
@@ -217,7 +221,11 @@ async fn troubles_are_told(server: &Server) {
     let row = world.rows.all().into_iter().find(|row| row.session.is_some() && row.state == PodState::Claimed).unwrap();
     world.age(row.id, Duration::from_secs(60));
     world.kubectl(&["delete", "pod", &row.pod, "--now"]);
-    world.until("its row is over", || world.rows.all().iter().all(|other| other.id != row.id || other.state == PodState::Deleting)).await;
+    world
+        .until("its row is over", || {
+            world.rows.all().iter().all(|other| other.id != row.id || other.state == PodState::Deleting)
+        })
+        .await;
     world.age(row.id, Duration::from_secs(60));
     world.until("the session sleeps", || world.reason("session", "early") == "Asleep").await;
     assert_eq!(world.get("session", "early", "{.status.pausedReason}"), "lost");
@@ -239,8 +247,9 @@ async fn troubles_are_told(server: &Server) {
 async fn a_pool_follows_its_demand(server: &Server) {
     let world = World::new(server, "demand", Faults::default()).await;
     let mut helper = agent("helper");
-    helper["spec"]["modelCredential"] = serde_json::Value::Null;
-    helper["spec"]["sandbox"] = serde_json::Value::Null;
+    let spec = helper["spec"].as_object_mut().unwrap();
+    spec.remove("modelCredential");
+    spec.remove("sandbox");
     helper["spec"]["warm"] = json!({ "min": 2, "max": 5 });
     world.apply(&helper);
     let warm = || world.rows.all().iter().filter(|row| row.state == PodState::Warm).count();
@@ -252,12 +261,14 @@ async fn a_pool_follows_its_demand(server: &Server) {
     world.until("the pool has grown", || warm() == 5).await;
     helper["spec"]["model"] = "claude-y".into();
     world.apply(&helper);
-    world.until("the new version's are warm, and the old one's gone", || {
-        let rows = world.rows.all();
-        let mine: Vec<_> = rows.iter().filter(|row| row.session.is_none() && row.state != PodState::Deleting).collect();
-        mine.len() == 5 && mine.iter().all(|row| row.agent_version == 2 && row.state == PodState::Warm)
-    })
-    .await;
+    world
+        .until("the new version's are warm, and the old one's gone", || {
+            let rows = world.rows.all();
+            let mine: Vec<_> =
+                rows.iter().filter(|row| row.session.is_none() && row.state != PodState::Deleting).collect();
+            mine.len() == 5 && mine.iter().all(|row| row.agent_version == 2 && row.state == PodState::Warm)
+        })
+        .await;
     // The sessions keep their version.
     assert_eq!(world.get("session", "talk-0", "{.status.agentVersion}"), "1");
     world.end().await;
@@ -281,14 +292,15 @@ async fn what_belongs_to_nothing_goes(server: &Server) {
     world.until("the session is active", || world.reason("session", "talk") == "Active").await;
     let uid = world.get("session", "talk", "{.metadata.uid}");
     // Somebody removes the finalizer while no operator looks.
-    let world = world.away(|world| {
-        world.patch("session", "talk", &json!({ "metadata": { "finalizers": null } }));
-        world.kubectl(&["delete", "session", "talk"]);
-        for row in world.rows.all() {
-            world.age(row.id, Duration::from_secs(600));
-        }
-    })
-    .await;
+    let world = world
+        .away(|world| {
+            world.patch("session", "talk", &json!({ "metadata": { "finalizers": null } }));
+            world.kubectl(&["delete", "session", "talk"]);
+            for row in world.rows.all() {
+                world.age(row.id, Duration::from_secs(600));
+            }
+        })
+        .await;
     world.until("its pod is gone", || world.rows.all().iter().all(|row| row.session.is_none())).await;
     let mut state = None;
     for _ in 0..100 {

@@ -171,7 +171,8 @@ impl<'a> World<'a> {
         let deadline = Instant::now() + DEADLINE;
         while !tokio::task::block_in_place(&mut holds) {
             if Instant::now() > deadline {
-                let objects = self.kubectl(&["get", "agents,sessions,pods", "-o", "yaml", "--show-managed-fields=false"]);
+                let objects =
+                    self.kubectl(&["get", "agents,sessions,pods", "-o", "yaml", "--show-managed-fields=false"]);
                 let log = self.faults.log.lock().unwrap().join("\n");
                 panic!("{}: {what}: never\n{objects}\n{:#?}\n{log}", self.namespace, self.rows.all());
             }
@@ -224,8 +225,7 @@ impl<'a> World<'a> {
 
     /// Writes what a kubelet would.
     pub fn container(&self, pod: &str, phase: &str, state: &Value) {
-        let container =
-            json!({ "name": "sandbox", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state });
+        let container = json!({ "name": "sandbox", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state });
         let patch = json!({ "status": { "phase": phase, "containerStatuses": [container] } });
         let arguments = ["patch", "-n", &self.namespace, "pod", pod, "--subresource=status", "--type=merge", "-p"];
         let patch = patch.to_string();
@@ -264,7 +264,9 @@ async fn play(client: Client, namespace: String, runner: Arc<FakeRunner>, runnin
         if !*running.borrow() {
             continue;
         }
-        let Ok(found) = pods.list(&ListParams::default().labels("app.kubernetes.io/component=sandbox")).await else { continue };
+        let Ok(found) = pods.list(&ListParams::default().labels("app.kubernetes.io/component=sandbox")).await else {
+            continue;
+        };
         for pod in found {
             if ash_controllers::failure::of_pod(&pod).is_some() {
                 continue;
