@@ -139,8 +139,9 @@ fn of_pool(observed: &Observed<'_>, agent: AgentId, pool: &Pool, room: usize, st
             && row.session.is_none()
             && matches!(row.state, PodState::Starting | PodState::Warm)
     };
+    // One whose pod the watch does not have may be there all the same: it counts until that is known.
     let is_over = |row: &&PodSandbox| {
-        steps.iter().any(|step| matches!(step, Step::Over(id, _) | Step::Retire(id) if *id == row.id))
+        steps.iter().any(|step| matches!(step, Step::Over(id, Some(_)) | Step::Retire(id) if *id == row.id))
     };
     let mut rows: Vec<&PodSandbox> = observed.rows.iter().filter(is_of_pool).filter(|row| !is_over(row)).collect();
     let target = pool.target as usize;

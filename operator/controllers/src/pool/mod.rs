@@ -54,7 +54,12 @@ pub(crate) async fn keep(namespace: Arc<Namespace>, stop: CancellationToken) {
                 if acted {
                     busy_until = Instant::now() + POOL_BUSY;
                 }
-                if Instant::now() < busy_until { POOL_LOOK * 4 } else { POOL_IDLE }
+                match (acted, Instant::now() < busy_until) {
+                    // What was begun goes on soon, and not before the watch could say so.
+                    (true, _) => POOL_LOOK / 2,
+                    (false, true) => POOL_LOOK * 4,
+                    (false, false) => POOL_IDLE,
+                }
             }
             Err(error) => {
                 namespace.metrics.look(KIND, error.category());
@@ -95,7 +100,8 @@ async fn look(namespace: &Arc<Namespace>) -> Result<bool, StepError> {
     let rows: HashMap<SandboxId, &PodSandbox> = rows.iter().map(|row| (row.id, row)).collect();
     let agents: HashMap<AgentId, &AgentRow> = agents.iter().map(|agent| (agent.id, agent)).collect();
     let mut first = Ok(());
-    let acted = !steps.is_empty();
+    // What the watch does not have is asked for, and that changes nothing as a rule.
+    let acted = steps.iter().any(|step| !matches!(step, Step::Over(_, None)));
     // What became of agents that cannot have another pod now: their other pods would fail alike.
     let mut refused = HashSet::new();
     for step in steps {
@@ -118,11 +124,6 @@ async fn look(namespace: &Arc<Namespace>) -> Result<bool, StepError> {
         {
             first = Err(error);
         }
-    }
-    if acted {
-        // What was begun goes on in the next look.
-        namespace.pool_wake.notify_one();
-        sleep(POOL_LOOK / 10).await;
     }
     first.map(|()| acted)
 }
