@@ -3,7 +3,12 @@
 use std::{borrow::Cow, collections::BTreeMap, path::PathBuf};
 
 use ash_bundle::{Bundle, BundleBuilder, BundleError, REQUIRED_FILE};
-use ash_core::{agent::AgentSettings, environment, name::AgentName, ports::DeployAgent};
+use ash_core::{
+    agent::AgentSettings,
+    environment,
+    name::AgentName,
+    ports::{AgentRequest, DeployAgent},
+};
 use axum::{
     Extension, Json,
     extract::State,
@@ -72,7 +77,22 @@ pub(crate) async fn deploy(
             deployment.await.map_err(|_| ApiError::internal())??;
         let bundle = bundle.into();
         let deploy = DeployAgent { tenant, name, slug, description, settings, digest, bundle };
+        let request = state.optional.resources.is_some().then(|| AgentRequest {
+            tenant: deploy.tenant.clone(),
+            name: deploy.name.clone(),
+            slug: deploy.slug.clone(),
+            description: deploy.description.clone(),
+            settings: deploy.settings.clone(),
+            digest: deploy.digest.clone(),
+        });
+        // Nothing is stored for an agent that the cluster would not take; the bundle is there before the resource names it.
+        if let (Some(resources), Some(request)) = (&state.optional.resources, &request) {
+            resources.check_agent(request).await?;
+        }
         let agent = state.store.deploy_agent(deploy).await?;
+        if let (Some(resources), Some(request)) = (&state.optional.resources, request) {
+            resources.apply_agent(request).await?;
+        }
         tracing::info!(agent = %agent.name, version = agent.version.number, "deployed");
         state.runner.prepare(agent.version.clone());
         Ok((StatusCode::CREATED, Json(json!({ "agent": AgentView::single(&agent) }))).into_response())
@@ -220,6 +240,9 @@ pub(crate) async fn delete(
     Path(name): Path<String>,
 ) -> Result<Response, ApiError> {
     let agent = state.store.agent(&tenant, &name).await?.ok_or_else(unknown)?;
+    if let Some(resources) = &state.optional.resources {
+        resources.delete_agent(&tenant, &agent.name).await?;
+    }
     if !state.store.delete_agent(&tenant, &name).await? {
         return Err(unknown());
     }

@@ -2,7 +2,7 @@
 
 use ash_bundle::BundleError;
 use ash_core::{
-    ports::{ReadError, RunnerError, StoreError},
+    ports::{ReadError, ResourceError, RunnerError, StoreError},
     session::Impossible,
 };
 use axum::{
@@ -139,6 +139,22 @@ impl From<RunnerError> for ApiError {
                 tracing::error!(%error, "the runner failed");
                 StatusCode::INTERNAL_SERVER_ERROR
             }
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<ResourceError> for ApiError {
+    fn from(error: ResourceError) -> Self {
+        let status = match &error {
+            ResourceError::Unavailable(reason) => {
+                tracing::warn!(reason, "the API server does not answer");
+                let text = "the Kubernetes API server does not answer: running sessions go on, try again in a moment";
+                return Self::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(RETRY_SOON_SECONDS);
+            }
+            ResourceError::Conflict(_) => StatusCode::CONFLICT,
+            ResourceError::Refused(_) => StatusCode::BAD_REQUEST,
+            ResourceError::NotFound(_) => StatusCode::NOT_FOUND,
         };
         Self::new(status, error.to_string())
     }

@@ -6,7 +6,7 @@ use ash_core::{
     agent::AgentVersion,
     environment,
     id::SessionId,
-    ports::{NewSession, RunnerError, SessionFilter},
+    ports::{NewSession, ResourceError, RunnerError, SessionFilter, SessionRequest, StoreError},
     session::{Closing, Session, SessionState},
 };
 use ash_protocol::options::SessionOptions;
@@ -82,10 +82,20 @@ pub(crate) async fn create(
     if options.model.is_none() && agent.version.settings.model.is_none() {
         options.model = model_options::of_initial_agent(&options);
     }
+    let mut own = taken.variables;
+    own.extend(extra);
+    let request = SessionRequest {
+        tenant: tenant.clone(),
+        agent: agent.name.clone(),
+        version: agent.version.number,
+        options: SessionOptions { environment: own.clone(), ..options.clone() },
+        metadata: metadata.clone(),
+        credential: taken.model,
+        idempotency_key: idempotency_key.clone(),
+    };
     options.environment = agent.version.settings.env.clone();
-    options.environment.extend(taken.variables);
-    options.environment.extend(extra);
-    let new = NewSession {
+    options.environment.extend(own);
+    let mut new = NewSession {
         id: SessionId::new(),
         tenant,
         agent: agent.id,
@@ -97,18 +107,48 @@ pub(crate) async fn create(
         idempotency_key,
     };
     to_the_end(async move {
-        let (session, created) = state.store.create_session(new).await?;
+        // In a cluster the resource commits the creation.
+        if let Some(resources) = &state.optional.resources {
+            new.id = resources.create_session(request).await?;
+        }
+        let (session, created) = create_row(&state, new).await?;
         tracing::Span::current().record("session", tracing::field::display(session.id));
         let version = state.version_of(&session).await?;
         // A repeat finds a session that is placed, unless the first request's server died in between.
-        let session = if created || session.state == SessionState::Starting {
-            state.runner.place(session, version.clone()).await?
-        } else {
-            session
-        };
+        let is_waiting = session.state == SessionState::Starting
+            || (session.state == SessionState::Active && session.sandbox.is_none());
+        let session = if created || is_waiting { state.runner.place(session, version.clone()).await? } else { session };
         Ok((StatusCode::CREATED, single(&session, &version)).into_response())
     })
     .await?
+}
+
+/// Adds the row. The operator may have been faster: then that is the session.
+async fn create_row(state: &ApiState, new: NewSession) -> Result<(Session, bool), ApiError> {
+    let (tenant, id) = (new.tenant.clone(), new.id);
+    match state.store.create_session(new).await {
+        Err(StoreError::Conflict(message)) => match state.store.session(&tenant, id).await? {
+            Some(session) => Ok((session, false)),
+            None => Err(StoreError::Conflict(message).into()),
+        },
+        created => Ok(created?),
+    }
+}
+
+/// Writes what a person wants into the session's resource, where there are resources. One whose resource is gone is ending: its
+/// row is all there is.
+async fn declare(state: &ApiState, session: &Session, wanted: Option<Closing>) -> Result<(), ApiError> {
+    let Some(resources) = &state.optional.resources else { return Ok(()) };
+    let (tenant, id) = (&session.tenant, session.id);
+    let written = match wanted {
+        Some(Closing::End) => resources.end_session(tenant, id).await,
+        Some(closing) => resources.suspend_session(tenant, id, true, closing == Closing::Stop).await,
+        None => resources.suspend_session(tenant, id, false, false).await,
+    };
+    match written {
+        Err(ResourceError::NotFound(_)) => Ok(()),
+        written => Ok(written?),
+    }
 }
 
 fn single(session: &Session, version: &AgentVersion) -> Json<Value> {
@@ -229,7 +269,11 @@ pub(crate) async fn delete(
     let session = if session.state == SessionState::Ended {
         session
     } else {
-        to_the_end(async move { state.runner.close(session, Closing::End).await }).await??
+        to_the_end(async move {
+            declare(&state, &session, Some(Closing::End)).await?;
+            Ok::<_, ApiError>(state.runner.close(session, Closing::End).await?)
+        })
+        .await??
     };
     Ok(single(&session, &version).into_response())
 }
@@ -260,7 +304,12 @@ async fn close(
 ) -> Result<Response, ApiError> {
     let session = state.session(&tenant, &id).await?;
     let version = state.version_of(&session).await?;
-    let session = to_the_end(async move { state.runner.close(session, closing).await }).await??;
+    let session = to_the_end(async move {
+        session.state.after(closing.event()).map_err(|refused| RunnerError::State(refused.0))?;
+        declare(&state, &session, Some(closing)).await?;
+        Ok::<_, ApiError>(state.runner.close(session, closing).await?)
+    })
+    .await??;
     Ok(single(&session, &version).into_response())
 }
 
@@ -274,6 +323,9 @@ pub(crate) async fn resume(
     let session = state.session(&tenant, &id).await?;
     let version = state.version_of(&session).await?;
     let agent = version.clone();
+    if session.state != SessionState::Ended {
+        declare(&state, &session, None).await?;
+    }
     let resumed = to_the_end(async move { state.runner.resume(session, agent).await }).await?;
     let session = resumed.map_err(|error| match error {
         RunnerError::State(SessionState::Ended) => {

@@ -10,7 +10,7 @@ use std::{
 use ash_core::{
     agent::AgentVersion,
     id::{SessionId, TenantId},
-    ports::{CredentialStore, MembershipStore, Runner, Store},
+    ports::{CredentialStore, MembershipStore, Resources, Runner, Store},
     session::Session,
 };
 use prometheus_client::registry::Registry;
@@ -56,6 +56,8 @@ pub struct OptionalPorts {
     pub credentials: Option<Arc<dyn CredentialStore>>,
     /// The runners of a coordinator.
     pub fleet: Option<Arc<dyn MembershipStore>>,
+    /// The resources of a cluster, which keep what people want.
+    pub resources: Option<Arc<dyn Resources>>,
 }
 
 /// What every handler shares: the ports, the configuration and metrics. Cheap to clone.

@@ -261,7 +261,26 @@ impl Resources for KubeResources {
         self.patch(tenant, id, &json!({ "metadata": { "annotations": { names::WAKE_REQUESTED_AT: now } } })).await
     }
 
+    async fn check_agent(&self, request: &AgentRequest) -> Result<(), ResourceError> {
+        self.apply(request, true).await
+    }
+
     async fn apply_agent(&self, request: AgentRequest) -> Result<(), ResourceError> {
+        self.apply(&request, false).await
+    }
+
+    async fn delete_agent(&self, tenant: &TenantId, name: &AgentName) -> Result<bool, ResourceError> {
+        let agents = self.agents(tenant)?;
+        match call(agents.delete(name.as_str(), &DeleteParams::default())).await {
+            Ok(_) => Ok(true),
+            Err(ResourceError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl KubeResources {
+    async fn apply(&self, request: &AgentRequest, is_trial: bool) -> Result<(), ResourceError> {
         let agents = self.agents(&request.tenant)?;
         let settings = &request.settings;
         let mut sandbox = serde_json::Map::new();
@@ -291,7 +310,7 @@ impl Resources for KubeResources {
             "spec": spec,
         });
         // Not forced: what a manifest says is not changed behind its back.
-        let parameters = PatchParams::apply(names::FIELD_MANAGER_API);
+        let parameters = PatchParams { dry_run: is_trial, ..PatchParams::apply(names::FIELD_MANAGER_API) };
         let applied = call(agents.patch(request.name.as_str(), &parameters, &Patch::Apply(&agent))).await;
         applied.map(|_| ()).map_err(|error| match error {
             ResourceError::Conflict(message) => ResourceError::Conflict(format!(
@@ -299,15 +318,6 @@ impl Resources for KubeResources {
             )),
             error => error,
         })
-    }
-
-    async fn delete_agent(&self, tenant: &TenantId, name: &AgentName) -> Result<bool, ResourceError> {
-        let agents = self.agents(tenant)?;
-        match call(agents.delete(name.as_str(), &DeleteParams::default())).await {
-            Ok(_) => Ok(true),
-            Err(ResourceError::NotFound(_)) => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 }
 

@@ -103,9 +103,14 @@ impl ImagePullPolicy {
 }
 
 impl Sandbox {
-    /// What a version keeps of it: all but the variables, which may be secrets.
+    /// What a version keeps of it: all but the variables, which may be secrets, and the network, which the settings have. Nothing
+    /// where that is the default, so that an agent from REST has the same settings as its resource.
     pub fn of_version(&self) -> Option<Map<String, Value>> {
-        match serde_json::to_value(Self { env: Vec::new(), ..self.clone() }) {
+        let kept = Self { env: Vec::new(), network: Network::default(), ..self.clone() };
+        if kept == Self::default() {
+            return None;
+        }
+        match serde_json::to_value(kept) {
             Ok(Value::Object(fields)) => Some(fields),
             _ => None,
         }

@@ -9,8 +9,12 @@ use std::{
 
 use anyhow::{Context, bail};
 use ash_api::{ApiConfig, ApiState, OptionalPorts, ServeLimits};
+use ash_controllers::resources::KubeResources;
 use ash_coordinator::{CoordinatorService, FleetRunner, PodsConfig, Registry, RegistryConfig};
-use ash_core::{fleet::ModelKey, ports::MembershipStore};
+use ash_core::{
+    fleet::ModelKey,
+    ports::{MembershipStore, Resources},
+};
 use ash_gateway::Credential;
 use ash_link::SecretFile;
 use ash_protocol::fleet::Hidden;
@@ -109,8 +113,19 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
         Credential::ApiKey(key) => ModelKey::ApiKey(Hidden(key.expose_secret().to_owned())),
         Credential::AuthToken(token) => ModelKey::AuthToken(Hidden(token.expose_secret().to_owned())),
     });
-    let pods = (fleet.sandbox_kind == SandboxKind::Pods)
-        .then(|| PodsConfig { default_namespace: fleet.default_namespace.clone(), resources: None });
+    let resources: Option<Arc<dyn Resources>> = if fleet.kubernetes {
+        let namespaces: Vec<String> = fleet.namespaces.iter().filter(|name| !name.is_empty()).cloned().collect();
+        if namespaces.is_empty() {
+            bail!("a coordinator of a cluster needs the namespaces that are served: name them with --namespaces");
+        }
+        let client = ash_controllers::connect().await?;
+        let (default, credentials) = (fleet.default_namespace.clone(), store.clone());
+        Some(Arc::new(KubeResources::new(client, namespaces, default, Some(credentials))))
+    } else {
+        None
+    };
+    let pods = (fleet.kubernetes || fleet.sandbox_kind == SandboxKind::Pods)
+        .then(|| PodsConfig { default_namespace: fleet.default_namespace.clone(), resources: resources.clone() });
     let config = RegistryConfig { secret: Arc::clone(&secret), token_key, model_key, pods };
     let registry = Registry::start(config, store.clone(), &mut metrics).await?;
     let runner = Arc::new(FleetRunner::new(Arc::clone(&registry)));
@@ -119,7 +134,7 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
     let config = ApiConfig { allow_path: false, api_key, ..ApiConfig::default() };
     let limits = ServeLimits { shutdown_grace: arguments.shutdown_timeout + DRAIN, ..ServeLimits::default() };
     let fleet: Arc<dyn MembershipStore> = store.clone();
-    let optional = OptionalPorts { credentials: Some(store.clone()), fleet: Some(fleet) };
+    let optional = OptionalPorts { credentials: Some(store.clone()), fleet: Some(fleet), resources };
     let state = ApiState::with(store.clone(), runner, optional, shared, config);
     Ok(Coordinator { listener, fleet_listener, state, limits, registry, secret, store, _lock: lock })
 }

@@ -110,7 +110,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     // Streams end with their turns; a moment more lets them say so.
     let shutdown_grace = arguments.shutdown_timeout + ash_runner::CLOSING + super::DRAIN;
     let limits = ServeLimits { shutdown_grace, ..ServeLimits::default() };
-    let optional = OptionalPorts { credentials: Some(store.clone()), fleet: None };
+    let optional = OptionalPorts { credentials: Some(store.clone()), fleet: None, resources: None };
     let keyed = KeyedRunner::start(Arc::clone(&runner), store.clone()).await?;
     let state = ApiState::with(as_port, Arc::new(keyed), optional, registry, config);
     Ok(Server { listener, router: ash_api::router(state.clone()), state, limits, runner, store, _lock: lock })
