@@ -1,1 +1,220 @@
+#![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+
+use ash_core::{
+    Epoch, Sequence,
+    id::{AgentId, SandboxId, SessionId, TenantId},
+    ports::{PodSandbox, PodState},
+    session::{Closing, PausedReason, Session as Row, SessionState},
+};
+use ash_crd::{
+    Reason, SessionSpec, SessionStatus,
+    condition::{self, ConditionType},
+};
+use ash_protocol::options::SessionOptions;
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{Message, Observed, Step, decide, status};
+use crate::limits::{ATTEMPTS, FINALIZER_BOUND};
+
+const ID: SessionId = SessionId(Uuid::from_u128(1));
+const SANDBOX: SandboxId = SandboxId(Uuid::from_u128(2));
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_000_000).unwrap()
+}
+
+fn ago(seconds: i64) -> Timestamp {
+    now().checked_sub(SignedDuration::from_secs(seconds)).unwrap()
+}
+
+fn row(state: SessionState, sandbox: Option<SandboxId>) -> Row {
+    Row {
+        id: ID,
+        tenant: TenantId("t".into()),
+        agent: AgentId(Uuid::from_u128(3)),
+        agent_name: "helper".parse().unwrap(),
+        agent_version: 1,
+        state,
+        error: None,
+        sandbox,
+        options: SessionOptions::default(),
+        metadata: BTreeMap::new(),
+        credential: None,
+        epoch: Epoch(0),
+        last: Sequence::START,
+        created_at: ago(100),
+        last_active_at: ago(50),
+    }
+}
+
+fn sandbox(state: PodState) -> PodSandbox {
+    PodSandbox {
+        id: SANDBOX,
+        tenant: TenantId("t".into()),
+        pod: "helper-1".into(),
+        pod_uid: None,
+        agent: AgentId(Uuid::from_u128(3)),
+        agent_version: 1,
+        pool: "default".into(),
+        session: Some(ID),
+        state,
+        runner: None,
+        node: Some("node1".into()),
+        created_at: ago(1),
+        changed_at: ago(1),
+    }
+}
+
+struct Case {
+    spec: SessionSpec,
+    before: SessionStatus,
+    row: Option<Row>,
+    sandbox: Option<PodSandbox>,
+    deleting: Option<i64>,
+    finalizer: bool,
+    attempts: u32,
+    wake_at: Option<Timestamp>,
+    message: Message,
+}
+
+impl Case {
+    fn new(state: SessionState, placed: bool) -> Self {
+        Self {
+            spec: serde_json::from_value(json!({ "agent": "helper" })).unwrap(),
+            before: SessionStatus::default(),
+            row: Some(row(state, placed.then_some(SANDBOX))),
+            sandbox: placed.then(|| sandbox(PodState::Claimed)),
+            deleting: None,
+            finalizer: true,
+            attempts: 0,
+            wake_at: None,
+            message: Message::None,
+        }
+    }
+
+    fn observed(&self) -> Observed<'_> {
+        Observed {
+            now: now(),
+            generation: 1,
+            created_at: ago(100),
+            deleting_since: self.deleting.map(ago),
+            has_finalizer: self.finalizer,
+            from_rest: false,
+            is_stopped: false,
+            wake_at: self.wake_at,
+            spec: &self.spec,
+            before: &self.before,
+            row: self.row.as_ref(),
+            sandbox: self.sandbox.as_ref(),
+            trouble: None,
+            attempts: self.attempts,
+            not_before: None,
+            message: self.message.clone(),
+            url: None,
+        }
+    }
+
+    fn next(&self) -> (Option<Step>, Option<Reason>) {
+        let decision = decide(&self.observed());
+        (decision.step, decision.report.map(|(reason, _)| reason))
+    }
+}
+
+#[test]
+fn what_is_next() {
+    use SessionState as S;
+    let case = Case::new;
+    let idle = S::Paused(PausedReason::Idle);
+    let person = S::Paused(PausedReason::Person);
+    let with = |mut case: Case, change: &dyn Fn(&mut Case)| {
+        change(&mut case);
+        case.next()
+    };
+    let suspended = |case: &mut Case| case.spec.suspend = true;
+    let rows = [
+        (with(case(S::Active, false), &|case| case.row = None), (Some(Step::CreateRow), Some(Reason::Starting))),
+        (
+            with(case(S::Active, false), &|case| (case.row, case.finalizer) = (None, false)),
+            (Some(Step::AddFinalizer), Some(Reason::Starting)),
+        ),
+        (case(S::Active, false).next(), (Some(Step::FindSandbox), Some(Reason::Starting))),
+        (
+            with(case(S::Active, false), &|case| case.sandbox = Some(sandbox(PodState::Starting))),
+            (None, Some(Reason::Starting)),
+        ),
+        (with(case(S::Active, false), &|case| case.attempts = ATTEMPTS), (Some(Step::Fail), Some(Reason::Starting))),
+        (case(S::Active, true).next(), (None, Some(Reason::Active))),
+        (
+            with(case(S::Active, true), &|case| case.message = Message::Waiting),
+            (Some(Step::Send), Some(Reason::Active)),
+        ),
+        (case(idle, false).next(), (None, Some(Reason::Asleep))),
+        (
+            with(case(idle, false), &|case| case.wake_at = Some(ago(1))),
+            (Some(Step::MakeSandbox), Some(Reason::Resuming)),
+        ),
+        // It was asked for before it slept again.
+        (with(case(idle, false), &|case| case.wake_at = Some(ago(60))), (None, Some(Reason::Asleep))),
+        (with(case(S::Active, true), &suspended), (Some(Step::Suspend(Closing::Pause)), Some(Reason::Suspended))),
+        (with(case(person, false), &suspended), (None, Some(Reason::Suspended))),
+        (with(case(S::Stopped, false), &suspended), (None, Some(Reason::Suspended))),
+        (case(person, false).next(), (Some(Step::Resume), Some(Reason::Resuming))),
+        (case(S::Error, false).next(), (None, Some(Reason::SessionFailed))),
+        (with(case(person, false), &|case| case.spec.end = true), (Some(Step::End), Some(Reason::Ending))),
+        (case(S::Ended, true).next(), (Some(Step::RemoveSandbox), Some(Reason::Ending))),
+        (case(S::Ended, false).next(), (None, Some(Reason::Ended))),
+        (with(case(S::Active, true), &|case| case.deleting = Some(1)), (Some(Step::End), None)),
+        (with(case(S::Ended, true), &|case| case.deleting = Some(1)), (Some(Step::RemoveSandbox), None)),
+        (with(case(S::Ended, false), &|case| case.deleting = Some(1)), (Some(Step::RemoveFinalizer), None)),
+        // However little works: a deletion is not held up for longer than this.
+        (with(case(S::Active, true), &|case| case.deleting = Some(31)), (Some(Step::RemoveFinalizer), None)),
+    ];
+    for (number, (found, expected)) in rows.into_iter().enumerate() {
+        assert_eq!(found, expected, "row {number}");
+    }
+    assert!(FINALIZER_BOUND.as_secs() < 31);
+}
+
+#[test]
+fn a_resource_goes_when_its_time_is_over() {
+    let mut case = Case::new(SessionState::Ended, false);
+    case.spec.ttl_after_end = Some("60s".parse().unwrap());
+    let at = |case: &mut Case, seconds| {
+        case.before.ended_at = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(ago(seconds)));
+        decide(&case.observed())
+    };
+    let waits = at(&mut case, 20);
+    assert_eq!((waits.step, waits.again.unwrap().as_secs()), (None, 40));
+    assert_eq!(at(&mut case, 60).step, Some(Step::RemoveResource));
+}
+
+fn any_state() -> impl Strategy<Value = SessionState> {
+    prop::sample::select(SessionState::ALL.to_vec())
+}
+
+proptest! {
+    /// Saying the same again changes nothing, and exactly one of Ready, Reconciling and Stalled is true.
+    #[test]
+    fn an_unchanged_session_has_an_unchanged_status(
+        state in any_state(), placed: bool, suspend: bool, end: bool, woken: bool, later in 0_i64..1000,
+    ) {
+        let mut case = Case::new(state, placed);
+        case.spec.suspend = suspend;
+        case.spec.end = end;
+        case.wake_at = woken.then(|| ago(1));
+        let (_, reason) = case.next();
+        let Some(reason) = reason else { return Ok(()) };
+        let first = status(&case.observed(), reason, "why");
+        case.before = first.clone();
+        let mut observed = case.observed();
+        observed.now = now().checked_add(SignedDuration::from_secs(later)).unwrap();
+        prop_assert_eq!(&status(&observed, reason, "why"), &first);
+        let kinds = [ConditionType::Ready, ConditionType::Reconciling, ConditionType::Stalled];
+        prop_assert_eq!(kinds.iter().filter(|kind| condition::is_true(&first.conditions, **kind)).count(), 1);
+    }
+}
