@@ -70,7 +70,10 @@ fn what_each_sandbox_gets() {
         (of(row(1, PodState::Claimed, Some(5), 2, 0), None), vec![Step::Over(id(1), None)]),
         (of(row(1, PodState::Claimed, Some(5), 2, 0), Some(terminating.clone())), vec![Step::Over(id(1), None)]),
         // What fails for good is over, what the cluster tries on is left to it.
-        (of(row(1, PodState::Claimed, Some(5), 2, 0), Some(failed(true))), vec![Step::Over(id(1), Some(failure(true)))]),
+        (
+            of(row(1, PodState::Claimed, Some(5), 2, 0), Some(failed(true))),
+            vec![Step::Over(id(1), Some(failure(true)))],
+        ),
         (of(row(1, PodState::Starting, Some(5), 2, 0), Some(failed(false))), vec![]),
         // A claimed pod becomes its session's.
         (
