@@ -33,10 +33,23 @@ pub struct FleetRunner {
 }
 
 /// Where a session gets served.
-struct Spot {
-    target: Target,
-    /// The pod that was claimed for it, where sandboxes are pods.
-    sandbox: Option<SandboxId>,
+enum Spot {
+    /// Here.
+    At {
+        target: Target,
+        /// The pod that was claimed for it, where sandboxes are pods.
+        sandbox: Option<SandboxId>,
+    },
+    /// Its pod is on the way.
+    Coming,
+    /// Nowhere yet.
+    Nowhere,
+}
+
+impl Spot {
+    fn of(target: Option<Target>, sandbox: Option<SandboxId>) -> Self {
+        target.map_or(Self::Nowhere, |target| Self::At { target, sandbox })
+    }
 }
 
 impl FleetRunner {
@@ -74,29 +87,30 @@ impl FleetRunner {
         error.into_runner_error()
     }
 
-    /// Finds a session a place; `None` while there is none.
-    async fn spot(&self, session: &Session, want: Want) -> Result<Option<Spot>, RunnerError> {
+    /// Finds a session a place. What is known of it holds while its epoch is `known`.
+    async fn spot(&self, session: &Session, want: Want, known: Option<Epoch>) -> Result<Spot, RunnerError> {
         if self.registry.config.pods.is_none() {
-            let target = self.registry.find_place(session, want).await?;
-            return Ok(target.map(|target| Spot { target, sandbox: None }));
+            return Ok(Spot::of(self.registry.find_place(session, want, known).await?, None));
         }
         if session.epoch != Epoch::NONE {
-            match self.registry.locate(session.id, session.sandbox.map(|_| session.epoch)).await? {
-                Whereabouts::On(target) => return Ok(Some(Spot { target, sandbox: None })),
-                Whereabouts::Awaited => return Ok(None),
+            match self.registry.locate(session.id, known).await? {
+                Whereabouts::On(target) => return Ok(Spot::At { target, sandbox: None }),
+                Whereabouts::Awaited => return Ok(Spot::Coming),
                 Whereabouts::Home(_) | Whereabouts::Nowhere => {}
             }
         }
         let Session { id, tenant, agent, agent_version, .. } = session;
-        let pod = self.registry.store.claim_warm(tenant, *agent, *agent_version, *id).await?;
-        // One that starts for it names no runner yet.
-        let Some((sandbox, runner)) = pod.and_then(|pod| Some((pod.id, pod.runner?))) else {
+        let Some(pod) = self.registry.store.claim_warm(tenant, *agent, *agent_version, *id).await? else {
             self.registry.metrics.pods_missed.inc();
-            return Ok(None);
+            return Ok(Spot::Nowhere);
         };
+        // One that starts for it names no runner yet.
+        let Some(runner) = pod.runner else { return Ok(Spot::Coming) };
         self.registry.metrics.pods_claimed.inc();
-        let target = self.registry.target(&runner.name).await;
-        Ok(target.map(|target| Spot { target, sandbox: Some(sandbox) }))
+        Ok(match self.registry.target(&runner.name).await {
+            Some(target) => Spot::At { target, sandbox: Some(pod.id) },
+            None => Spot::Coming,
+        })
     }
 
     /// Asks the operator for a pod, once.
@@ -179,16 +193,16 @@ impl Runner for FleetRunner {
                 return Ok(session);
             }
         };
-        let spot = match self.spot(&session, Want::Free).await {
-            Ok(Some(spot)) => spot,
-            Ok(None) => return Ok(session),
+        let (target, sandbox) = match self.spot(&session, Want::Free, None).await {
+            Ok(Spot::At { target, sandbox }) => (target, sandbox),
+            Ok(Spot::Coming | Spot::Nowhere) => return Ok(session),
             Err(error) => {
                 later(&error);
                 return Ok(session);
             }
         };
-        let place = Place { session: session.clone(), agent, model_key, sandbox: spot.sandbox };
-        match calls::call(&spot.target, path::PLACE, CALL, &place).await {
+        let place = Place { session: session.clone(), agent, model_key, sandbox };
+        match calls::call(&target, path::PLACE, CALL, &place).await {
             Ok(placed) => Ok(placed),
             Err(error) => {
                 later(&self.failed(error));
@@ -204,21 +218,24 @@ impl Runner for FleetRunner {
         let mut send = Send { place: Place { session: session.clone(), agent, model_key, sandbox: None }, message };
         let mut uncertain: Option<Target> = None;
         let mut woken = false;
+        // The row is fresh now; what is known on its word is asked for anew when it did not work.
+        let mut known = session.sandbox.map(|_| session.epoch);
         loop {
             let changed = self.registry.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let spot = self.spot(&session, Want::Any).await?;
+            let spot = self.spot(&session, Want::Any, known.take()).await?;
             // Only the same life of the same runner knows whether it took the message.
             if let Some(uncertain) = &uncertain
-                && spot.as_ref().is_none_or(|spot| spot.target.id != uncertain.id)
+                && !matches!(&spot, Spot::At { target, .. } if target.id == uncertain.id)
             {
                 return self.after_loss(session, &send.message).await;
             }
             let mut pause = PLACE_RETRY;
             match spot {
-                None => self.wake(&session, &mut woken).await?,
-                Some(Spot { target, sandbox }) => {
+                Spot::Nowhere => self.wake(&session, &mut woken).await?,
+                Spot::Coming => {}
+                Spot::At { target, sandbox } => {
                     pause = RETRY;
                     send.place.sandbox = sandbox;
                     match calls::stream::<Taken>(&target, path::SEND, SEND, &send).await {

@@ -98,7 +98,9 @@ impl Registry {
             wishes = rest;
         }
         // Others are faster all the time: it is tried again, by whoever asked.
-        wishes.into_iter().for_each(|wish| drop(wish.answer.send(Ok(Placing::Nowhere))));
+        for wish in wishes {
+            let _ = wish.answer.send(Ok(Placing::Nowhere));
+        }
     }
 
     /// Takes places on one runner; gives those that have to be decided again.

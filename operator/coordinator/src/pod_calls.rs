@@ -28,13 +28,12 @@ pub(crate) async fn admit(
         Some(pod) => admitted(registry, pod).await?,
         None => None,
     };
-    match &admitted {
-        Some(_) => registry.metrics.pods_admitted.inc(),
-        None => {
-            tracing::info!(namespace = pod.namespace, pod = pod.pod, runner = %runner.name, "a pod's bridge was not admitted");
-            registry.metrics.pods_refused.inc()
-        }
-    };
+    if admitted.is_some() {
+        registry.metrics.pods_admitted.inc();
+    } else {
+        tracing::info!(namespace = pod.namespace, pod = pod.pod, runner = %runner.name, "a pod's bridge was not admitted");
+        registry.metrics.pods_refused.inc();
+    }
     Ok(admitted)
 }
 

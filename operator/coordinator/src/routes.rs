@@ -92,13 +92,19 @@ impl Registry {
     }
 
     /// Finds a session the runner that has it, or that has its files, or decides on one with room. `None` while there is none.
-    pub(crate) async fn find_place(&self, session: &Session, want: Want) -> Result<Option<Target>, StoreError> {
+    /// What is known of it holds while its epoch is `known`.
+    pub(crate) async fn find_place(
+        &self,
+        session: &Session,
+        want: Want,
+        known: Option<Epoch>,
+    ) -> Result<Option<Target>, StoreError> {
         // One that is new has no place yet; whoever is faster is found by the reservation.
         let mut is_new = session.epoch == Epoch::NONE && want == Want::Free;
         loop {
             let mut home = None;
             if !std::mem::take(&mut is_new) {
-                match self.locate(session.id, session.sandbox.map(|_| session.epoch)).await? {
+                match self.locate(session.id, known).await? {
                     Whereabouts::On(target) => return Ok(Some(target)),
                     Whereabouts::Awaited => return Ok(None),
                     Whereabouts::Home(target) => home = Some(target.id.name),

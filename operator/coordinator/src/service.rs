@@ -78,7 +78,9 @@ impl CoordinatorService {
         let sandboxes: Vec<SandboxId> = held.iter().map(|one| one.sandbox).collect();
         let own = store.adopt(&runner.name, &sandboxes).await?;
         self.registry.refresh(Duration::ZERO).await?;
-        own.iter().for_each(|row| self.registry.opened(row, Some(&runner.name)));
+        for row in &own {
+            self.registry.opened(row, Some(&runner.name));
+        }
         // A sandbox is named by its own id: a folder may not have got its session's name before the runner died.
         let on: HashMap<SandboxId, SessionId> = own.iter().filter_map(|row| Some((row.sandbox?, row.id))).collect();
         let disowned = held.iter().filter(|one| !on.contains_key(&one.sandbox)).map(|one| one.session).collect();

@@ -131,7 +131,7 @@ impl<E: Engine> PodStore for SqlStore<E> {
              LEFT JOIN (SELECT runner, COUNT(*) AS claims FROM sandboxes WHERE state = 'claimed' GROUP BY runner) AS busy \
              ON busy.runner = free.runner \
              WHERE free.tenant = $1 AND free.agent = $2 AND free.agent_version = $3 AND free.state = 'warm' \
-             AND runners.cordoned = 0 AND runners.heard_at > {now} - $5 \
+             AND runners.cordoned = 0 AND runners.ready = 1 AND runners.heard_at > {now} - $5 \
              ORDER BY COALESCE(busy.claims, 0), free.changed_at LIMIT 1 {skip} \
              ) RETURNING ",
             pod_columns!()

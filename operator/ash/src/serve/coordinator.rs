@@ -100,7 +100,7 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
         wiring::listen(fleet.fleet_listen).with_context(|| busy("--fleet-listen", fleet.fleet_listen))?;
 
     let data = wiring::data_directory(&arguments.data_dir)?;
-    let (store, lock) = wiring::open_store(&data, arguments.database_url.as_ref(), credential_keys).await?;
+    let (store, lock) = wiring::open_store(&data, arguments.database_url.as_ref(), || Ok(credential_keys)).await?;
     if api_key.is_none() && !store.has_keys().await? {
         bail!("a coordinator makes no API key: give one as ASH_API_KEY, or in a file that --api-key-file names");
     }

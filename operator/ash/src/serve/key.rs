@@ -66,7 +66,8 @@ fn make(path: &Path) -> anyhow::Result<Vec<u8>> {
     getrandom::fill(&mut key).map_err(|error| anyhow::anyhow!("the system has no random numbers: {error}"))?;
     let temporary = path.with_extension("new");
     let _ = fs::remove_file(&temporary);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary);
+    let mut file = file.with_context(|| format!("cannot write {}", temporary.display()))?;
     file.write_all(&key)?;
     file.sync_all()?;
     fs::rename(&temporary, path).with_context(|| format!("cannot write {}", path.display()))?;

@@ -67,8 +67,9 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     claude::check(&claude, sandboxing.any_claude_version).await?;
 
     let data = data_directory(&arguments.data_dir)?;
-    let credential_keys = key::credential_keys(&arguments.credentials, Some(&data))?;
-    let (store, lock) = open_store(&data, arguments.database_url.as_ref(), credential_keys).await?;
+    // Made only by whoever has the directory.
+    let keys = || key::credential_keys(&arguments.credentials, Some(&data));
+    let (store, lock) = open_store(&data, arguments.database_url.as_ref(), keys).await?;
     let backend = Arc::new(ProcessBackend::new(sandboxes(sandboxing, &data)).await?);
     say_protections(&backend);
 
@@ -120,15 +121,15 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
 pub(crate) async fn open_store(
     data: &Path,
     database_url: Option<&SecretString>,
-    credential_keys: Keyring,
+    keys: impl FnOnce() -> anyhow::Result<Keyring>,
 ) -> anyhow::Result<(Arc<dyn Database>, Option<DirectoryLock>)> {
     let Some(url) = database_url else {
         let store = SqliteStore::open(&data.join(DATABASE)).await?;
-        return Ok((Arc::new(store.with_credential_keys(credential_keys)), None));
+        return Ok((Arc::new(store.with_credential_keys(keys()?)), None));
     };
     let lock = DirectoryLock::take(data)?;
     let store = PostgresStore::open(url).await?;
-    Ok((Arc::new(store.with_credential_keys(credential_keys)), Some(lock)))
+    Ok((Arc::new(store.with_credential_keys(keys()?)), Some(lock)))
 }
 
 pub(crate) fn say_protections(backend: &ProcessBackend) {

@@ -151,7 +151,7 @@ fn silence_has_its_bounds() {
     assert_eq!(say(runner(40, Some(20))), 0, "it announced a restart");
     assert_eq!(say(runner(61, Some(0))), 1);
     let writes = writing(0, 100);
-    assert!(writes.may_answer_unwritten(seconds(100) + ANSWERS_UNWRITTEN - seconds(1)));
+    assert!(writes.may_answer_unwritten(seconds(99) + ANSWERS_UNWRITTEN));
     assert!(!writes.may_answer_unwritten(seconds(100) + ANSWERS_UNWRITTEN));
     assert!(!OwnWrites::default().may_answer_unwritten(Duration::ZERO), "one that never wrote answers nobody");
 }

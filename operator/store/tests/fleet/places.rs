@@ -144,7 +144,7 @@ pub async fn the_sessions_of_a_gone_runner_are_abandoned_and_adopted<D: Database
     let on_two = store.open_epoch_on(opening_of(&new), &two.name).await.unwrap();
     // One that an earlier release placed names no runner.
     let nobodys = store.open_epoch(opening_of(&session(&*store).await)).await.unwrap();
-    assert_eq!(store.abandoned_sessions().await.unwrap(), [nobodys.clone()]);
+    assert_eq!(store.abandoned_sessions().await.unwrap(), std::slice::from_ref(&nobodys));
     let sandboxes = [on_one[0].sandbox.unwrap(), on_two.sandbox.unwrap(), nobodys.sandbox.unwrap()];
     let adopted = store.adopt(&one.name, &sandboxes).await.unwrap();
     assert_eq!(adopted, [on_one[0].clone(), on_one[1].clone(), nobodys.clone()], "not the other runner's");
