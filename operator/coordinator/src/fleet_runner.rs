@@ -319,12 +319,12 @@ impl Runner for FleetRunner {
 
     async fn resume(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError> {
         let model_key = self.registry.keys.of(&session, &agent.settings).await?;
-        let Some(spot) = self.spot(&session, Want::Free).await? else {
+        let Spot::At { target, sandbox } = self.spot(&session, Want::Free, None).await? else {
             let store = &*self.registry.store;
             return allowed(lost::change(store, &session, SessionEvent::Resume, OpeningReason::Resumed).await);
         };
-        let place = Place { session: session.clone(), agent, model_key, sandbox: spot.sandbox };
-        match calls::call(&spot.target, path::RESUME, CALL, &place).await {
+        let place = Place { session: session.clone(), agent, model_key, sandbox };
+        match calls::call(&target, path::RESUME, CALL, &place).await {
             Ok(resumed) => Ok(resumed),
             Err(error) => {
                 self.registry.give_back(session.id).await;

@@ -93,6 +93,10 @@ impl Resources for Woken {
         Ok(())
     }
 
+    async fn check_agent(&self, _: &AgentRequest) -> Result<(), ResourceError> {
+        Ok(())
+    }
+
     async fn apply_agent(&self, _: AgentRequest) -> Result<(), ResourceError> {
         Ok(())
     }

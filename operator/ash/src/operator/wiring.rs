@@ -49,7 +49,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Operator> {
     let client = ash_controllers::connect().await?;
 
     let data = wiring::data_directory(&arguments.data_dir)?;
-    let (store, lock) = wiring::open_store(&data, arguments.database_url.as_ref(), keys).await?;
+    let (store, lock) = wiring::open_store(&data, arguments.database_url.as_ref(), || Ok(keys)).await?;
     let mut registered = MetricsRegistry::default();
     let metrics = Metrics::default();
     metrics.register(&mut registered);
