@@ -8,3 +8,5 @@ mod network;
 mod nodes;
 mod pods;
 mod sandbox_image;
+mod sessions;
+mod tenant;
