@@ -246,6 +246,13 @@ impl Runner for FleetRunner {
                             reader.begin().await;
                             return Ok(Sent { joined: taken.joined, reader: Box::new(reader) });
                         }
+                        // Its pod is not there (yet, or any more): it is looked for again.
+                        Err(CallError::Runner(error @ RunnerError::Unreachable(_)))
+                            if self.registry.config.pods.is_some() =>
+                        {
+                            self.registry.metrics.unanswered.inc();
+                            tracing::debug!(session = %session.id, runner = %target.id.name, %error, "a message is tried again");
+                        }
                         Err(CallError::Runner(error)) => {
                             self.registry.give_back(session.id).await;
                             return Err(error);

@@ -14,6 +14,6 @@ pub(crate) use self::{
     close::{HOME, close, remove_folder},
     leave::open_without_sandbox,
     rest::{rest, wake},
-    start::{For, StartError, connected, start, warm},
+    start::{For, StartError, connected, restore, start, warm},
     supervise::spawn_supervisor,
 };

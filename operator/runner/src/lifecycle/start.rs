@@ -235,7 +235,7 @@ pub(crate) async fn warm(
 }
 
 /// Puts a session's conversation back: its id and length, where it has one.
-async fn restore(
+pub(crate) async fn restore(
     shared: &Arc<Shared>,
     sandbox: &Arc<Sandbox>,
     hub: &Arc<Hub>,

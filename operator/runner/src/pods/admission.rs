@@ -13,7 +13,7 @@ use crate::{
     backend::Pods,
     enclosure::{Dialled, Enclosure, Pod},
     hub::{Hub, Place},
-    lifecycle::{For, StartError, connected, spawn_supervisor, warm},
+    lifecycle::{For, StartError, connected, restore, spawn_supervisor, warm},
     recovery,
     sandbox::{EndReason, Sandbox},
     shared::Shared,
@@ -155,9 +155,9 @@ async fn give_started(
     if to_warm {
         warm(shared, sandbox, &For::Session(Arc::clone(hub)), false).await?;
         shared.metrics.sandbox_starts.inc();
-    } else if let Some(transcript) = shared.store.transcript(hub.session).await? {
-        // The life of the runner before this one put the conversation back.
-        sandbox.set_restored(transcript.conversation, transcript.bytes.len() as u64);
+    } else {
+        // The life of the runner before this one may not have got so far, where it was claimed from the pool.
+        restore(shared, sandbox, hub).await?;
     }
     sandbox.set_warm();
     if !sandbox.claim(hub, true) {

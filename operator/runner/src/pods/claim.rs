@@ -8,8 +8,10 @@ use tokio::time::timeout;
 
 use crate::{
     hub::{Hub, Place},
+    lifecycle::restore,
     limits::CLAIM_WAIT,
-    sandbox::Sandbox,
+    pool::is_new,
+    sandbox::{EndReason, Sandbox},
     shared::Shared,
     turns::bind_or_end,
 };
@@ -25,20 +27,30 @@ fn not_here(sandbox: SandboxId) -> RunnerError {
 pub(crate) async fn claim(shared: &Arc<Shared>, session: Session, id: SandboxId) -> Result<Session, RunnerError> {
     let hub = shared.hub(&session).await?;
     if !matches!(hub.place(), Place::None) {
-        return settled(&hub, id).await;
+        return settled(shared, &hub, id).await;
     }
     // After a restart of the runner its bridge may be on its way.
     let sandbox = timeout(CLAIM_WAIT, warm_one(shared, id)).await.map_err(|_| not_here(id))?;
     let sandbox = sandbox.ok_or_else(|| not_here(id))?;
     if !hub.begin_starting() {
-        return settled(&hub, id).await;
+        return settled(shared, &hub, id).await;
     }
     if !sandbox.claim(&hub, false) {
         hub.set_place(Place::None);
         return Err(not_here(id));
     }
     shared.pre_warm_hits.fetch_add(1, Ordering::Relaxed);
-    if let Err(error) = bind_or_end(shared, &sandbox, &hub, Claimed::Live).await {
+    // A session that lost its pod goes on with its conversation; its files are gone.
+    let restored = if is_new(&hub) { Ok(None) } else { restore(shared, &sandbox, &hub).await };
+    let given = match restored {
+        Ok(_) => bind_or_end(shared, &sandbox, &hub, Claimed::Live).await,
+        Err(error) => {
+            sandbox.end_with(EndReason::Failed(error.to_string()));
+            sandbox.gone.cancelled().await;
+            Err(error)
+        }
+    };
+    if let Err(error) = given {
         tracing::warn!(session = %hub.session, %error, "a warm pod could not be given to a session");
         hub.set_place(Place::None);
         return Err(RunnerError::Unreachable(error.to_string()));
@@ -47,8 +59,8 @@ pub(crate) async fn claim(shared: &Arc<Shared>, session: Session, id: SandboxId)
 }
 
 /// The session as it is once somebody else has given it its sandbox.
-async fn settled(hub: &Hub, id: SandboxId) -> Result<Session, RunnerError> {
-    match timeout(CLAIM_WAIT, hub.wait_settled()).await {
+async fn settled(shared: &Shared, hub: &Hub, id: SandboxId) -> Result<Session, RunnerError> {
+    match timeout(shared.config.capacity_wait, hub.wait_settled()).await {
         Ok(Place::Live(_) | Place::Resting(_)) => Ok(hub.session()),
         _ => Err(not_here(id)),
     }

@@ -163,7 +163,11 @@ async fn place_session(calls: &Calls, place: Place) -> Result<Session, RunnerErr
 
 async fn resume_session(calls: &Calls, place: Place) -> Result<Session, RunnerError> {
     calls.told.keep_model_key(place.session.id, place.model_key.as_ref());
-    calls.runner.resume(place.session, place.agent).await
+    let resumed = calls.runner.resume(place.session, place.agent).await?;
+    match place.sandbox {
+        Some(sandbox) => calls.told.claim(resumed, sandbox).await,
+        None => Ok(resumed),
+    }
 }
 
 async fn send_message(calls: &Calls, send: Send) -> Response<Body> {

@@ -142,6 +142,14 @@ async fn a_lost_pod_is_told_and_one_made_for_the_session_goes_on_with_the_conver
     world.wait_session(&session, "it has the pod", |session| session.sandbox == Some(next.sandbox)).await;
     assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 2");
     assert!(exists(&next.folder.join("workspace/CLAUDE.md")));
+
+    // Lost again, it takes a warm one that is there: with its conversation too.
+    drop(next);
+    world.wait_session(&session, "it is lost again", lost).await;
+    let warm = world.warm_pod().await;
+    let claimed = world.claim(&life, &session, &warm).await.unwrap();
+    assert_eq!(claimed.sandbox, Some(warm.sandbox));
+    assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 3");
 }
 
 #[tokio::test(flavor = "multi_thread")]
