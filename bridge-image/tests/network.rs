@@ -92,7 +92,7 @@ impl Dialled {
                 Some(frame) if frame.kind == kind => return frame,
                 Some(_) => {}
                 None => {
-                    assert!(timeout(DEADLINE, self.stream.read_buf(&mut self.received)).await.unwrap().unwrap() > 0)
+                    assert!(timeout(DEADLINE, self.stream.read_buf(&mut self.received)).await.unwrap().unwrap() > 0);
                 }
             }
         }
@@ -156,7 +156,7 @@ async fn a_bridge_that_nobody_wants_ends_itself() {
 #[tokio::test]
 async fn an_answer_that_is_none_is_left_and_dialled_again() {
     let pod = Pod::start().await;
-    for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], &[b'x'; 40_000], b""] {
+    for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], &vec![b'x'; 40_000], b""] {
         let mut dialled = pod.dialled().await;
         // It may close the connection before it has taken everything.
         let _ = dialled.stream.write_all(answer).await;

@@ -162,13 +162,11 @@ mod tests {
             bytes.extend_from_slice(&rest);
             let cut = cut.min(bytes.len());
             let mut received = BytesMut::from(&bytes[..cut]);
-            let found = match take_line(&mut received).unwrap() {
-                Some(found) => found,
-                None => {
-                    received.extend_from_slice(&bytes[cut..]);
-                    take_line(&mut received).unwrap().unwrap()
-                }
-            };
+            let found = take_line(&mut received).unwrap();
+            let found = found.unwrap_or_else(|| {
+                received.extend_from_slice(&bytes[cut..]);
+                take_line(&mut received).unwrap().unwrap()
+            });
             prop_assert_eq!(Preamble::read(&found).unwrap(), sent);
             prop_assert!(rest.starts_with(&received));
         }

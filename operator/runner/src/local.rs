@@ -367,16 +367,16 @@ impl Runner for LocalRunner {
                 return Ok(hub.session());
             }
             match hub.wait_settled().await {
-                Place::Resting(sandbox) => {
-                    if hub.begin_waking(&sandbox) {
-                        if let Err(error) = wake(&self.shared, &sandbox, &hub, WAKE_RESUMED).await {
-                            let message = error.to_string();
-                            turns::give_up(&self.shared, &hub, NoSandbox::Failed(error)).await;
-                            return Err(RunnerError::Unreachable(message));
-                        }
-                        return Ok(hub.session());
+                Place::Resting(sandbox) if hub.begin_waking(&sandbox) => {
+                    if let Err(error) = wake(&self.shared, &sandbox, &hub, WAKE_RESUMED).await {
+                        let message = error.to_string();
+                        turns::give_up(&self.shared, &hub, NoSandbox::Failed(error)).await;
+                        return Err(RunnerError::Unreachable(message));
                     }
+                    return Ok(hub.session());
                 }
+                // Somebody else wakes it.
+                Place::Resting(_) => {}
                 // It is on its way to a sandbox, or off one.
                 Place::Live(sandbox) | Place::Recovering(sandbox) => sandbox.gone.cancelled().await,
                 _ if hub.begin_starting() => break state,

@@ -43,8 +43,8 @@ struct Refused {
 }
 
 impl Refused {
-    fn for_now(why: impl ToString) -> Self {
-        Self { why: why.to_string(), is_final: false }
+    fn for_now(why: impl Into<String>) -> Self {
+        Self { why: why.into(), is_final: false }
     }
 }
 
@@ -192,14 +192,14 @@ async fn prove(shared: &Arc<Shared>, pods: &Arc<Pods>, proof: Proof) -> Result<(
     }
     let pod = match proof {
         Proof::Ticket(ticket) => {
-            let claims = pods.tickets.read(&ticket.0, now()).map_err(Refused::for_now)?;
+            let claims = pods.tickets.read(&ticket.0, now()).map_err(|error| Refused::for_now(error.to_string()))?;
             shared.metrics.bridges_by_ticket.inc();
             if let Some(sandbox) = shared.sandbox(claims.sandbox) {
                 let newer = sandbox.hub().is_some_and(|hub| claims.epoch > hub.epoch());
-                return match newer {
-                    true => Err(Refused::for_now("the ticket is of an epoch that is still to come")),
-                    false => here(sandbox, claims.pod),
-                };
+                if newer {
+                    return Err(Refused::for_now("the ticket is of an epoch that is still to come"));
+                }
+                return here(sandbox, claims.pod);
             }
             claims.pod
         }
@@ -223,7 +223,7 @@ async fn prove(shared: &Arc<Shared>, pods: &Arc<Pods>, proof: Proof) -> Result<(
     match admission::admit(shared, pods, &pod).await {
         Ok(sandbox) => here(sandbox, pod),
         Err(error @ NotAdmitted::Unknown) => Err(Refused { why: error.to_string(), is_final: true }),
-        Err(error) => Err(Refused::for_now(error)),
+        Err(error) => Err(Refused::for_now(error.to_string())),
     }
 }
 
@@ -247,13 +247,13 @@ async fn review(shared: &Shared, pods: &Pods, token: &str) -> Result<PodIdentity
         let left = until.saturating_duration_since(Instant::now());
         let error = match timeout(left, pods.reviews.review(token)).await {
             Ok(Ok(pod)) => return Ok(pod),
-            Ok(Err(error @ ReviewError::Refused(_))) => return Err(Refused::for_now(error)),
+            Ok(Err(error @ ReviewError::Refused(_))) => return Err(Refused::for_now(error.to_string())),
             Ok(Err(error)) => error,
             Err(_) => ReviewError::Unavailable(format!("no answer within {} s", REVIEW_WAIT.as_secs())),
         };
         shared.metrics.reviews_failed.inc();
         if Instant::now() + REVIEW_RETRY >= until {
-            return Err(Refused::for_now(error));
+            return Err(Refused::for_now(error.to_string()));
         }
         sleep(REVIEW_RETRY).await;
     }

@@ -74,7 +74,7 @@ async fn a_token_or_ticket_of_one_pod_is_worth_nothing_for_another() {
     let world = World::with_stand_in().await;
     let _life = world.start().await;
     let pod = world.warm_pod().await;
-    let row = world.rows.rows.lock().unwrap()[&pod.sandbox].clone();
+    let row = world.rows.known.lock().unwrap()[&pod.sandbox].clone();
     // A pod of the same name that came later, with another uid.
     let impostor = format!("valid/{}/uid-other/{NODE}", row.pod);
     assert!(refused(&world, &with_token(&impostor)).await.is_final);
@@ -111,10 +111,10 @@ async fn a_token_or_ticket_of_one_pod_is_worth_nothing_for_another() {
     let welcome: Welcome = serde_json::from_slice(&welcome.body).unwrap();
     assert!(welcome.overtaken, "a session that nobody gave it is not its own");
     eventually("its sandbox is over", async || {
-        (world.rows.rows.lock().unwrap()[&other.id].state == PodState::Deleting).then_some(())
+        (world.rows.known.lock().unwrap()[&other.id].state == PodState::Deleting).then_some(())
     })
     .await;
-    assert_eq!(world.rows.rows.lock().unwrap()[&pod.sandbox].state, PodState::Warm, "its neighbour is not touched");
+    assert_eq!(world.rows.known.lock().unwrap()[&pod.sandbox].state, PodState::Warm, "its neighbour is not touched");
     assert!(refused(&world, &with_token(&valid(&other, NODE))).await.is_final);
 }
 

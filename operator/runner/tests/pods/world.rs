@@ -98,7 +98,7 @@ impl TokenReviews for Reviews {
 /// The rows of pods, as a coordinator has them.
 pub struct Rows {
     store: Arc<dyn Store>,
-    pub rows: Mutex<HashMap<SandboxId, PodSandbox>>,
+    pub known: Mutex<HashMap<SandboxId, PodSandbox>>,
     pub reasons: Mutex<HashMap<SandboxId, Option<String>>>,
 }
 
@@ -106,7 +106,7 @@ pub struct Rows {
 impl RunnerPods for Rows {
     async fn admit(&self, pod: &PodIdentity) -> Result<Option<Admitted>, StoreError> {
         let row = {
-            let mut rows = self.rows.lock().unwrap();
+            let mut rows = self.known.lock().unwrap();
             let Some(row) = rows.values_mut().find(|row| row.pod == pod.pod) else { return Ok(None) };
             let is_it = *row.pod_uid.get_or_insert_with(|| pod.pod_uid.clone()) == pod.pod_uid;
             if !is_it || row.state == PodState::Deleting {
@@ -126,14 +126,14 @@ impl RunnerPods for Rows {
     }
 
     async fn warm(&self, sandbox: SandboxId) -> Result<bool, StoreError> {
-        let mut rows = self.rows.lock().unwrap();
+        let mut rows = self.known.lock().unwrap();
         let row = rows.get_mut(&sandbox).filter(|row| row.state == PodState::Starting && row.session.is_none());
         Ok(row.map(|row| row.state = PodState::Warm).is_some())
     }
 
     async fn over(&self, sandbox: SandboxId, reason: Option<String>) -> Result<bool, StoreError> {
         self.reasons.lock().unwrap().insert(sandbox, reason);
-        let mut rows = self.rows.lock().unwrap();
+        let mut rows = self.known.lock().unwrap();
         Ok(rows.get_mut(&sandbox).map(|row| row.state = PodState::Deleting).is_some())
     }
 }
@@ -218,7 +218,7 @@ impl World {
         };
         let agent = store.deploy_agent(deploy).await.unwrap();
         let model = ScriptedModel::start(Script::directives()).unwrap();
-        let rows = Rows { store: Arc::clone(&store), rows: Mutex::default(), reasons: Mutex::default() };
+        let rows = Rows { store: Arc::clone(&store), known: Mutex::default(), reasons: Mutex::default() };
         Self {
             folder,
             store,
@@ -302,7 +302,7 @@ impl World {
             created_at: Timestamp::UNIX_EPOCH,
             changed_at: Timestamp::UNIX_EPOCH,
         };
-        self.rows.rows.lock().unwrap().insert(id, row.clone());
+        self.rows.known.lock().unwrap().insert(id, row.clone());
         row
     }
 
@@ -348,7 +348,7 @@ impl World {
 
     pub async fn wait_state(&self, pod: &Pod, state: PodState) {
         eventually(&format!("the pod is {state:?}: {}", pod.log()), async || {
-            (self.rows.rows.lock().unwrap()[&pod.sandbox].state == state).then_some(())
+            (self.rows.known.lock().unwrap()[&pod.sandbox].state == state).then_some(())
         })
         .await;
     }
@@ -379,7 +379,7 @@ impl World {
     /// Claims a pod for a session as a coordinator does: in the rows first, then by the call to the runner.
     pub async fn claim(&self, life: &Life, session: &Session, pod: &Pod) -> Result<Session, RunnerError> {
         {
-            let mut rows = self.rows.rows.lock().unwrap();
+            let mut rows = self.rows.known.lock().unwrap();
             let row = rows.get_mut(&pod.sandbox).unwrap();
             (row.state, row.session) = (PodState::Claimed, Some(session.id));
         }
