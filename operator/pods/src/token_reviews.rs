@@ -145,7 +145,7 @@ mod tests {
             |status| status["user"]["username"] = json!("system:node:n1"),
             |status| status["user"]["username"] = json!("system:serviceaccount:team"),
             |status| {
-                drop(status["user"]["extra"].as_object_mut().unwrap().remove("authentication.kubernetes.io/node-name"))
+                drop(status["user"]["extra"].as_object_mut().unwrap().remove("authentication.kubernetes.io/node-name"));
             },
             |status| status["user"]["extra"]["authentication.kubernetes.io/pod-uid"] = json!(["u-1", "u-2"]),
         ];
