@@ -43,7 +43,7 @@ pub(crate) struct Observed<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Made {
     /// Its files and settings.
-    Ready(Version),
+    Ready(Box<Version>),
     /// It cannot be used, or not yet, for this reason.
     Not(Reason, String),
 }

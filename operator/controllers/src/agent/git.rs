@@ -173,9 +173,9 @@ fn unpack(log: &str, said: &str) -> Result<Files, Wrong> {
         let is_executable = entry.header().mode().is_ok_and(|mode| mode & 0o100 != 0);
         let mut bytes = Vec::new();
         entry.by_ref().take(MAX_ARCHIVE_BYTES).read_to_end(&mut bytes).map_err(|_| damaged("it ends too early"))?;
-        builder.add(&path, Some(is_executable), bytes).map_err(wrong)?;
+        builder.add(&path, Some(is_executable), bytes).map_err(|error| wrong(&error))?;
     }
-    let bundle = builder.finish().map_err(wrong)?;
+    let bundle = builder.finish().map_err(|error| wrong(&error))?;
     Ok(Files { bundle, commit: Some(commit.to_owned()) })
 }
 

@@ -217,7 +217,7 @@ async fn make(
         }
         if settings == row.version.settings {
             git::clear(namespace, agent).await?;
-            return Ok((Made::Ready(Version { digest: digest.clone(), settings, commit }), None));
+            return Ok((Made::Ready(Box::new(Version { digest: digest.clone(), settings, commit })), None));
         }
     }
     let files = match source::read(namespace, agent, &agent.spec.source).await? {
@@ -225,12 +225,12 @@ async fn make(
         Err(wrong) => return not(wrong),
     };
     if let Err(error) = files.bundle.mcp_servers() {
-        return not(source::wrong(error));
+        return not(source::wrong(&error));
     }
     settings.has_hooks = files.bundle.has_hooks();
     settings.model = settings.model.or_else(|| files.bundle.model());
     let version = Version { digest: files.bundle.digest(), settings, commit: files.commit };
-    Ok((Made::Ready(version), Some(files.bundle)))
+    Ok((Made::Ready(Box::new(version)), Some(files.bundle)))
 }
 
 /// The settings of the version, with its secrets copied into the store.

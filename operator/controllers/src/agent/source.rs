@@ -43,7 +43,7 @@ pub(super) async fn read(
                 let unpacked = tokio::task::spawn_blocking(move || Bundle::from_tar_zstd(&archive)).await;
                 let unpacked =
                     unpacked.map_err(|_| StepError::Internal("a bundle could not be unpacked".to_owned()))?;
-                unpacked.map_err(wrong)
+                unpacked.map_err(|error| wrong(&error))
             }
         }
     } else if let Some(git) = &source.git {
@@ -67,9 +67,9 @@ fn of_inline(source: &InlineSource) -> Result<Bundle, Wrong> {
             }
             (None, None) => Vec::new(),
         };
-        builder.add(&file.path, file.executable.then_some(true), bytes).map_err(wrong)?;
+        builder.add(&file.path, file.executable.then_some(true), bytes).map_err(|error| wrong(&error))?;
     }
-    builder.finish().map_err(wrong)
+    builder.finish().map_err(|error| wrong(&error))
 }
 
 fn of_config_map(source: &ConfigMapSource, map: &ConfigMap) -> Result<Bundle, Wrong> {
@@ -79,20 +79,20 @@ fn of_config_map(source: &ConfigMapSource, map: &ConfigMap) -> Result<Bundle, Wr
     let mut builder = BundleBuilder::new();
     if source.items.is_empty() {
         for (key, bytes) in &entries {
-            builder.add(key, None, bytes.to_vec()).map_err(wrong)?;
+            builder.add(key, None, bytes.to_vec()).map_err(|error| wrong(&error))?;
         }
     }
     for item in &source.items {
         let bytes = entries.get(item.key.as_str()).ok_or_else(|| {
             (Reason::SourceNotFound, format!("the ConfigMap {:?} has no key {:?}", source.name, item.key))
         })?;
-        builder.add(&item.path, item.executable.then_some(true), bytes.to_vec()).map_err(wrong)?;
+        builder.add(&item.path, item.executable.then_some(true), bytes.to_vec()).map_err(|error| wrong(&error))?;
     }
-    builder.finish().map_err(wrong)
+    builder.finish().map_err(|error| wrong(&error))
 }
 
 /// What a bundle's error is called in a condition.
-pub(super) fn wrong(error: BundleError) -> Wrong {
+pub(super) fn wrong(error: &BundleError) -> Wrong {
     let reason = match error {
         BundleError::NoClaudeMd => Reason::ClaudeMdMissing,
         _ => Reason::BundleInvalid,

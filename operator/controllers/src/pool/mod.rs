@@ -13,7 +13,7 @@ use ash_core::{
     agent::Agent as AgentRow,
     id::{AgentId, SandboxId, SessionId},
     opening::{Opening, OpeningReason},
-    ports::{OpenEpoch, PodSandbox, PodState, StoreError},
+    ports::{OpenEpoch, PodSandbox, PodState},
     session::{PausedReason, SessionEvent},
 };
 use ash_crd::{Reason, Sandbox, names};
@@ -262,7 +262,8 @@ async fn add(namespace: &Namespace, agent: &AgentRow, refused: &mut HashSet<Agen
         let text = format!("there is no Service ash-runner-{pool} in {}", namespace.config.system_namespace);
         refused.insert(agent.id);
         let row = session::new_sandbox(&namespace.tenant(), agent.name.as_str(), &agent.version, pool, None);
-        return failed(namespace, &row, Failure { reason: Reason::NodePoolNotFound, message: text, is_final: false });
+        failed(namespace, &row, Failure { reason: Reason::NodePoolNotFound, message: text, is_final: false });
+        return Ok(());
     }
     let row = session::new_sandbox(&namespace.tenant(), agent.name.as_str(), &agent.version, pool, None);
     namespace.ports.pods.add_pod(row.clone()).await?;
@@ -270,7 +271,7 @@ async fn add(namespace: &Namespace, agent: &AgentRow, refused: &mut HashSet<Agen
 }
 
 /// Notes a failure, and has whoever it concerns looked at.
-fn failed(namespace: &Namespace, row: &PodSandbox, failure: Failure) -> Result<(), StepError> {
+fn failed(namespace: &Namespace, row: &PodSandbox, failure: Failure) {
     namespace.sandbox_failed(row, failure, Timestamp::now());
     if let Some(session) = row.session {
         trigger(namespace, &HashSet::from([session]));
@@ -283,7 +284,6 @@ fn failed(namespace: &Namespace, row: &PodSandbox, failure: Failure) -> Result<(
             namespace.trigger_agent(&agent.name_any());
         }
     }
-    Ok(())
 }
 
 /// The pod of a row.
@@ -296,7 +296,8 @@ async fn create(namespace: &Namespace, row: &PodSandbox, refused: &mut HashSet<A
     let sandbox = Sandbox::from_version(version.settings.sandbox.as_ref());
     let Some(host) = namespace.runners.address(&row.pool).await? else {
         let text = format!("there is no Service ash-runner-{} in {}", row.pool, namespace.config.system_namespace);
-        return failed(namespace, row, Failure { reason: Reason::NodePoolNotFound, message: text, is_final: false });
+        failed(namespace, row, Failure { reason: Reason::NodePoolNotFound, message: text, is_final: false });
+        return Ok(());
     };
     let near = match namespace.runners.room(&row.pool).await? {
         Room::Near(node) => Some(node),
@@ -349,7 +350,8 @@ async fn create(namespace: &Namespace, row: &PodSandbox, refused: &mut HashSet<A
                 refused.insert(row.agent);
                 namespace.ports.pods.delete_pod(row.id).await?;
                 namespace.metrics.sandboxes_failed.inc();
-                failed(namespace, row, failure)
+                failed(namespace, row, failure);
+                Ok(())
             }
             None => Err(error.into()),
         },
@@ -379,7 +381,8 @@ async fn over(namespace: &Namespace, row: &PodSandbox, failure: Option<Failure>)
         is_final: true,
     });
     tracing::info!(namespace = %namespace.name, pod = %row.pod, reason = failure.reason.as_str(), message = %failure.message, "a sandbox is over");
-    failed(namespace, row, failure)
+    failed(namespace, row, failure);
+    Ok(())
 }
 
 async fn delete(namespace: &Namespace, name: &str) -> Result<(), StepError> {
@@ -435,12 +438,8 @@ async fn lose(namespace: &Namespace, id: SessionId, sandbox: SandboxId) -> Resul
     };
     let state = row.state.after(SessionEvent::Pause(PausedReason::Lost)).unwrap_or(row.state);
     let open = OpenEpoch { session: id, expected: row.epoch, state, error: None, sandbox: None, opening };
-    match store.open_epoch(open).await {
-        Ok(_) => {}
-        // Somebody else was faster: the next look sees what there is.
-        Err(error @ StoreError::Overtaken { .. }) => return Err(error.into()),
-        Err(error) => return Err(error.into()),
-    }
+    // Where somebody else was faster, the next look sees what there is.
+    store.open_epoch(open).await?;
     trigger(namespace, &HashSet::from([id]));
     Ok(())
 }

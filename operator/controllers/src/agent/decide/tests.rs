@@ -26,7 +26,7 @@ fn spec() -> AgentSpec {
 
 fn made(model: &str) -> Made {
     let settings = AgentSettings { model: Some(model.into()), ..AgentSettings::default() };
-    Made::Ready(Version { digest: "d".into(), settings, commit: None })
+    Made::Ready(Box::new(Version { digest: "d".into(), settings, commit: None }))
 }
 
 fn row(model: &str) -> Row {
