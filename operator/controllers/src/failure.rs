@@ -43,8 +43,8 @@ pub fn of_pod(pod: &Pod) -> Option<Failure> {
         _ => {}
     }
     let init = status.init_container_statuses.iter().flatten();
-    let containers = init.chain(status.container_statuses.iter().flatten());
-    if let Some(failure) = containers.filter_map(of_container).next() {
+    let mut containers = init.chain(status.container_statuses.iter().flatten());
+    if let Some(failure) = containers.find_map(of_container) {
         return Some(failure);
     }
     match phase {
@@ -143,11 +143,11 @@ mod tests {
 
     use super::{end_of, of_pod, of_refusal};
 
-    fn pod(status: serde_json::Value) -> Pod {
+    fn pod(status: &serde_json::Value) -> Pod {
         serde_json::from_value(json!({ "metadata": {}, "status": status })).unwrap()
     }
 
-    fn container(name: &str, state: serde_json::Value) -> serde_json::Value {
+    fn container(name: &str, state: &serde_json::Value) -> serde_json::Value {
         json!({ "name": name, "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state })
     }
 
@@ -156,8 +156,8 @@ mod tests {
         let waiting = |reason: &str| json!({ "waiting": { "reason": reason, "message": "m" } });
         let ended =
             |reason: &str, code: i32| json!({ "terminated": { "reason": reason, "exitCode": code, "message": "m" } });
-        let main = |state| json!({ "phase": "Running", "containerStatuses": [container("sandbox", state)] });
-        let check = |state| json!({ "phase": "Pending", "initContainerStatuses": [container("check-image", state)] });
+        let main = |state| json!({ "phase": "Running", "containerStatuses": [container("sandbox", &state)] });
+        let check = |state| json!({ "phase": "Pending", "initContainerStatuses": [container("check-image", &state)] });
         let rows = [
             (main(json!({ "running": {} })), None),
             (main(waiting("ContainerCreating")), None),
@@ -178,7 +178,7 @@ mod tests {
             ),
         ];
         for (status, expected) in rows {
-            let found = of_pod(&pod(status.clone())).map(|failure| (failure.reason, failure.is_final));
+            let found = of_pod(&pod(&status)).map(|failure| (failure.reason, failure.is_final));
             assert_eq!(found, expected, "{status}");
         }
     }

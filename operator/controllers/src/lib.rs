@@ -6,6 +6,7 @@
 //!
 //! One process of many acts: the one that holds the [`leader`] lease. [`resources`] is the API's way to the same objects.
 #![allow(clippy::doc_markdown, reason = "resources are called by their plain names")]
+#![allow(clippy::single_match_else, reason = "two ways that are equally likely read best side by side")]
 
 mod agent;
 mod changes;

@@ -156,7 +156,7 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
         Arc::clone(&namespace),
         stop.clone(),
         async {},
-        |object, namespace| agent::reconcile(object, namespace),
+        agent::reconcile,
     ));
     let ready = agents_ready.clone().cancelled_owned();
     tasks.spawn(controller(
@@ -167,7 +167,7 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
         Arc::clone(&namespace),
         stop.clone(),
         ready,
-        |object, namespace| session::reconcile(object, namespace),
+        session::reconcile,
     ));
 
     let of_ash = format!("{}={}", names::MANAGED_BY, names::MANAGER);

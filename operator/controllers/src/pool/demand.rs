@@ -70,7 +70,9 @@ mod tests {
             let mut asked = asked;
             asked.sort_unstable();
             let mut demand = Demand::default();
-            asked.iter().for_each(|second| demand.note(at(*second)));
+            for second in &asked {
+                demand.note(at(*second));
+            }
             let bounds = min..=min + more;
             let mut before = u32::MAX;
             for second in 200..400 {

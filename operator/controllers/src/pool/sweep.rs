@@ -23,7 +23,7 @@ use crate::{
 pub(crate) async fn keep(namespace: Arc<Namespace>, stop: CancellationToken) {
     let mut count = 0_u32;
     loop {
-        let with_sessions = count % SESSION_SWEEPS == 0;
+        let with_sessions = count.is_multiple_of(SESSION_SWEEPS);
         count = count.wrapping_add(1);
         if let Err(error) = sweep(&namespace, with_sessions).await {
             tracing::warn!(namespace = %namespace.name, %error, "a sweep failed; the next one does it");

@@ -2,7 +2,7 @@
 //!
 //! `ASH_TEST_KUBERNETES` names the folder of kube-apiserver, etcd and kubectl. Where they are missing the test says that it is
 //! skipped; with `ASH_TEST_REQUIRE_KUBERNETES` set it fails.
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::type_complexity, clippy::items_after_statements, unreachable_pub)]
 
 mod fakes;
 mod faults;

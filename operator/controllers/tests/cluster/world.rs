@@ -66,7 +66,7 @@ impl<'a> World<'a> {
         let store = Arc::new(SqliteStore::open(&folder.path().join("ash.db")).await.unwrap());
         let rows = Arc::new(Rows::default());
         let port: Arc<dyn Store> = store.clone();
-        let runner = Arc::new(FakeRunner { store: port, rows: Arc::clone(&rows), sent: Default::default() });
+        let runner = Arc::new(FakeRunner { store: port, rows: Arc::clone(&rows), sent: std::sync::Mutex::default() });
         server.done(&["create", "namespace", namespace], None);
         let service = json!({
             "apiVersion": "v1", "kind": "Service", "metadata": { "name": "ash-runner-default" },
@@ -161,7 +161,8 @@ impl<'a> World<'a> {
 
     pub async fn end(self) {
         self.stop.cancel();
-        if let Some(task) = self.operator.borrow_mut().take() {
+        let task = self.operator.borrow_mut().take();
+        if let Some(task) = task {
             task.await.unwrap();
         }
         self.kubelet_task.abort();
