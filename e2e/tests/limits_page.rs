@@ -9,9 +9,10 @@ struct Row {
 }
 
 /// The headings under which a table stands without such a column, because no server could show what is in it; and the fleet's,
-/// whose metrics are those of coordinators and runners and not of the server that is asked here.
-const WITHOUT_METRICS: [&str; 5] =
-    ["## Fleet", "## Client and command line", "## Start of the server", "## Sizes", "## Resources"];
+/// and the operator's,
+/// whose metrics are those of coordinators, runners and operators and not of the server that is asked here.
+const WITHOUT_METRICS: [&str; 6] =
+    ["## Fleet", "## Client and command line", "## Start of the server", "## Sizes", "## Resources", "## The operator"];
 
 /// The headings of the page's tables that have no column of metrics.
 fn without_metrics(page: &str) -> Vec<&str> {
