@@ -1,6 +1,6 @@
 //! A tenant of the installed chart, with what a journey does in its namespace: by manifests and over REST.
 
-use ash_client::{Client, Message, Session};
+use ash_client::{Client, Message, Session, StreamOptions};
 use ash_e2e::{
     cluster::{Cluster, Endpoint, Installation, SYSTEM_NAMESPACE},
     harness::Turn,
@@ -74,6 +74,15 @@ impl<'cluster> Tenant<'cluster> {
         let client = self.client();
         self.cluster.run(async {
             let stream = client.send_message(session, &Message::text(text)).await.unwrap();
+            Turn::read(stream).await
+        })
+    }
+
+    /// Reads a session from its first entry until no turn runs.
+    pub(crate) fn whole(&self, session: &str) -> Turn {
+        let client = self.client();
+        self.cluster.run(async {
+            let stream = client.stream(session, Some("0"), StreamOptions::default()).await.unwrap();
             Turn::read(stream).await
         })
     }

@@ -1,7 +1,7 @@
 //! Where sandboxes can go: the Services of node pools, and the runners that have room.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -15,6 +15,10 @@ use crate::{config::Fleet, error::StepError, limits::SERVICE_AGE};
 
 /// Rows of runners are read at most this often, however many sessions begin.
 const ROWS_AGE: Duration = Duration::from_secs(1);
+/// How long a pod counts for the node that it was sent to: about as long as it takes until the runner there has seen it.
+const ON_THE_WAY: Duration = Duration::from_secs(5);
+/// Pods that are remembered so; further ones are spread as if they were the first.
+const MAX_ON_THE_WAY: usize = 10_000;
 /// Pools whose addresses are remembered.
 const MAX_POOLS: usize = 256;
 
@@ -29,12 +33,13 @@ pub(crate) enum Room {
     Full,
 }
 
-/// The place that is best: pure.
-pub(crate) fn room(runners: &[RunnerRow], pool: &str) -> Room {
+/// The place that is best: pure. `on_the_way` says how many pods were sent to a node that its runner has not seen yet.
+pub(crate) fn room(runners: &[RunnerRow], pool: &str, on_the_way: impl Fn(&str) -> u32) -> Room {
     let of_pool = runners.iter().filter(|runner| runner.pool == pool);
     let open = of_pool.filter(|runner| !runner.cordoned);
-    let free = |runner: &&RunnerRow| i64::from(runner.capacity) - i64::from(runner.used);
-    match open.max_by_key(|runner| (free(runner), std::cmp::Reverse(runner.used))) {
+    let used = |runner: &RunnerRow| i64::from(runner.used) + i64::from(on_the_way(&runner.node));
+    let free = |runner: &&RunnerRow| i64::from(runner.capacity) - used(runner);
+    match open.max_by_key(|runner| (free(runner), std::cmp::Reverse(used(runner)))) {
         None => Room::NoRunner,
         Some(runner) if free(&runner) <= 0 => Room::Full,
         Some(runner) => Room::Near(runner.node.clone()),
@@ -49,12 +54,14 @@ pub(crate) struct Runners {
     fleet: Arc<dyn Fleet>,
     addresses: Mutex<HashMap<String, (Instant, Option<String>)>>,
     rows: Mutex<Cached<Arc<Vec<RunnerRow>>>>,
+    /// When a pod was sent to which node, oldest first.
+    sent: Mutex<VecDeque<(Instant, String)>>,
 }
 
 impl Runners {
     pub(crate) fn new(client: Client, namespace: &str, fleet: Arc<dyn Fleet>) -> Self {
         let services = Api::namespaced(client, namespace);
-        Self { services, fleet, addresses: Mutex::default(), rows: Mutex::default() }
+        Self { services, fleet, addresses: Mutex::default(), rows: Mutex::default(), sent: Mutex::default() }
     }
 
     /// The address of a pool's Service; none where there is no such pool.
@@ -77,14 +84,30 @@ impl Runners {
         Ok(address)
     }
 
-    /// Where a sandbox of a pool can go.
+    /// Where a sandbox of a pool can go. It counts as sent there.
     pub(crate) async fn room(&self, pool: &str) -> Result<Room, StoreError> {
+        let rows = self.rows().await?;
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        while sent.front().is_some_and(|(at, _)| at.elapsed() >= ON_THE_WAY) {
+            sent.pop_front();
+        }
+        let on_the_way = |node: &str| sent.iter().filter(|(_, to)| to == node).count().try_into().unwrap_or(u32::MAX);
+        let room = room(&rows, pool, on_the_way);
+        if let Room::Near(node) = &room
+            && sent.len() < MAX_ON_THE_WAY
+        {
+            sent.push_back((Instant::now(), node.clone()));
+        }
+        Ok(room)
+    }
+
+    async fn rows(&self) -> Result<Arc<Vec<RunnerRow>>, StoreError> {
         let known = self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((_, rows)) = known.filter(|(at, _)| at.elapsed() < ROWS_AGE) {
-            return Ok(room(&rows, pool));
+            return Ok(rows);
         }
         let rows = Arc::new(self.fleet.runners().await?);
         *self.rows.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&rows)));
-        Ok(room(&rows, pool))
+        Ok(rows)
     }
 }

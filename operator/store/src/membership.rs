@@ -162,7 +162,9 @@ impl<E: Engine> MembershipStore for SqlStore<E> {
              {now} - heard_at AS silent, restarting_until - {now} AS restarting, \
              (SELECT COUNT(*) FROM sessions WHERE sessions.runner = runners.name AND sessions.sandbox IS NOT NULL) + \
              (SELECT COUNT(*) FROM sessions WHERE sessions.runner = runners.name AND sessions.sandbox IS NULL \
-              AND sessions.reserved_until > {now}) AS used FROM runners ORDER BY name LIMIT $1",
+              AND sessions.reserved_until > {now}) + \
+             (SELECT COUNT(*) FROM sandboxes WHERE sandboxes.runner = runners.name \
+              AND sandboxes.state IN ('starting', 'warm')) AS used FROM runners ORDER BY name LIMIT $1",
         )
         .integer(MAX_RUNNERS);
         let found = self.engine.reader().rows(statement).await?;

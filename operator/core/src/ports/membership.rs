@@ -31,7 +31,7 @@ pub struct RunnerRow {
     pub release: String,
     /// Sandboxes at the most.
     pub capacity: u32,
-    /// Sessions that have a place there, or are to get one.
+    /// Sessions that have a place there, or are to get one, and pods that wait for one.
     pub used: u32,
     /// What it said that it does.
     pub load: Load,
