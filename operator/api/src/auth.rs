@@ -1,4 +1,4 @@
-//! API keys: who may ask, and the first key of a new server.
+//! Who may ask: bearers of API keys, and of Kubernetes tokens where those are taken; and the first key of a new server.
 
 use std::{
     fs::{self, OpenOptions},
@@ -12,7 +12,7 @@ use ash_core::{
     ports::{KeyStore, NewKey, StoreError},
 };
 use axum::{
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     middleware::Next,
     response::Response,
 };
@@ -21,7 +21,11 @@ use http::{HeaderMap, StatusCode, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 
-use crate::{error::ApiError, state::ApiState};
+use crate::{
+    access::{self, Access, User},
+    error::ApiError,
+    state::ApiState,
+};
 
 /// The file in the data directory that the first key is written to.
 const INITIAL_KEY_FILE: &str = "initial-api-key";
@@ -38,19 +42,34 @@ pub fn hash_key(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
-/// Lets only requests with a valid key through, with their [`Caller`].
+/// Who somebody is, before it is known what they want.
+pub(crate) enum Identity<'a> {
+    /// The bearer of an API key, which may do everything of its tenant.
+    Key(TenantId),
+    /// The bearer of a Kubernetes token.
+    User(&'a Access, User),
+}
+
+/// Lets only requests with a valid key, or a token with the right to make them, through, with their [`Caller`].
 pub(crate) async fn require_key(
     State(state): State<ApiState>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let caller = authenticate(&state, request.headers()).await?;
-    request.extensions_mut().insert(caller);
+    let tenant = match authenticate(&state, request.headers()).await? {
+        Identity::Key(tenant) => tenant,
+        Identity::User(access, user) => {
+            tracing::Span::current().record("user", user.name());
+            let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+            access.tenant(&user, request.headers(), request.method(), route).await?
+        }
+    };
+    request.extensions_mut().insert(Caller(tenant));
     Ok(next.run(request).await)
 }
 
-/// Whose key the headers carry. The texts of the refusals are those that published clients know.
-pub(crate) async fn authenticate(state: &ApiState, headers: &HeaderMap) -> Result<Caller, ApiError> {
+/// Whose key or token the headers carry. The texts of the refusals are those that published clients know.
+pub(crate) async fn authenticate<'a>(state: &'a ApiState, headers: &HeaderMap) -> Result<Identity<'a>, ApiError> {
     let refuse = |message: &str| {
         state.metrics.auth_failures.inc();
         ApiError::new(StatusCode::UNAUTHORIZED, message)
@@ -59,10 +78,28 @@ pub(crate) async fn authenticate(state: &ApiState, headers: &HeaderMap) -> Resul
     let key = value.to_str().ok().and_then(bearer).ok_or_else(|| refuse("Invalid API key"))?;
     let hash = hash_key(key);
     if state.extra_key.as_ref().is_some_and(|extra| same(extra, &hash)) {
-        return Ok(Caller(TenantId::default_tenant()));
+        return of_key(state, TenantId::default_tenant(), headers);
+    }
+    if let Some(access) = &state.access
+        && let Some(claims) = access::claims(key)
+    {
+        return Ok(Identity::User(access, access.user(key, &claims).await?));
     }
     let key = state.store.key(&hash).await?.ok_or_else(|| refuse("Invalid API key"))?;
-    Ok(Caller(key.tenant))
+    of_key(state, key.tenant, headers)
+}
+
+/// A key has one tenant. A request that names another is refused, rather than done in a place that nobody meant.
+fn of_key<'a>(state: &ApiState, tenant: TenantId, headers: &HeaderMap) -> Result<Identity<'a>, ApiError> {
+    let tenant = if tenant == TenantId::default_tenant() { state.config.default_tenant.clone() } else { tenant };
+    match access::named_namespace(headers)? {
+        Some(named) if named != tenant.0 => {
+            let message =
+                format!("this API key is of the namespace {tenant}: leave {named} away, or use a key or token of it");
+            Err(ApiError::new(StatusCode::FORBIDDEN, message))
+        }
+        _ => Ok(Identity::Key(tenant)),
+    }
 }
 
 fn bearer(value: &str) -> Option<&str> {

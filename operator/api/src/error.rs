@@ -18,7 +18,7 @@ use crate::{auth, model_options, spelling::Misspelt, state::ApiState};
 /// Seconds after which a client may try again what found no room.
 const RETRY_CAPACITY_SECONDS: u64 = 5;
 /// Seconds after which a client may try again what met a restart or a database that did not answer.
-const RETRY_SOON_SECONDS: u64 = 2;
+pub(crate) const RETRY_SOON_SECONDS: u64 = 2;
 /// Seconds after which a client may try again what met a full disk: a person has to act.
 const RETRY_FULL_SECONDS: u64 = 60;
 

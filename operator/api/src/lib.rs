@@ -3,6 +3,7 @@
 //!
 //! Source: the REST and SSE contract. A handler reads a request, asks a port, shapes an answer; the rules are in `ash-core`.
 
+mod access;
 mod agents;
 mod answer;
 mod auth;
@@ -36,6 +37,7 @@ use axum::{
     routing::{delete, get, post},
 };
 
+pub use access::AccessConfig;
 pub use auth::{InitialKeyError, ensure_initial_key, hash_key};
 pub use serve::{ServeLimits, serve};
 pub use state::{ApiConfig, ApiState, OptionalPorts};

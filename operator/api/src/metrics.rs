@@ -34,6 +34,20 @@ pub(crate) struct StreamLabels {
     pub(crate) end: StreamEnd,
 }
 
+/// How a question to the cluster was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Review {
+    Accepted,
+    Refused,
+    Failed,
+}
+
+/// Labels of a question to the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ReviewLabels {
+    pub(crate) result: Review,
+}
+
 /// Every metric; cheap to clone, all clones share the values.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
@@ -43,6 +57,10 @@ pub(crate) struct Metrics {
     pub(crate) stream_frames: Counter,
     pub(crate) stream_bytes: Counter,
     pub(crate) auth_failures: Counter,
+    pub(crate) token_reviews: Family<ReviewLabels, Counter>,
+    pub(crate) access_reviews: Family<ReviewLabels, Counter>,
+    pub(crate) access_reviews_crowded: Counter,
+    pub(crate) access_evictions: Counter,
     pub(crate) bodies_refused: Counter,
     pub(crate) discards_cut_off: Counter,
     pub(crate) deployments_waiting: Gauge,
@@ -59,6 +77,16 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Counts the review of a token.
+    pub(crate) fn count_token_review(&self, result: Review) {
+        self.token_reviews.get_or_create(&ReviewLabels { result }).inc();
+    }
+
+    /// Counts the review of a right.
+    pub(crate) fn count_access_review(&self, result: Review) {
+        self.access_reviews.get_or_create(&ReviewLabels { result }).inc();
+    }
+
     /// Adds every metric to the registry.
     pub(crate) fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("ash_api");
@@ -72,6 +100,26 @@ impl Metrics {
         registry.register("stream_frames", "Frames given to streams", self.stream_frames.clone());
         registry.register("stream_bytes", "Bytes of frames given to streams", self.stream_bytes.clone());
         registry.register("auth_failures", "Requests without a valid key", self.auth_failures.clone());
+        for result in [Review::Accepted, Review::Refused, Review::Failed] {
+            drop(self.token_reviews.get_or_create(&ReviewLabels { result }));
+            drop(self.access_reviews.get_or_create(&ReviewLabels { result }));
+        }
+        registry.register("token_reviews", "Kubernetes tokens reviewed, by result", self.token_reviews.clone());
+        registry.register(
+            "access_reviews",
+            "Rights of Kubernetes users asked for, by result",
+            self.access_reviews.clone(),
+        );
+        registry.register(
+            "access_reviews_crowded",
+            "Reviews that were given up because too many others waited",
+            self.access_reviews_crowded.clone(),
+        );
+        registry.register(
+            "access_evictions",
+            "Reviewed tokens that were forgotten early because too many others came",
+            self.access_evictions.clone(),
+        );
         registry.register(
             "bodies_refused",
             "Bodies that were too long, too slow, or found no room",

@@ -30,6 +30,7 @@ pub(crate) async fn observe(State(state): State<ApiState>, request: Request, nex
         route,
         id = id.to_str().unwrap_or_default(),
         session = tracing::field::Empty,
+        user = tracing::field::Empty,
         status = tracing::field::Empty,
     );
     let mut response = next.run(request).instrument(span.clone()).await;

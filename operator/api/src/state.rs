@@ -17,7 +17,13 @@ use prometheus_client::registry::Registry;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::{Semaphore, watch};
 
-use crate::{body::LargeBodies, error::ApiError, hash_key, metrics::Metrics};
+use crate::{
+    access::{Access, AccessConfig},
+    body::LargeBodies,
+    error::ApiError,
+    hash_key,
+    metrics::Metrics,
+};
 
 /// Deployments that are unpacked and packed at once: each takes up to 350 MiB of memory and a core. Others wait.
 const MAX_DEPLOYMENTS: usize = 2;
@@ -31,8 +37,12 @@ pub struct ApiConfig {
     pub coordinator_id: String,
     /// Whether agents may be deployed from a directory of the server's machine: in standalone mode only.
     pub allow_path: bool,
-    /// A key that is valid beside those in the store: `ASH_API_KEY`. It belongs to the default tenant.
+    /// A key that is valid beside those in the store: `ASH_API_KEY`. It belongs to [`Self::default_tenant`].
     pub api_key: Option<SecretString>,
+    /// Whose keys of the default tenant are: in a cluster, a namespace; see `--default-namespace`.
+    pub default_tenant: TenantId,
+    /// Kubernetes tokens beside the keys; without it there are keys only.
+    pub access: Option<AccessConfig>,
     /// Silence on a stream after which a comment is sent. The contract says 10 s.
     pub keep_alive: Duration,
 }
@@ -44,6 +54,8 @@ impl Default for ApiConfig {
             coordinator_id: format!("ash-{}", std::process::id()),
             allow_path: false,
             api_key: None,
+            default_tenant: TenantId::default_tenant(),
+            access: None,
             keep_alive: Duration::from_secs(10),
         }
     }
@@ -73,6 +85,7 @@ pub struct Inner {
     pub(crate) metrics: Metrics,
     pub(crate) registry: Arc<Mutex<Registry>>,
     pub(crate) extra_key: Option<[u8; 32]>,
+    pub(crate) access: Option<Access>,
     pub(crate) large_bodies: LargeBodies,
     pub(crate) deployments: Semaphore,
     pub(crate) started: Instant,
@@ -102,6 +115,7 @@ impl ApiState {
         let metrics = Metrics::default();
         metrics.register(&mut registry.lock().unwrap_or_else(PoisonError::into_inner));
         let extra_key = config.api_key.as_ref().map(|key| hash_key(key.expose_secret()));
+        let access = config.access.clone().map(|config| Access::new(config, metrics.clone()));
         Self(Arc::new(Inner {
             store,
             runner,
@@ -110,6 +124,7 @@ impl ApiState {
             metrics,
             registry,
             extra_key,
+            access,
             large_bodies: LargeBodies::default(),
             deployments: Semaphore::new(MAX_DEPLOYMENTS),
             started: Instant::now(),

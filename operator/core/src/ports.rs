@@ -1,6 +1,7 @@
 //! The ports: what the parts of Ash ask of each other, as traits. Adapters implement them; nobody names an adapter but the
 //! function that wires the process.
 
+mod access;
 mod changes;
 mod credentials;
 mod membership;
@@ -11,6 +12,7 @@ mod runner_pods;
 mod runner_store;
 mod store;
 
+pub use access::{ACCESS_AUDIENCE, ACCESS_GROUP, AccessError, AccessResource, AccessReviews, Verb, Who};
 pub use changes::{ChangeStore, ChangedSession};
 pub use credentials::{Clear, Credential, CredentialKind, CredentialStore};
 pub use membership::{AgentsStamp, CoordinatorRow, MembershipStore, NewRunner, Reserved, RouteRow, RunnerRow};
