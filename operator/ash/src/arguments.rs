@@ -2,6 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
+use ash_client::{DEFAULT_RELEASE_NAMESPACE, DEFAULT_RELEASE_SERVICE, DEFAULT_SERVICE_ACCOUNT};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::SecretString;
 
@@ -17,19 +18,41 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// The heading of what concerns a cluster.
+const CLUSTER: &str = "Cluster";
+
 /// What every command of the client takes.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Server")]
 pub(crate) struct Global {
-    /// Address of the server
-    #[arg(long, global = true, env = "ASH_URL", default_value = "http://127.0.0.1:4100")]
-    pub(crate) url: String,
+    /// Address of the server [default: http://127.0.0.1:4100, and with --context a pod of its Service]
+    #[arg(long, global = true, env = "ASH_URL")]
+    pub(crate) url: Option<String>,
     /// API key; without one, that in initial-api-key of the data directory
     #[arg(long, global = true, env = "ASH_API_KEY", hide_env_values = true, value_parser = values::secret)]
     pub(crate) api_key: Option<SecretString>,
     /// Data directory of a server on this machine [default: ./data]
     #[arg(long, global = true, env = "ASH_DATA_DIR", value_name = "DIRECTORY")]
     pub(crate) data_dir: Option<PathBuf>,
+    /// Context of the kubeconfig of the cluster that the server is in: with a token of a service account in the place of a key,
+    /// and without --url through a forwarded port
+    #[arg(long, global = true, env = "ASH_CONTEXT", value_name = "NAME", help_heading = CLUSTER)]
+    pub(crate) context: Option<String>,
+    /// Namespace of the agents and sessions [default: that of the context]
+    #[arg(long, global = true, env = "ASH_NAMESPACE", value_name = "NAME", help_heading = CLUSTER)]
+    pub(crate) namespace: Option<String>,
+    /// Service account of that namespace to speak for
+    #[arg(long, global = true, env = "ASH_SERVICE_ACCOUNT", value_name = "NAME", default_value = DEFAULT_SERVICE_ACCOUNT,
+        help_heading = CLUSTER)]
+    pub(crate) service_account: String,
+    /// Namespace that Ash is installed in
+    #[arg(long, global = true, env = "ASH_RELEASE_NAMESPACE", value_name = "NAME", default_value = DEFAULT_RELEASE_NAMESPACE,
+        help_heading = CLUSTER)]
+    pub(crate) release_namespace: String,
+    /// Service of Ash's API there
+    #[arg(long, global = true, env = "ASH_RELEASE_SERVICE", value_name = "NAME", default_value = DEFAULT_RELEASE_SERVICE,
+        help_heading = CLUSTER)]
+    pub(crate) release_service: String,
     /// Print JSON, for programs
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -112,7 +135,7 @@ mod tests {
     #[test]
     fn what_holds_everywhere_can_stand_anywhere() {
         for arguments in [&["--url", "http://x", "agent", "list"][..], &["agent", "list", "--url", "http://x"]] {
-            assert_eq!(parse(arguments).global.url, "http://x");
+            assert_eq!(parse(arguments).global.url.unwrap(), "http://x");
         }
         let cli = parse(&["--data-dir", "/somewhere", "--api-key", "k", "serve"]);
         let Command::Serve(serve) = cli.command else { panic!("{:?}", cli.command) };

@@ -1,9 +1,9 @@
-//! Which server the client talks to, and with which key.
+//! Which server the client talks to, on which way, and with which key or token.
 
 use std::{fs, path::Path};
 
 use anyhow::Context;
-use ash_client::Client;
+use ash_client::{Client, ClusterOptions};
 use secrecy::SecretString;
 use url::{Host, Url};
 
@@ -15,13 +15,31 @@ const KEY_FILE: &str = "initial-api-key";
 /// The data directory of a server that was started in this folder.
 const DEFAULT_DATA_DIRECTORY: &str = "./data";
 
-/// A client as the arguments say.
-pub(crate) fn client(global: &Global) -> anyhow::Result<Client> {
+/// The address of a server that was started here.
+const DEFAULT_URL: &str = "http://127.0.0.1:4100";
+
+/// A client as the arguments say. With a context, keys are not looked at: one that is meant for another server stays here.
+pub(crate) async fn client(global: &Global) -> anyhow::Result<Client> {
+    if global.context.is_some() {
+        return Ok(Client::in_cluster(cluster(global)).await?);
+    }
+    let url = global.url.as_deref().unwrap_or(DEFAULT_URL);
     let key = match &global.api_key {
         Some(key) => Some(key.clone()),
-        None => found_key(&global.url, global.data_dir.as_deref())?,
+        None => found_key(url, global.data_dir.as_deref())?,
     };
-    Ok(Client::new(&global.url, key.as_ref())?)
+    Ok(Client::new(url, key.as_ref())?)
+}
+
+fn cluster(global: &Global) -> ClusterOptions {
+    ClusterOptions {
+        context: global.context.clone(),
+        namespace: global.namespace.clone(),
+        service_account: global.service_account.clone(),
+        release_namespace: global.release_namespace.clone(),
+        release_service: global.release_service.clone(),
+        url: global.url.clone(),
+    }
 }
 
 /// The key in a data directory. One that was not named is looked at only for a server on this machine: the key of the server

@@ -35,9 +35,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             server()?.block_on(runner::run(*arguments)).map(|()| ExitCode::SUCCESS)
         }
         command => {
-            let client = connection::client(&global)?;
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
+                let client = connection::client(&global).await?;
                 match command {
                     Command::Deploy(arguments) => deploy::run(arguments, &client, output).await,
                     Command::Chat(arguments) => chat::run(arguments, client, output).await,

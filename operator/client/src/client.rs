@@ -1,12 +1,12 @@
 //! The client: one method per operation of the API.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use ash_core::sse::Position;
 use ash_protocol::message::Decision;
 use bytes::Bytes;
 use reqwest::{
-    Method, RequestBuilder, Response,
+    Method, RequestBuilder, Response, StatusCode,
     header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue},
     redirect::Policy,
 };
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::{
     Agent, CreateSession, Deployment, Error, FrameStream, Health, Kind, Message, Reconnect, Runner, Session,
-    SessionQuery, StreamOptions, answer, deploy, stream::Source,
+    SessionQuery, StreamOptions, answer, cluster::Way, deploy, stream::Source,
 };
 
 /// The longest wait for a connection: 10 s.
@@ -33,6 +33,10 @@ const DEPLOY_TIMEOUT: Duration = Duration::from_mins(10);
 /// The header that makes a repeated request join the first one.
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
+/// The header that names the namespace that is meant.
+#[cfg(feature = "kubernetes")]
+const NAMESPACE: reqwest::header::HeaderName = reqwest::header::HeaderName::from_static("ash-namespace");
+
 /// The header that names the last frame that was seen.
 const LAST_EVENT_ID: &str = "Last-Event-ID";
 
@@ -42,6 +46,8 @@ pub struct Client {
     http: reqwest::Client,
     base: Url,
     reconnect: Reconnect,
+    /// What gives each request a token, in place of a key.
+    way: Option<Arc<dyn Way>>,
 }
 
 #[derive(Deserialize)]
@@ -80,6 +86,21 @@ impl Client {
     /// Makes ring the process's cryptography of rustls where none was chosen yet. A server on loopback is reached directly,
     /// every other one through the proxy that the environment names. Redirects are not followed: a key goes nowhere else.
     pub fn new(url: &str, key: Option<&SecretString>) -> Result<Self, Error> {
+        let mut headers = HeaderMap::new();
+        if let Some(key) = key {
+            headers.insert(AUTHORIZATION, bearer(key)?);
+        }
+        Self::build(url, headers, None)
+    }
+
+    /// A client of the server at `url` with tokens in the place of a key, for a namespace.
+    #[cfg(feature = "kubernetes")]
+    pub(crate) fn through(url: &str, namespace: &str, way: Arc<dyn Way>) -> Result<Self, Error> {
+        let namespace = HeaderValue::from_str(namespace).map_err(|_| Error::InvalidKey)?;
+        Self::build(url, HeaderMap::from_iter([(NAMESPACE, namespace)]), Some(way))
+    }
+
+    fn build(url: &str, headers: HeaderMap, way: Option<Arc<dyn Way>>) -> Result<Self, Error> {
         let invalid = |reason: &str| Error::InvalidUrl { url: url.to_owned(), reason: reason.to_owned() };
         let base = Url::parse(url).map_err(|error| invalid(&error.to_string()))?;
         if !matches!(base.scheme(), "http" | "https") {
@@ -87,13 +108,6 @@ impl Client {
         }
         // Fails only where a provider is there already, which then serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut headers = HeaderMap::new();
-        if let Some(key) = key {
-            let mut value =
-                HeaderValue::from_str(&format!("Bearer {}", key.expose_secret())).map_err(|_| Error::InvalidKey)?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
         let mut builder = reqwest::Client::builder()
             .default_headers(headers)
             .redirect(Policy::none())
@@ -107,7 +121,7 @@ impl Client {
             builder = builder.no_proxy();
         }
         let http = builder.build().map_err(|error| Error::Setup(error.to_string()))?;
-        Ok(Self { http, base, reconnect: Reconnect::default() })
+        Ok(Self { http, base, reconnect: Reconnect::default(), way })
     }
 
     /// The same client with another way to reconnect streams.
@@ -298,12 +312,13 @@ impl Client {
 
     /// Asks for a stream and waits for its headers.
     async fn open(&self, request: RequestBuilder) -> Result<Response, Error> {
+        let request = self.authorized(request).await?;
         let sent = request.header(ACCEPT, "text/event-stream").send();
         let response = tokio::time::timeout(ANSWER_TIMEOUT, sent)
             .await
             .map_err(|_| Error::Cut { url: self.url(), reason: "it did not answer in time".to_owned() })?
-            .map_err(|error| answer::transport(&self.base, &error))?;
-        answer::accepted(response).await
+            .map_err(|error| self.transport(&error))?;
+        self.accepted(response).await
     }
 
     async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Error> {
@@ -311,8 +326,32 @@ impl Client {
     }
 
     async fn json_within<T: DeserializeOwned>(&self, bound: Duration, request: RequestBuilder) -> Result<T, Error> {
-        let response = request.timeout(bound).send().await.map_err(|error| answer::transport(&self.base, &error))?;
-        answer::json(answer::accepted(response).await?).await
+        let request = self.authorized(request).await?;
+        let response = request.timeout(bound).send().await.map_err(|error| self.transport(&error))?;
+        answer::json(self.accepted(response).await?).await
+    }
+
+    /// The request with a token, where tokens are used.
+    async fn authorized(&self, request: RequestBuilder) -> Result<RequestBuilder, Error> {
+        match &self.way {
+            Some(way) => Ok(request.header(AUTHORIZATION, bearer(&way.token().await?)?)),
+            None => Ok(request),
+        }
+    }
+
+    async fn accepted(&self, response: Response) -> Result<Response, Error> {
+        if let Some(way) = &self.way
+            && response.status() == StatusCode::UNAUTHORIZED
+        {
+            way.refused();
+        }
+        answer::accepted(response).await
+    }
+
+    /// Why no answer came: what the way through the cluster knows of it, or else what the connection does.
+    fn transport(&self, error: &reqwest::Error) -> Error {
+        let trouble = self.way.as_ref().and_then(|way| way.trouble());
+        trouble.map_or_else(|| answer::transport(&self.base, error), Error::Cluster)
     }
 
     fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
@@ -336,6 +375,14 @@ pub enum Upload {
     Begins(u64),
     /// So many more bytes were.
     Sent(u64),
+}
+
+/// The header of a key or token.
+fn bearer(secret: &SecretString) -> Result<HeaderValue, Error> {
+    let mut value =
+        HeaderValue::from_str(&format!("Bearer {}", secret.expose_secret())).map_err(|_| Error::InvalidKey)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn encode(value: &impl Serialize) -> Result<Bytes, Error> {

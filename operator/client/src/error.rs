@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::parser::TooLong;
+use crate::{cluster::ClusterError, parser::TooLong};
 
 /// Why a request or a stream failed.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +66,9 @@ pub enum Error {
     /// A frame of a stream is longer than its bound.
     #[error(transparent)]
     TooLong(#[from] TooLong),
+    /// The way through a cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// A position that is none.
     #[error(transparent)]
     InvalidPosition(#[from] ash_core::sse::InvalidPosition),
@@ -121,6 +124,7 @@ impl Error {
             Self::Unreachable { url, .. } => {
                 Some(format!("is `ash serve` running at {url}? Start it, or give another address (--url or ASH_URL)"))
             }
+            Self::Cluster(error) => Some(error.hint()),
             Self::Cut { .. } => Some(
                 "is the server still running? The turn goes on without its reader: look at the session again later".to_owned(),
             ),
@@ -148,6 +152,7 @@ impl Error {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Cut { .. } => true,
+            Self::Cluster(error) => error.is_transient(),
             Self::Refused { status, .. } => matches!(status, 429 | 500 | 502 | 503 | 504),
             _ => false,
         }

@@ -6,12 +6,15 @@
 mod answer;
 mod backoff;
 mod client;
+mod cluster;
 mod connection;
 mod cursor;
 mod deploy;
 mod error;
 mod event;
 mod frame;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod parser;
 mod stream;
 mod types;
@@ -23,10 +26,13 @@ pub use ash_protocol::{
 };
 pub use backoff::Reconnect;
 pub use client::{Client, Upload};
+pub use cluster::ClusterError;
 pub use deploy::{AgentFile, Deployment};
 pub use error::{Error, Kind};
 pub use event::Event;
 pub use frame::Frame;
+#[cfg(feature = "kubernetes")]
+pub use kubernetes::{ClusterOptions, DEFAULT_RELEASE_NAMESPACE, DEFAULT_RELEASE_SERVICE, DEFAULT_SERVICE_ACCOUNT};
 pub use parser::{MAX_FRAME_BYTES, Parsed, Parser, TooLong};
 pub use stream::{FrameStream, StreamOptions};
 pub use types::{Agent, Content, CreateSession, Health, Message, Pool, Runner, Session, SessionQuery};
