@@ -64,7 +64,8 @@ impl Server {
         let key = folder.path().join("sa.key");
         let openssl = Command::new("openssl").arg("genrsa").arg("-out").arg(&key).arg("2048").output().unwrap();
         assert!(openssl.status.success(), "{openssl:?}");
-        fs::write(folder.path().join("tokens"), "admin,admin,admin,system:masters\n").unwrap();
+        let users = "admin,admin,admin,system:masters\nperson,person,person\nserver,server,server\n";
+        fs::write(folder.path().join("tokens"), users).unwrap();
         let mut server = Self { programs: programs.to_owned(), folder, port, processes: Vec::new() };
         let url = format!("http://127.0.0.1:{client}");
         server.run(
@@ -120,9 +121,33 @@ impl Server {
         self.processes.push(command.spawn().unwrap());
     }
 
-    /// Where it is; it knows its administrator by the token `admin`.
+    /// Where it is; it knows its administrator by the token `admin`, and by theirs the users `person` and `server`, who have no
+    /// rights but those that a test gives them.
     pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// A kubeconfig with a context for each of the three users, named like them, and one for a user whom nobody knows: `nobody`.
+    pub fn kubeconfig(&self) -> PathBuf {
+        let path = self.folder.path().join("kubeconfig");
+        let mut text = format!(
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: test\n  cluster: {{ server: \"{}\", insecure-skip-tls-verify: true }}\n",
+            self.url()
+        );
+        let users = ["admin", "person", "server", "nobody"];
+        let list = |line: &dyn Fn(&str) -> String| users.map(line).concat();
+        text += &format!("users:\n{}", list(&|name| format!("- {{ name: {name}, user: {{ token: {name} }} }}\n")));
+        let context = |name: &str| format!("- {{ name: {name}, context: {{ cluster: test, user: {name} }} }}\n");
+        text += &format!("contexts:\n{}", list(&context));
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Kills the API server; etcd runs on.
+    pub fn stop_api_server(&mut self) {
+        let mut process = self.processes.pop().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
     }
 
     /// Runs kubectl as an administrator, with what it reads.

@@ -1,6 +1,6 @@
 //! Requests with a Kubernetes token: whose it is and what its bearer may do, as the cluster says, for a short while from memory.
 //!
-//! The tenant is the namespace that the header `Ash-Namespace` names, or else that of the token's service account. What a
+//! The tenant is that of the namespace that the header `Ash-Namespace` names, or else of the token's service account. What a
 //! request needs follows from its method and route ([`route`]).
 
 mod cache;
@@ -48,6 +48,8 @@ pub struct AccessConfig {
     pub reviews: Arc<dyn AccessReviews>,
     /// The namespaces that are served. Others are refused, whatever somebody may do there.
     pub namespaces: BTreeSet<String>,
+    /// The namespace of the default tenant; every other tenant is named like its namespace.
+    pub default_namespace: String,
 }
 
 impl fmt::Debug for AccessConfig {
@@ -132,24 +134,36 @@ impl Access {
         let Some(needed) = route::needed(method, route) else {
             return Err(forbidden("this address takes no Kubernetes token: use an API key"));
         };
-        let namespace = namespace(headers, who)?;
-        if let Some(namespace) = &namespace
-            && !self.config.namespaces.contains(namespace)
-        {
-            return Err(forbidden(format!(
-                "this server does not serve the namespace {namespace}: name one that it serves in the header Ash-Namespace \
-                 (`ash --namespace NAME`), or have it added (the Helm chart's value `namespaces`)"
-            )));
-        }
-        let scope = if needed.namespaced { Some(namespace.clone().ok_or_else(nameless)?) } else { None };
+        let scope = if needed.namespaced { Some(self.served(headers, who)?) } else { None };
         for verb in needed.verbs {
             let question = Question { verb: *verb, resource: needed.resource, namespace: scope.clone() };
             if !self.may(&user.0, &question).await? {
                 return Err(forbidden(missing_right(who, &question)));
             }
         }
-        // What has no namespace is nobody's: the tenant is not looked at there.
-        Ok(namespace.map_or_else(TenantId::default_tenant, TenantId))
+        // What has no namespace, runners, is the default tenant's for those with keys.
+        Ok(scope.map_or_else(TenantId::default_tenant, |namespace| self.tenant_of(namespace)))
+    }
+
+    /// The namespace of a request, where it is served.
+    fn served(&self, headers: &HeaderMap, who: &Who) -> Result<String, ApiError> {
+        let namespace = namespace(headers, who)?.ok_or_else(nameless)?;
+        if self.config.namespaces.contains(&namespace) {
+            return Ok(namespace);
+        }
+        Err(forbidden(format!(
+            "this server does not serve the namespace {namespace}: name one that it serves in the header Ash-Namespace \
+             (`ash --namespace NAME`), or have it added (the Helm chart's value `namespaces`)"
+        )))
+    }
+
+    fn tenant_of(&self, namespace: String) -> TenantId {
+        if namespace == self.config.default_namespace { TenantId::default_tenant() } else { TenantId(namespace) }
+    }
+
+    /// The namespace of a tenant, as people know it.
+    pub(crate) fn namespace_of<'a>(&'a self, tenant: &'a TenantId) -> &'a str {
+        if *tenant == TenantId::default_tenant() { &self.config.default_namespace } else { &tenant.0 }
     }
 
     async fn may(&self, accepted: &Accepted, question: &Question) -> Result<bool, AccessError> {

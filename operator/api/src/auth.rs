@@ -91,11 +91,11 @@ pub(crate) async fn authenticate<'a>(state: &'a ApiState, headers: &HeaderMap) -
 
 /// A key has one tenant. A request that names another is refused, rather than done in a place that nobody meant.
 fn of_key<'a>(state: &ApiState, tenant: TenantId, headers: &HeaderMap) -> Result<Identity<'a>, ApiError> {
-    let tenant = if tenant == TenantId::default_tenant() { state.config.default_tenant.clone() } else { tenant };
+    let own = state.access.as_ref().map_or(tenant.0.as_str(), |access| access.namespace_of(&tenant));
     match access::named_namespace(headers)? {
-        Some(named) if named != tenant.0 => {
+        Some(named) if named != own => {
             let message =
-                format!("this API key is of the namespace {tenant}: leave {named} away, or use a key or token of it");
+                format!("this API key is of the namespace {own}: leave {named} away, or use a key or token of it");
             Err(ApiError::new(StatusCode::FORBIDDEN, message))
         }
         _ => Ok(Identity::Key(tenant)),

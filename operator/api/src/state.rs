@@ -37,10 +37,8 @@ pub struct ApiConfig {
     pub coordinator_id: String,
     /// Whether agents may be deployed from a directory of the server's machine: in standalone mode only.
     pub allow_path: bool,
-    /// A key that is valid beside those in the store: `ASH_API_KEY`. It belongs to [`Self::default_tenant`].
+    /// A key that is valid beside those in the store: `ASH_API_KEY`. It belongs to the default tenant.
     pub api_key: Option<SecretString>,
-    /// Whose keys of the default tenant are: in a cluster, a namespace; see `--default-namespace`.
-    pub default_tenant: TenantId,
     /// Kubernetes tokens beside the keys; without it there are keys only.
     pub access: Option<AccessConfig>,
     /// Silence on a stream after which a comment is sent. The contract says 10 s.
@@ -54,7 +52,6 @@ impl Default for ApiConfig {
             coordinator_id: format!("ash-{}", std::process::id()),
             allow_path: false,
             api_key: None,
-            default_tenant: TenantId::default_tenant(),
             access: None,
             keep_alive: Duration::from_secs(10),
         }

@@ -76,6 +76,10 @@ fn token(audience: &str, number: u32) -> String {
 }
 
 async fn start() -> (Arc<Cluster>, Server) {
+    start_with(&["team", "default", "second"], "default").await
+}
+
+async fn start_with(namespaces: &[&str], default_namespace: &str) -> (Arc<Cluster>, Server) {
     let cluster = Arc::new(Cluster {
         rights: Mutex::default(),
         valid: Mutex::new([token("ash", 1)].into()),
@@ -85,8 +89,11 @@ async fn start() -> (Arc<Cluster>, Server) {
         asked: Mutex::default(),
         gate: Semaphore::new(64),
     });
-    let namespaces = ["team", "default", "second"].map(ToOwned::to_owned).into();
-    let access = AccessConfig { reviews: Arc::clone(&cluster) as _, namespaces };
+    let access = AccessConfig {
+        reviews: Arc::clone(&cluster) as _,
+        namespaces: namespaces.iter().map(ToString::to_string).collect(),
+        default_namespace: default_namespace.to_owned(),
+    };
     (cluster, Server::with(ApiConfig { access: Some(access), ..ApiConfig::default() }).await)
 }
 
@@ -198,11 +205,42 @@ async fn keys_go_on_working_and_have_one_tenant() {
 
 #[tokio::test]
 async fn keys_of_the_default_tenant_are_of_the_default_namespace() {
-    let config = ApiConfig { default_tenant: TenantId("team".to_owned()), ..ApiConfig::default() };
-    let server = Server::with(config).await;
+    let (cluster, server) = start_with(&["team", "second"], "team").await;
+    cluster.allow(&["list"], "agents", "team");
+    cluster.allow(&["list"], "agents", "second");
     server.deploy("a").await;
-    let tenant = TenantId("team".to_owned());
+    let tenant = TenantId::default_tenant();
     assert_eq!(ash_core::ports::AgentStore::agents(&*server.store, &tenant).await.unwrap().len(), 1);
+    // Those with a token for that namespace see the same.
+    let seen = async |namespace| {
+        let answer = call(&server, &token("ash", 1), namespace, "GET", "/api/agents", "").await;
+        answer.json()["agents"].as_array().unwrap().len()
+    };
+    assert_eq!((seen(None).await, seen(Some("team")).await, seen(Some("second")).await), (1, 1, 0));
+    call(&server, &token("ash", 1), Some("default"), "GET", "/api/agents", "").await.error(403);
+    // The key's namespace has that name, too.
+    assert_eq!(call(&server, KEY, Some("team"), "GET", "/api/agents", "").await.status, 200);
+    let said = call(&server, KEY, Some("default"), "GET", "/api/agents", "").await.error(403);
+    assert!(said.contains("of the namespace team"), "{said}");
+}
+
+#[tokio::test]
+async fn runners_have_no_namespace() {
+    let (cluster, server) = start().await;
+    let token = token("ash", 1);
+    let said = call(&server, &token, None, "GET", "/api/runners", "").await.error(403);
+    assert!(
+        said.contains("may not list runners.ash.dev in the whole cluster") && said.contains("ClusterRole"),
+        "{said}"
+    );
+    // A right in a namespace is none for all of them.
+    cluster.allow(&["list"], "runners", "team");
+    call(&server, &token, Some("team"), "GET", "/api/runners", "").await.error(403);
+    let (cluster, server) = start().await;
+    cluster.allow(&["list"], "runners", "*");
+    for namespace in [None, Some("team"), Some("elsewhere")] {
+        assert_eq!(call(&server, &token, namespace, "GET", "/api/runners", "").await.status, 200);
+    }
 }
 
 #[tokio::test(start_paused = true)]

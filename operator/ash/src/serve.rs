@@ -1,5 +1,6 @@
 //! `ash serve`: the server.
 
+mod access;
 pub(crate) mod arguments;
 pub(crate) mod claude;
 mod coordinator;

@@ -6,7 +6,7 @@ use ash_core::sse::Position;
 use ash_protocol::message::Decision;
 use bytes::Bytes;
 use reqwest::{
-    Method, RequestBuilder, Response, StatusCode,
+    Method, RequestBuilder, Response,
     header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue},
     redirect::Policy,
 };
@@ -18,7 +18,10 @@ use uuid::Uuid;
 
 use crate::{
     Agent, CreateSession, Deployment, Error, FrameStream, Health, Kind, Message, Reconnect, Runner, Session,
-    SessionQuery, StreamOptions, answer, cluster::Way, deploy, stream::Source,
+    SessionQuery, StreamOptions, answer,
+    cluster::{ClusterError, Way},
+    deploy,
+    stream::Source,
 };
 
 /// The longest wait for a connection: 10 s.
@@ -340,12 +343,14 @@ impl Client {
     }
 
     async fn accepted(&self, response: Response) -> Result<Response, Error> {
-        if let Some(way) = &self.way
-            && response.status() == StatusCode::UNAUTHORIZED
-        {
-            way.refused();
+        let accepted = answer::accepted(response).await;
+        match (&self.way, accepted) {
+            (Some(way), Err(Error::Refused { status: 401, message, .. })) => {
+                way.refused();
+                Err(ClusterError::TokenRefused(message).into())
+            }
+            (_, accepted) => accepted,
         }
-        answer::accepted(response).await
     }
 
     /// Why no answer came: what the way through the cluster knows of it, or else what the connection does.

@@ -92,6 +92,9 @@ pub enum ClusterError {
         /// What was said.
         reason: String,
     },
+    /// The server took the token for none.
+    #[error("the server does not take your token: {0}")]
+    TokenRefused(String),
     /// This machine gives no port to listen on.
     #[error("no port of this machine can be listened on: {0}")]
     Listen(String),
@@ -120,6 +123,9 @@ impl ClusterError {
             Self::NoReadyPod { namespace, .. } => format!("`kubectl get pods --namespace {namespace}` shows what they wait for"),
             Self::NoPort { .. } => "is that the Service of Ash's API? Say which with --release-service".to_owned(),
             Self::Forward { .. } => "try again; another pod is taken where there is one".to_owned(),
+            Self::TokenRefused(_) => {
+                "does the server take tokens of this cluster (`ash serve --kubernetes-auth`)? Without that, use --url and --api-key".to_owned()
+            }
             Self::Listen(_) => "are there too many open files or connections?".to_owned(),
         }
     }

@@ -50,6 +50,23 @@ mod tests {
 
     use super::needed;
 
+    /// The routes under `/api` with their methods, as the router's source has them: each on one line.
+    fn routes() -> Vec<(String, &'static str)> {
+        let lines = include_str!("../lib.rs").lines().filter_map(|line| line.trim().strip_prefix(".route(\"/api/"));
+        let mut found = Vec::new();
+        for line in lines {
+            let (route, handlers) = line.split_once("\", ").unwrap();
+            let route: &'static str = format!("/api/{route}").leak();
+            for method in ["get", "post", "put", "patch", "delete"] {
+                if [" ", "."].iter().any(|before| format!(" {handlers}").contains(&format!("{before}{method}("))) {
+                    found.push((method.to_uppercase(), route));
+                }
+            }
+        }
+        assert!(found.len() >= 22, "{found:?}");
+        found
+    }
+
     #[test]
     fn every_route_has_its_verb() {
         let table: &[(&str, &str, ash_core::ports::AccessResource, &[Verb])] = &[
@@ -72,9 +89,15 @@ mod tests {
             ("POST", "/api/sessions/{id}/stop", Sessions, &[Update]),
             ("POST", "/api/sessions/{id}/permissions/{request}", Sessions, &[Update]),
             ("POST", "/api/credentials", Credentials, &[Create]),
+            ("GET", "/api/credentials", Credentials, &[List]),
+            ("DELETE", "/api/credentials/{id}", Credentials, &[Delete]),
             ("GET", "/api/runners", Runners, &[List]),
             ("POST", "/api/runners/{name}/cordon", Runners, &[Update]),
+            ("POST", "/api/runners/{name}/uncordon", Runners, &[Update]),
         ];
+        for (method, route) in routes() {
+            assert!(table.iter().any(|row| (row.0, row.1) == (method.as_str(), route)), "{method} {route} is not here");
+        }
         for (method, route, resource, verbs) in table {
             let found = needed(&method.parse().unwrap(), route).unwrap();
             assert_eq!((found.resource, found.verbs), (*resource, *verbs), "{method} {route}");

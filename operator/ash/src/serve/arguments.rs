@@ -235,19 +235,25 @@ pub(crate) struct FleetArguments {
     /// File with that key (coordinator)
     #[arg(long, env = "ASH_TOKEN_KEY_FILE", value_name = "FILE", help_heading = "Fleet")]
     pub(crate) token_key_file: Option<PathBuf>,
-    /// Keep what people want in the resources of the Kubernetes cluster that this is in, or that KUBECONFIG names (coordinator)
+    /// Keep what people want in the resources of the Kubernetes cluster that this is in, or that KUBECONFIG names, and take its
+    /// tokens as with --kubernetes-auth (coordinator)
     #[arg(long, env = "ASH_KUBERNETES", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
         value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", default_missing_value = "true",
         value_name = "BOOLEAN", help_heading = "Fleet")]
     pub(crate) kubernetes: bool,
-    /// Namespaces that the operator serves, with commas between (coordinator)
+    /// Take tokens of the Kubernetes cluster that this is in, or that KUBECONFIG names, for the audience `ash`, beside API keys
+    #[arg(long, env = "ASH_KUBERNETES_AUTH", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", default_missing_value = "true",
+        value_name = "BOOLEAN", help_heading = "Fleet")]
+    pub(crate) kubernetes_auth: bool,
+    /// Namespaces of the cluster that are served, each a tenant, with commas between
     #[arg(long, env = "ASH_NAMESPACES", action = ArgAction::Append, value_delimiter = ',', value_name = "NAMES",
         help_heading = "Fleet")]
     pub(crate) namespaces: Vec<String>,
     /// What the sandboxes of the runners are (coordinator)
     #[arg(long = "sandboxes", env = "ASH_SANDBOXES", value_enum, default_value = "processes", help_heading = "Fleet")]
     pub(crate) sandbox_kind: SandboxKind,
-    /// Namespace of the default tenant; every other tenant is named like its namespace (coordinator, pods)
+    /// Namespace of the default tenant; every other tenant is named like its namespace
     #[arg(long, env = "ASH_DEFAULT_NAMESPACE", default_value = "default", value_name = "NAME", help_heading = "Fleet")]
     pub(crate) default_namespace: String,
     /// File with the API key that clients need (coordinator)

@@ -25,7 +25,7 @@ use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DRAIN,
+    DRAIN, access,
     arguments::{Arguments, FleetArguments, SandboxKind},
     key::{self, hexadecimal},
     store_metrics, wait_for_signal, wiring,
@@ -92,6 +92,7 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
     let secret = Arc::new(SecretFile::open(secret)?);
     let credential_keys = key::credential_keys(&arguments.credentials, None)?;
     let api_key = api_key(arguments)?;
+    let access = access::config(fleet).await?;
     let busy = |flag: &str, address| {
         format!("cannot listen on {address}: stop what listens there, or name another address with {flag}")
     };
@@ -114,10 +115,7 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
         Credential::AuthToken(token) => ModelKey::AuthToken(Hidden(token.expose_secret().to_owned())),
     });
     let resources: Option<Arc<dyn Resources>> = if fleet.kubernetes {
-        let namespaces: Vec<String> = fleet.namespaces.iter().filter(|name| !name.is_empty()).cloned().collect();
-        if namespaces.is_empty() {
-            bail!("a coordinator of a cluster needs the namespaces that are served: name them with --namespaces");
-        }
+        let namespaces = access::namespaces(fleet)?.into_iter().collect();
         let client = ash_controllers::connect().await?;
         let (default, credentials) = (fleet.default_namespace.clone(), store.clone());
         Some(Arc::new(KubeResources::new(client, namespaces, default, Some(credentials))))
@@ -131,7 +129,7 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
     let runner = Arc::new(FleetRunner::new(Arc::clone(&registry)));
     let shared = Arc::new(Mutex::new(MetricsRegistry::default()));
     *shared.lock().unwrap_or_else(PoisonError::into_inner) = metrics;
-    let config = ApiConfig { allow_path: false, api_key, ..ApiConfig::default() };
+    let config = ApiConfig { allow_path: false, api_key, access, ..ApiConfig::default() };
     let limits = ServeLimits { shutdown_grace: arguments.shutdown_timeout + DRAIN, ..ServeLimits::default() };
     let fleet: Arc<dyn MembershipStore> = store.clone();
     let optional = OptionalPorts { credentials: Some(store.clone()), fleet: Some(fleet), resources };

@@ -24,6 +24,7 @@ use secrecy::SecretString;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::{
+    access,
     arguments::{Arguments, SandboxArguments, SandboxPolicy, UpstreamArguments},
     claude, key,
     keyed::KeyedRunner,
@@ -61,6 +62,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let (bridge, claude) = (absolute(&sandboxing.bridge()?)?, absolute(&sandboxing.claude()?)?);
     let upstream = UpstreamConfig { credential: credential(arguments), ..upstream(&arguments.upstream)? };
     let egress = egress(sandboxing)?;
+    let access = access::config(&arguments.fleet).await?;
     let listener = listen(arguments.listen).with_context(|| {
         format!("cannot listen on {}: stop what listens there, or name another address with --listen", arguments.listen)
     })?;
@@ -107,7 +109,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     {
         tracing::info!(path = %path.display(), "the first API key was written to this file");
     }
-    let config = ApiConfig { allow_path: true, api_key: arguments.api_key.clone(), ..ApiConfig::default() };
+    let config = ApiConfig { allow_path: true, api_key: arguments.api_key.clone(), access, ..ApiConfig::default() };
     // Streams end with their turns; a moment more lets them say so.
     let shutdown_grace = arguments.shutdown_timeout + ash_runner::CLOSING + super::DRAIN;
     let limits = ServeLimits { shutdown_grace, ..ServeLimits::default() };
