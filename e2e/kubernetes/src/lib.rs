@@ -130,15 +130,16 @@ impl Server {
     /// A kubeconfig with a context for each of the three users, named like them, and one for a user whom nobody knows: `nobody`.
     pub fn kubeconfig(&self) -> PathBuf {
         let path = self.folder.path().join("kubeconfig");
-        let mut text = format!(
-            "apiVersion: v1\nkind: Config\nclusters:\n- name: test\n  cluster: {{ server: \"{}\", insecure-skip-tls-verify: true }}\n",
-            self.url()
-        );
         let users = ["admin", "person", "server", "nobody"];
-        let list = |line: &dyn Fn(&str) -> String| users.map(line).concat();
-        text += &format!("users:\n{}", list(&|name| format!("- {{ name: {name}, user: {{ token: {name} }} }}\n")));
+        let user = |name: &str| format!("- {{ name: {name}, user: {{ token: {name} }} }}\n");
         let context = |name: &str| format!("- {{ name: {name}, context: {{ cluster: test, user: {name} }} }}\n");
-        text += &format!("contexts:\n{}", list(&context));
+        let text = format!(
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: test\n  cluster: {{ server: \"{}\", insecure-skip-tls-verify: true }}\n\
+             users:\n{}contexts:\n{}",
+            self.url(),
+            users.map(user).concat(),
+            users.map(context).concat(),
+        );
         fs::write(&path, text).unwrap();
         path
     }

@@ -87,14 +87,13 @@ impl Access {
             return Err(self.unauthorized(&audience_sentence(claims)));
         }
         let hash = hash_key(token);
-        let known = match self.cache.known(&hash, Instant::now()) {
-            Some(known) => known,
-            None => {
-                let _flight = self.cache.flight(hash).await;
-                match self.cache.known(&hash, Instant::now()) {
-                    Some(known) => known,
-                    None => self.review(hash, token, claims).await,
-                }
+        let known = if let Some(known) = self.cache.known(&hash, Instant::now()) {
+            known
+        } else {
+            let _flight = self.cache.flight(hash).await;
+            match self.cache.known(&hash, Instant::now()) {
+                Some(known) => known,
+                None => self.review(hash, token, claims).await,
             }
         };
         match known {

@@ -22,6 +22,7 @@ pub(crate) struct Cli {
 const CLUSTER: &str = "Cluster";
 
 /// What every command of the client takes.
+#[allow(clippy::doc_markdown, reason = "the comments on arguments are what --help prints")]
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Server")]
 pub(crate) struct Global {

@@ -98,13 +98,12 @@ impl Client {
         let tokens = Tokens::new(kube.clone(), namespace.clone(), options.service_account);
         // What a person has to do first is said first: without a token there is no use in a connection.
         tokens.token().await?;
-        let (url, forward) = match options.url {
-            Some(url) => (url, None),
-            None => {
-                let service = Service { namespace: options.release_namespace, name: options.release_service };
-                let forward = Forward::start(kube, service).await?;
-                (format!("http://{}", forward.address()), Some(forward))
-            }
+        let (url, forward) = if let Some(url) = options.url {
+            (url, None)
+        } else {
+            let service = Service { namespace: options.release_namespace, name: options.release_service };
+            let forward = Forward::start(kube, service).await?;
+            (format!("http://{}", forward.address()), Some(forward))
         };
         Self::through(&url, &namespace, Arc::new(Cluster { tokens, forward }))
     }

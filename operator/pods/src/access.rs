@@ -1,4 +1,4 @@
-//! Whose token it is and what its bearer may do, asked of the API server: TokenReview and SubjectAccessReview.
+//! Whose token it is and what its bearer may do, asked of the API server: `TokenReview` and `SubjectAccessReview`.
 
 use std::{fmt, time::Duration};
 

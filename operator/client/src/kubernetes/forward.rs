@@ -19,7 +19,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -36,6 +36,9 @@ const MAX_ATTEMPTS: usize = 3;
 
 /// The longest wait for a connection to a pod, all attempts together.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pause after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pods of a Service that are looked at.
 const MAX_PODS: u32 = 500;
@@ -60,7 +63,7 @@ struct Open {
 
 struct Pods {
     services: Api<ServiceObject>,
-    pods: Api<Pod>,
+    api: Api<Pod>,
     service: Service,
 }
 
@@ -68,7 +71,7 @@ impl Forward {
     /// Opens a port. The first connection to a pod is made at once, so that what is wrong is said here.
     pub(super) async fn start(kube: Kube, service: Service) -> Result<Self, ClusterError> {
         let services = Api::namespaced(kube.clone(), &service.namespace);
-        let pods = Pods { services, pods: Api::namespaced(kube, &service.namespace), service };
+        let pods = Pods { services, api: Api::namespaced(kube, &service.namespace), service };
         let first = pods.open().await?;
         let listen = |error: std::io::Error| ClusterError::Listen(error.to_string());
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(listen)?;
@@ -98,10 +101,10 @@ async fn accept(listener: TcpListener, pods: Arc<Pods>, first: Open, trouble: Tr
     let mut first = Some(first);
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            // A client that gave up, or no free file: the next one tells.
-            Err(_) => continue,
+        // A client that gave up, or no free file.
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(ACCEPT_PAUSE).await;
+            continue;
         };
         let (pods, trouble, first) = (Arc::clone(&pods), Arc::clone(&trouble), first.take());
         tokio::spawn(async move {
@@ -154,13 +157,13 @@ async fn carry(
     tokio::select! {
         // A broken connection is seen by the client itself.
         _ = &mut copying => Ok(()),
-        said = &mut said => match said {
-            Some(reason) => Err(reason.trim().to_owned()),
-            None => {
-                let _ = copying.await;
-                Ok(())
+        said = &mut said => {
+            if let Some(reason) = said {
+                return Err(reason.trim().to_owned());
             }
-        },
+            let _ = copying.await;
+            Ok(())
+        }
     }
 }
 
@@ -177,7 +180,7 @@ impl Pods {
         fastrand::shuffle(&mut targets);
         let mut last = None;
         for Target { pod, port } in targets.into_iter().take(MAX_ATTEMPTS) {
-            match self.pods.portforward(&pod, &[port]).await {
+            match self.api.portforward(&pod, &[port]).await {
                 Ok(forwarder) => return Ok(Open { pod, port, forwarder }),
                 Err(error) => {
                     let reason = super::root(&error);
@@ -200,7 +203,7 @@ impl Pods {
         let object = self.services.get(&self.service.name).await;
         let object = object.map_err(|error| refusal(&error, ("get", "services", namespace), || self.no_service()))?;
         let selected = ListParams::default().labels(&self.service.selector(&object)?).limit(MAX_PODS);
-        let pods = self.pods.list(&selected).await;
+        let pods = self.api.list(&selected).await;
         let pods = pods.map_err(|error| refusal(&error, ("list", "pods", namespace), || self.no_service()))?;
         self.service.targets(&object, &pods.items)
     }

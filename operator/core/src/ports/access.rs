@@ -19,7 +19,7 @@ pub const ACCESS_GROUP: &str = "ash.dev";
 /// What every service account is called by, before `NAMESPACE:NAME`.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
-/// Whose token it is: the fields of a TokenReview that a SubjectAccessReview wants to have back.
+/// Whose token it is: the fields of a `TokenReview` that a `SubjectAccessReview` wants to have back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Who {
     /// The user's name; of a service account `system:serviceaccount:NAMESPACE:NAME`.
