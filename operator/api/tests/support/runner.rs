@@ -58,7 +58,7 @@ impl Runner {
         self.failure.lock().unwrap().take().map_or(Ok(()), Err)
     }
 
-    fn change(&self, session: Session, event: SessionEvent) -> Result<Session, RunnerError> {
+    fn change(&self, session: &Session, event: SessionEvent) -> Result<Session, RunnerError> {
         let state = session.state.after(event).map_err(|impossible| RunnerError::State(impossible.0))?;
         Ok(self.store.update(session.id, |session| {
             session.state = state;
@@ -138,12 +138,12 @@ impl Port for Runner {
 
     async fn close(&self, session: Session, closing: Closing) -> Result<Session, RunnerError> {
         self.working()?;
-        self.change(session, closing.event())
+        self.change(&session, closing.event())
     }
 
     async fn resume(&self, session: Session, _: AgentVersion) -> Result<Session, RunnerError> {
         self.working()?;
-        self.change(session, SessionEvent::Resume)
+        self.change(&session, SessionEvent::Resume)
     }
 
     fn load(&self) -> Load {
