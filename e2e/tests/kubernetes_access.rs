@@ -4,12 +4,13 @@
 //! forward one.
 
 use std::{
+    net::TcpListener,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use ash_client::Client;
-use ash_e2e::harness::{TestApp, program};
+use ash_e2e::harness::{TestApp, eventually, program};
 use ash_test_kubernetes::Server;
 
 /// What the server needs, and no more; what a person needs in `team` and in the namespace of the installation; what may be done
@@ -108,24 +109,34 @@ impl Person {
     }
 }
 
-async fn start() -> Option<(Server, TestApp, Person)> {
-    let server = Server::start()?;
-    server.done(&["apply", "-f", "-"], Some(MANIFESTS));
+/// A kubeconfig for people, and one for the server, whose own context is the current one.
+fn kubeconfigs(server: &Server) -> (PathBuf, PathBuf) {
     let kubeconfig = server.kubeconfig();
-    // The server's own context is the current one of a kubeconfig of its own.
     let own = kubeconfig.with_file_name("server-kubeconfig");
     let text = std::fs::read_to_string(&kubeconfig).expect("a kubeconfig");
     std::fs::write(&own, text + "current-context: server\n").expect("a kubeconfig");
+    (kubeconfig, own)
+}
+
+/// A folder with an agent.
+fn folder_with_an_agent() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(folder.path().join("greeter")).expect("a folder");
+    std::fs::write(folder.path().join("greeter/CLAUDE.md"), "You greet.\n").expect("a file");
+    folder
+}
+
+async fn start() -> Option<(Server, TestApp, Person)> {
+    let server = Server::start()?;
+    server.done(&["apply", "-f", "-"], Some(MANIFESTS));
+    let (kubeconfig, own) = kubeconfigs(&server);
     let app = TestApp::builder()
         .argument("--kubernetes-auth")
         .variable("ASH_NAMESPACES", "default,team,second,third")
         .variable("KUBECONFIG", own.to_str().expect("a path"))
         .start()
         .await;
-    let folder = tempfile::tempdir().expect("a folder");
-    std::fs::create_dir(folder.path().join("greeter")).expect("a folder");
-    std::fs::write(folder.path().join("greeter/CLAUDE.md"), "You greet.\n").expect("a file");
-    let person = Person { kubeconfig, folder, url: format!("http://{}", app.address()) };
+    let person = Person { kubeconfig, folder: folder_with_an_agent(), url: format!("http://{}", app.address()) };
     Some((server, app, person))
 }
 
@@ -265,4 +276,98 @@ async fn the_api_server_is_away(server: &mut Server, app: &TestApp, person: &Per
     assert!(refused.hint().is_some_and(|hint| hint.contains("try again in 2 s")), "{:?}", refused.hint());
     assert!(app.client.agents().await.is_ok());
     Person::refused(&person.at_url("person", "team", &["agent", "list"]), &["the cluster does not answer", "readyz"]);
+}
+
+/// What a coordinator of a cluster may do beside reviewing tokens, in the namespaces that are served.
+const COORDINATOR: &str = r"
+apiVersion: v1
+kind: List
+items:
+- apiVersion: rbac.authorization.k8s.io/v1
+  kind: ClusterRole
+  metadata: { name: ash-resources }
+  rules: [{ apiGroups: [ash.dev], resources: [agents, sessions], verbs: [create, get, list, watch, patch, delete] }]
+- apiVersion: rbac.authorization.k8s.io/v1
+  kind: RoleBinding
+  metadata: { name: ash-api, namespace: team }
+  roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: ash-resources }
+  subjects: [{ kind: User, name: server }]
+- apiVersion: rbac.authorization.k8s.io/v1
+  kind: RoleBinding
+  metadata: { name: ash-api, namespace: third }
+  roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: ash-resources }
+  subjects: [{ kind: User, name: server }]
+- apiVersion: rbac.authorization.k8s.io/v1
+  kind: RoleBinding
+  metadata: { name: ash-client, namespace: third }
+  roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: edit-agents }
+  subjects: [{ kind: ServiceAccount, name: ash-client, namespace: third }]
+- apiVersion: rbac.authorization.k8s.io/v1
+  kind: ClusterRole
+  metadata: { name: edit-agents }
+  rules: [{ apiGroups: [ash.dev], resources: [agents], verbs: [get, list, create, update, delete] }]
+";
+
+/// A process that ends with the test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A coordinator that keeps what people want in the cluster, for the namespaces `team`, which is the default tenant's, and `third`.
+async fn coordinator(kubeconfig: &Path, folder: &Path) -> (Ended, String, Client) {
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
+    let secret = folder.join("secret");
+    std::fs::write(&secret, "s".repeat(40)).expect("a secret");
+    let data = folder.join("data");
+    let mut command = Command::new(program("ash"));
+    command
+        .args(["serve", "--mode=coordinator", "--kubernetes", "--fleet-listen=127.0.0.1:0", "--default-namespace=team"])
+        .arg("--log=error")
+        .arg(format!("--listen={address}"))
+        .arg(format!("--data-dir={}", data.display()))
+        .arg(format!("--fleet-secret-file={}", secret.display()))
+        .env_clear()
+        .env("KUBECONFIG", kubeconfig)
+        .env("ASH_NAMESPACES", "team,third")
+        .env("ASH_API_KEY", "ash_test_key")
+        .env("ASH_TOKEN_KEY", "0f".repeat(32))
+        .env("ASH_CREDENTIAL_KEY", "1e".repeat(32))
+        .stdin(Stdio::null());
+    let child = Ended(command.spawn().expect("a coordinator"));
+    let url = format!("http://{address}");
+    let client = Client::new(&url, Some(&"ash_test_key".into())).expect("a client");
+    eventually("the coordinator answers", async || client.health().await.ok()).await;
+    (child, url, client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_of_a_cluster_has_one_namespace_for_its_key_and_for_tokens() {
+    let Some(server) = Server::start() else { return };
+    let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds");
+    server.done(&["apply", "--server-side", "-k", crds.to_str().expect("a path")], None);
+    server.await_kinds("agents,sessions");
+    server.done(&["apply", "-f", "-"], Some(MANIFESTS));
+    server.done(&["apply", "-f", "-"], Some(COORDINATOR));
+    let (kubeconfig, own) = kubeconfigs(&server);
+    let folder = folder_with_an_agent();
+    let (_process, url, client) = coordinator(&own, folder.path()).await;
+    let person = Person { kubeconfig, folder, url };
+
+    // What somebody deploys with a token is the key's too, and stands in the namespace that the key has.
+    person.done("team", &["deploy", "greeter"]);
+    assert_eq!(client.agents().await.expect("agents").len(), 1);
+    let names = |namespace: &str| server.done(&["get", "agents", "-o", "name", "--namespace", namespace], None);
+    assert_eq!((names("team").trim(), names("third").trim()), ("agent.ash.dev/greeter", ""));
+    // Another namespace is another tenant, here and there.
+    person_of("third", &person, &["deploy", "greeter"]);
+    assert_eq!(names("third").trim(), "agent.ash.dev/greeter");
+    client.delete_agent("greeter").await.expect("the key's own agent");
+    assert_eq!((names("team").trim(), names("third").trim()), ("", "agent.ash.dev/greeter"));
+    assert!(!person.done("team", &["agent", "list"]).contains("greeter"));
+    assert!(person_of("third", &person, &["agent", "list"]).contains("greeter"));
 }
