@@ -93,6 +93,10 @@ fn wrong_values_are_refused_with_a_sentence() {
             "defaultNamespace: \"elsewhere\" is not served. Use one of namespaces (default), or add it",
         ),
         (
+            "namespaces[0].name=default,namespaces[1].name=a,defaultNamespace=a",
+            "\"default\" can only be served as defaultNamespace, which is \"a\"",
+        ),
+        (
             "namespaces[0].name=ash-system",
             "is the release's own namespace. Sandboxes must not run beside the control plane",
         ),

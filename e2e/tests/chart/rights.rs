@@ -10,6 +10,7 @@ const RIGHTS: &[&str] = &[
     "ash-system-ash-api in the cluster: authorization.k8s.io subjectaccessreviews: create",
     "ash-system-ash-runner in the cluster: authentication.k8s.io tokenreviews: create",
     "ash-api in default: ash.dev agents,sessions: create,get,list,watch,patch,delete",
+    "ash-client in default: ash.dev agents,sessions: get,list,create,update,delete",
     "ash-operator in ash-system: coordination.k8s.io leases: create",
     "ash-operator in ash-system: coordination.k8s.io leases [ash-operator]: get,update,patch",
     "ash-operator in ash-system: core services: get",
@@ -30,6 +31,7 @@ const BINDINGS: &[&str] = &[
     "ash-system/ash-api has ash-system-ash-api in the cluster",
     "ash-system/ash-runner has ash-system-ash-runner in the cluster",
     "ash-system/ash-api has ash-api in default",
+    "default/ash-client has ash-client in default",
     "ash-system/ash-operator has ash-operator in ash-system",
     "ash-system/ash-operator has ash-operator in default",
 ];
@@ -97,4 +99,31 @@ fn no_right_is_a_wildcard_and_secrets_can_be_confined_to_names() {
     let with_people = objects(&tools.rendered(&["--set", "aggregateRoles=true"]));
     assert_eq!(rights(&with_people).len(), RIGHTS.len() + 4);
     assert_eq!(bindings(&with_people).len(), BINDINGS.len());
+    let with_port = objects(&tools.rendered(&["--set", "portForwardRole=true"]));
+    let of_port: Vec<_> = rights(&with_port).into_iter().filter(|line| line.starts_with("ash-port-forward")).collect();
+    assert_eq!(
+        of_port,
+        [
+            "ash-port-forward in ash-system: core services [ash]: get",
+            "ash-port-forward in ash-system: core pods: list",
+            "ash-port-forward in ash-system: core pods/portforward: get,create",
+        ]
+    );
+    assert_eq!(bindings(&with_port).len(), BINDINGS.len());
+}
+
+#[test]
+fn the_clients_account_is_in_each_namespace_or_in_none() {
+    let Some(tools) = Tools::find() else { return };
+    let set = "namespaces[0].name=a,namespaces[1].name=b,defaultNamespace=a";
+    let accounts = |more: &str| {
+        let objects = objects(&tools.rendered(&["--set", &format!("{set}{more}")]));
+        let accounts = objects.iter().filter(|object| object["metadata"]["name"] == "ash-client");
+        accounts.filter(|object| object["kind"] == "ServiceAccount").cloned().collect::<Vec<_>>()
+    };
+    let there = accounts("");
+    let namespaces: Vec<_> = there.iter().map(|account| &account["metadata"]["namespace"]).collect();
+    assert_eq!(namespaces, ["a", "b"]);
+    assert!(there.iter().all(|account| account["automountServiceAccountToken"] == false));
+    assert_eq!(accounts(",clientAccount=false"), Vec::<Value>::new());
 }
