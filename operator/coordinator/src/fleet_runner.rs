@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ash_core::{
     Epoch,
     agent::AgentVersion,
-    fleet::{Answer, Close, Configure, Place, Send, Taken},
+    fleet::{Answer, Close, Configure, ModelKey, Place, Send, Taken},
     id::{SandboxId, SessionId},
     opening::OpeningReason,
     placement::Want,
@@ -85,6 +85,16 @@ impl FleetRunner {
             self.registry.metrics.unanswered.inc();
         }
         error.into_runner_error()
+    }
+
+    /// What a runner needs and the log and the resource do not have: the agent's secret variables, and the session's key.
+    async fn secrets(
+        &self,
+        session: &Session,
+        agent: AgentVersion,
+    ) -> Result<(AgentVersion, Option<ModelKey>), RunnerError> {
+        let model_key = self.registry.keys.of(session, &agent.settings).await?;
+        Ok((self.registry.keys.complete(agent).await?, model_key))
     }
 
     /// Finds a session a place. What is known of it holds while its epoch is `known`.
@@ -186,8 +196,8 @@ impl Runner for FleetRunner {
         // Whatever is in the way, the session is made: its first message finds it a place, or says why there is none.
         let later =
             |error: &RunnerError| tracing::warn!(session = %session.id, %error, "a new session got no place yet");
-        let model_key = match self.registry.keys.of(&session, &agent.settings).await {
-            Ok(key) => key,
+        let (agent, model_key) = match self.secrets(&session, agent).await {
+            Ok(secrets) => secrets,
             Err(error) => {
                 later(&error);
                 return Ok(session);
@@ -214,7 +224,7 @@ impl Runner for FleetRunner {
 
     async fn send(&self, session: Session, agent: AgentVersion, message: NewMessage) -> Result<Sent, RunnerError> {
         let deadline = Instant::now() + RUNNER_WAIT;
-        let model_key = self.registry.keys.of(&session, &agent.settings).await?;
+        let (agent, model_key) = self.secrets(&session, agent).await?;
         let mut send = Send { place: Place { session: session.clone(), agent, model_key, sandbox: None }, message };
         let mut uncertain: Option<Target> = None;
         let mut woken = false;
@@ -325,7 +335,7 @@ impl Runner for FleetRunner {
     }
 
     async fn resume(&self, session: Session, agent: AgentVersion) -> Result<Session, RunnerError> {
-        let model_key = self.registry.keys.of(&session, &agent.settings).await?;
+        let (agent, model_key) = self.secrets(&session, agent).await?;
         let Spot::At { target, sandbox } = self.spot(&session, Want::Free, None).await? else {
             let store = &*self.registry.store;
             return allowed(lost::change(store, &session, SessionEvent::Resume, OpeningReason::Resumed).await);

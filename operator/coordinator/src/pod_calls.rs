@@ -1,9 +1,10 @@
 //! What runners ask about sandbox pods: which sandbox a bridge is, and how far it is.
 
 use ash_core::{
+    agent::AgentVersion,
     fleet::{Admitted, OfPod, Placed, RunnerId},
     id::TenantId,
-    ports::{PodIdentity, StoreError},
+    ports::{PodIdentity, RunnerError, StoreError},
     session::SessionState,
 };
 
@@ -40,17 +41,33 @@ pub(crate) async fn admit(
 async fn admitted(registry: &Registry, pod: ash_core::ports::PodSandbox) -> Result<Option<Admitted>, StoreError> {
     let agent = registry.store.agent_version(&pod.tenant, pod.agent, pod.agent_version).await?;
     let agent = agent.ok_or_else(|| StoreError::NotFound("the sandbox's agent is gone".to_owned()))?;
-    let Some(id) = pod.session else { return Ok(Some(Admitted { pod, agent, placed: None })) };
+    let Some(id) = pod.session else {
+        let agent = complete(registry, agent).await?;
+        return Ok(Some(Admitted { pod, agent, placed: None }));
+    };
     let session = registry.store.session(&pod.tenant, id).await?;
     let Some(session) = session.filter(|session| session.state != SessionState::Ended) else {
         registry.store.delete_pod(pod.id).await?;
         return Ok(None);
+    };
+    // Claude Code of one that its session has already has its variables.
+    let agent = match session.sandbox == Some(pod.id) {
+        true => registry.keys.complete_if_possible(agent).await,
+        false => complete(registry, agent).await?,
     };
     let model_key = registry.keys.of(&session, &agent.settings).await.unwrap_or_else(|error| {
         tracing::warn!(session = %session.id, %error, "a session has no model key");
         None
     });
     Ok(Some(Admitted { pod, agent, placed: Some(Placed { session, model_key }) }))
+}
+
+/// The version with its secret variables: Claude Code is not started without them, and the pod's bridge dials again.
+async fn complete(registry: &Registry, agent: AgentVersion) -> Result<AgentVersion, StoreError> {
+    registry.keys.complete(agent).await.map_err(|error| match error {
+        RunnerError::Store(error) => error,
+        error => StoreError::NotFound(error.to_string()),
+    })
 }
 
 /// A pod's Claude is ready: false where nobody can claim it.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ash_core::{
+    agent::AgentVersion,
     fleet::{AppendHead, OfAgent, OfBundle, OfLog, OfSession, PageHead, Placed, RunnerId},
     id::SessionId,
     ports::{Append, FleetStore, OpenEpoch, StoreError},
@@ -39,7 +40,7 @@ pub(crate) async fn carry_out(
             Err(reason) => Err(reason),
         },
         path::AGENT_VERSION => match read_json::<OfAgent, _>(body).await {
-            Ok(which) => Ok(answer_json(&calls.store.agent_version(&which.tenant, which.agent, which.number).await)),
+            Ok(which) => Ok(answer_json(&calls.agent_version(&which).await)),
             Err(reason) => Err(reason),
         },
         path::BUNDLE => match read_json::<OfBundle, _>(body).await {
@@ -139,6 +140,15 @@ impl Calls {
             Some(tenant) => self.store.session(&tenant, which.session).await,
             None => Err(StoreError::NotFound("the call names no tenant".to_owned())),
         }
+    }
+
+    /// A version, with its secret variables: the runner takes a sandbox of it over.
+    async fn agent_version(&self, which: &OfAgent) -> Result<Option<AgentVersion>, StoreError> {
+        let found = self.store.agent_version(&which.tenant, which.agent, which.number).await?;
+        Ok(match found {
+            Some(agent) => Some(self.registry.keys.complete_if_possible(agent).await),
+            None => None,
+        })
     }
 
     /// The sessions on this runner's sandboxes, with the keys that its gateway needs again.

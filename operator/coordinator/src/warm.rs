@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use ash_core::{agent::AgentVersion, fleet::WarmList, ports::StoreError};
+use ash_core::{
+    agent::AgentVersion,
+    fleet::WarmList,
+    ports::{RunnerError, StoreError},
+};
 use ash_protocol::fleet::runner;
 
 use crate::{calls, limits::STREAM_BEGIN, registry::Registry};
@@ -16,7 +20,15 @@ pub(crate) async fn refresh(registry: &Arc<Registry>) -> Result<(), StoreError> 
     if registry.with(|inner| inner.stamp) == Some(stamp) {
         return Ok(());
     }
-    let versions = registry.store.current_versions().await?;
+    let mut versions = Vec::new();
+    for version in registry.store.current_versions().await? {
+        let (agent, number) = (version.agent, version.number);
+        match registry.keys.complete(version).await {
+            Ok(version) => versions.push(version),
+            Err(RunnerError::Store(error)) => return Err(error),
+            Err(error) => tracing::warn!(%agent, version = number, %error, "a version is not kept warm"),
+        }
+    }
     let list = WarmList { revision: revision(&versions), versions };
     let has_changed = registry.with(|inner| {
         inner.stamp = Some(stamp);

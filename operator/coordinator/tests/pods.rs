@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex};
 
 use ash_coordinator::{FleetRunner, PodsConfig, Registry};
 use ash_core::{
-    agent::{Agent, AgentVersion},
-    fleet::{Admitted, OfPod, Place, RunnerId, Send},
+    agent::{Agent, AgentSettings, AgentVersion},
+    fleet::{Admitted, OfAgent, OfPod, Place, RunnerId, Send},
     id::{SandboxId, SessionId, TenantId, TurnId},
     name::AgentName,
     ports::{
-        AgentRequest, FleetStore, NewMessage, PodIdentity, PodSandbox, PodState, ResourceError, Resources, Runner as _,
-        RunnerError, SessionRequest, StoreError,
+        AgentRequest, CredentialKind, DeployAgent, FleetStore, NewMessage, PodIdentity, PodSandbox, PodState,
+        ResourceError, Resources, Runner as _, RunnerError, SessionRequest, StoreError,
     },
     session::{Closing, Session},
 };
@@ -27,7 +27,7 @@ use ash_protocol::{
     fleet::{INCARNATION_HEADER, RUNNER_HEADER, coordinator, runner as path},
     options::TurnOptions,
 };
-use ash_store::SqliteStore;
+use ash_store::{Keyring, SqliteStore};
 use async_trait::async_trait;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -41,7 +41,7 @@ const NAMESPACE: &str = "ash-default";
 
 /// A runner that says which sandbox it was named, and takes no message.
 #[derive(Default)]
-struct Named(Mutex<Vec<(SessionId, Option<SandboxId>)>>);
+struct Named(Mutex<Vec<(SessionId, Option<SandboxId>)>>, Mutex<Option<AgentVersion>>);
 
 #[async_trait]
 impl Service for Named {
@@ -52,6 +52,7 @@ impl Service for Named {
             path::SEND => read_json::<Send, _>(request.into_body()).await.unwrap().place,
             _ => return refuse(StatusCode::NOT_FOUND, "not asked for here"),
         };
+        *self.1.lock().unwrap() = Some(place.agent);
         self.0.lock().unwrap().push((place.session.id, place.sandbox));
         if called == path::PLACE {
             return answer_json(&Ok::<_, RunnerError>(place.session));
@@ -121,7 +122,9 @@ struct Fixture {
 async fn fixture() -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let stop = CancellationToken::new();
-    let store: Arc<dyn FleetStore> = Arc::new(SqliteStore::open(&folder.path().join("ash.db")).await.unwrap());
+    let keys = Keyring::new(&[secrecy::SecretBox::new(Box::new([7; 32]))]).unwrap();
+    let store = SqliteStore::open(&folder.path().join("ash.db")).await.unwrap().with_credential_keys(keys);
+    let store: Arc<dyn FleetStore> = Arc::new(store);
     let woken = Arc::new(Woken::default());
     let pods = PodsConfig { default_namespace: NAMESPACE.to_owned(), resources: Some(Arc::clone(&woken) as _) };
     let (registry, address) = support::serve_with(folder.path(), Arc::clone(&store), Some(pods), &stop).await;
@@ -255,4 +258,53 @@ async fn a_pod_of_an_ended_session_is_not_wanted() {
     let again = fixture.add_pod(Some(session.id)).await;
     assert!(fixture.admit(&again, NAMESPACE).await.is_none(), "also one that was made later");
     assert!(fixture.store.pods(None).await.unwrap().iter().all(|pod| pod.state == PodState::Deleting));
+}
+
+/// What the operator makes of an agent with a variable out of a Secret.
+async fn with_secret_variables(fixture: &Fixture) -> AgentVersion {
+    let deploy = DeployAgent {
+        tenant: fixture.agent.tenant.clone(),
+        name: fixture.agent.name.clone(),
+        slug: None,
+        description: None,
+        settings: AgentSettings {
+            env: [("PLAIN".to_owned(), "1".to_owned())].into(),
+            secret_environment: Some("environment/tester".to_owned()),
+            ..AgentSettings::default()
+        },
+        digest: fixture.agent.version.digest.clone(),
+        bundle: bytes::Bytes::from_static(b"bundle"),
+    };
+    fixture.store.deploy_agent(deploy).await.unwrap().version
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secret_variables_reach_runners_and_nothing_else() {
+    let mut fixture = fixture().await;
+    let version = with_secret_variables(&fixture).await;
+    fixture.agent.version = version.clone();
+    let session = fixtures::session(&*fixture.store).await;
+    let later = fixture.fleet.send(session.clone(), version.clone(), message()).await.unwrap_err();
+    assert!(matches!(&later, RunnerError::OptionRefused(why) if why.contains("environment/tester")), "{later:?}");
+    let secret = secrecy::SecretBox::new(br#"{"TOKEN":"sesame"}"#.to_vec().into_boxed_slice());
+    let tenant = &fixture.agent.tenant;
+    fixture.store.put_credential(tenant, "environment/tester", CredentialKind::Custom, &secret).await.unwrap();
+    let pod = fixture.add_pod(None).await;
+    let admitted = fixture.admit(&pod, NAMESPACE).await.unwrap();
+    let whole = [("PLAIN".to_owned(), "1".to_owned()), ("TOKEN".to_owned(), "sesame".to_owned())].into();
+    assert_eq!(admitted.agent.settings.env, whole, "Claude Code of a warm pod has them");
+    assert!(!format!("{admitted:?}").contains("sesame"));
+    let of = OfPod { sandbox: pod.id, reason: None };
+    assert!(fixture.call::<bool>(coordinator::POD_WARM, &of).await);
+    let own = Session { agent_version: version.number, ..session };
+    fixture.fleet.place(own.clone(), version.clone()).await.unwrap();
+    assert_eq!(fixture.last(), Some((own.id, Some(pod.id))));
+    assert_eq!(fixture.named.1.lock().unwrap().take().unwrap().settings.env, whole);
+    let _ = fixture.fleet.send(own, version.clone(), message()).await.unwrap_err();
+    assert_eq!(fixture.named.1.lock().unwrap().take().unwrap().settings.env, whole);
+    let of = OfAgent { tenant: tenant.clone(), agent: version.agent, number: version.number };
+    let found: Option<AgentVersion> = fixture.call(coordinator::AGENT_VERSION, &of).await;
+    assert_eq!(found.unwrap().settings.env, whole, "who takes a sandbox over has them");
+    let stored = fixture.store.agent_version(tenant, version.agent, version.number).await.unwrap();
+    assert_eq!(stored, Some(version), "the store has them encrypted only");
 }

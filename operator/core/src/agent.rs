@@ -1,11 +1,12 @@
 //! Agents: named, versioned bundles of files with settings.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    environment::masked,
     id::{AgentId, TenantId},
     name::AgentName,
 };
@@ -48,7 +49,7 @@ pub struct AgentVersion {
 }
 
 /// Settings of a version beside its files.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AgentSettings {
     /// Replaces the bundle's system prompt in new sessions.
@@ -80,6 +81,37 @@ pub struct AgentSettings {
     /// Anything else that the deployer wants to keep with the version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl fmt::Debug for AgentSettings {
+    /// Without the values of variables, which may be secrets.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            system_prompt,
+            model,
+            env,
+            network,
+            credential,
+            secret_environment,
+            sandbox,
+            limits,
+            has_hooks,
+            config,
+        } = self;
+        formatter
+            .debug_struct("AgentSettings")
+            .field("system_prompt", system_prompt)
+            .field("model", model)
+            .field("env", &masked(env.keys()))
+            .field("network", network)
+            .field("credential", credential)
+            .field("secret_environment", secret_environment)
+            .field("sandbox", sandbox)
+            .field("limits", limits)
+            .field("has_hooks", has_hooks)
+            .field("config", config)
+            .finish()
+    }
 }
 
 /// Bounds of a turn.
@@ -115,4 +147,16 @@ pub enum NetworkPolicy {
     /// To any public address.
     #[default]
     Public,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AgentSettings;
+
+    #[test]
+    fn the_values_of_variables_are_not_printed() {
+        let env = [("TOKEN".to_owned(), "sesame".to_owned())].into();
+        let printed = format!("{:?}", AgentSettings { env, ..AgentSettings::default() });
+        assert!(printed.contains("TOKEN") && !printed.contains("sesame"), "{printed}");
+    }
 }

@@ -36,7 +36,7 @@ use crate::{
     lifecycle::{WAKE_RESUMED, close, open_without_sandbox, rest, wake},
     limits::{BRIDGE_ANSWER, BRIDGE_AWAY},
     metrics::Metrics,
-    options::effective,
+    options::{bounded, effective},
     pods,
     pool::{self, Room},
     reader::HubReader,
@@ -270,6 +270,7 @@ impl Runner for LocalRunner {
         let reader = self.reader(Arc::clone(&hub), after);
         // A message that is refused, or given up while it waits for a place, takes its reservation back.
         let mut reservation = Reservation { hub: &hub, turn, kept: false };
+        let message = NewMessage { options: bounded(&agent.settings, message.options), ..message };
         turns::begin(&self.shared, &hub, agent, message).await?;
         reservation.kept = true;
         Ok(Sent { joined: false, reader })

@@ -3,14 +3,29 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use ash_core::agent::AgentSettings;
-use ash_protocol::options::SessionOptions;
+use ash_protocol::options::{SessionOptions, TurnOptions};
 
 /// What the agent says where the session says nothing.
 pub(crate) fn effective(agent: &AgentSettings, session: &SessionOptions) -> SessionOptions {
     SessionOptions {
         model: session.model.clone().or_else(|| agent.model.clone()),
         system_prompt: session.system_prompt.clone().or_else(|| agent.system_prompt.clone()),
+        environment: agent
+            .env
+            .iter()
+            .chain(&session.environment)
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
         ..session.clone()
+    }
+}
+
+/// The options of a turn: the agent's limits where the message brings none.
+pub(crate) fn bounded(agent: &AgentSettings, turn: TurnOptions) -> TurnOptions {
+    TurnOptions {
+        max_turns: turn.max_turns.or(agent.limits.max_turns),
+        max_budget_usd: turn.max_budget_usd.or(agent.limits.max_budget_usd),
+        ..turn
     }
 }
 
@@ -54,10 +69,22 @@ pub(crate) fn environment(gateway: SocketAddr, programs: &str, token: &str) -> B
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use ash_core::agent::AgentSettings;
-    use ash_protocol::options::SessionOptions;
+    use ash_core::agent::{AgentSettings, TurnLimits};
+    use ash_protocol::options::{SessionOptions, TurnOptions};
 
-    use super::{effective, environment};
+    use super::{bounded, effective, environment};
+
+    #[test]
+    fn the_agents_limits_hold_where_a_message_brings_none() {
+        let limits = TurnLimits { max_turns: Some(3), max_budget_usd: Some(0.5) };
+        let agent = AgentSettings { limits, ..AgentSettings::default() };
+        let of = |turn: TurnOptions| (turn.max_turns, turn.max_budget_usd);
+        assert_eq!(of(bounded(&agent, TurnOptions::default())), (Some(3), Some(0.5)));
+        let own = TurnOptions { max_turns: Some(9), ..TurnOptions::default() };
+        assert_eq!(of(bounded(&agent, own)), (Some(9), Some(0.5)));
+        let none = bounded(&AgentSettings::default(), TurnOptions::default());
+        assert_eq!(none, TurnOptions::default(), "nothing to ask the bridge about");
+    }
 
     #[test]
     fn the_gateway_is_reached_without_its_own_proxy() {
@@ -74,10 +101,21 @@ mod tests {
 
     #[test]
     fn the_session_overrides_the_agent() {
-        let agent =
-            AgentSettings { model: Some("a".into()), system_prompt: Some("p".into()), ..AgentSettings::default() };
-        let session = SessionOptions { model: Some("b".into()), ..SessionOptions::default() };
+        let variables =
+            |of: &[(&str, &str)]| of.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let agent = AgentSettings {
+            model: Some("a".into()),
+            system_prompt: Some("p".into()),
+            env: variables(&[("OWN", "a"), ("SECRET", "a")]),
+            ..AgentSettings::default()
+        };
+        let session = SessionOptions {
+            model: Some("b".into()),
+            environment: variables(&[("MORE", "b"), ("OWN", "b")]),
+            ..SessionOptions::default()
+        };
         let effective = effective(&agent, &session);
+        assert_eq!(effective.environment, variables(&[("MORE", "b"), ("OWN", "b"), ("SECRET", "a")]));
         assert_eq!((effective.model.as_deref(), effective.system_prompt.as_deref()), (Some("b"), Some("p")));
     }
 }

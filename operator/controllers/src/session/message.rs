@@ -54,10 +54,8 @@ pub(super) async fn state(
 pub(super) async fn send(namespace: &Arc<Namespace>, session: &Session, row: &Row) -> Result<(), StepError> {
     let Some(message) = &session.spec.message else { return Ok(()) };
     let version = super::row::version(namespace, row).await?;
-    let limits = version.settings.limits;
-    let defaults =
-        TurnOptions { max_turns: limits.max_turns, max_budget_usd: limits.max_budget_usd, ..TurnOptions::default() };
-    let options = match message.options(&defaults) {
+    // The agent's limits are the runner's to add, as for every other message.
+    let options = match message.options(&TurnOptions::default()) {
         Ok(options) => options,
         Err(wrong) => {
             over(namespace, row.id, Err(wrong.to_string()));
