@@ -1,6 +1,7 @@
 //! Counts the calls of a client to the API server, and lets one of them fail.
 
 use std::{
+    hash::{BuildHasher as _, RandomState},
     pin::Pin,
     sync::{
         Arc,
@@ -12,6 +13,36 @@ use std::{
 use http::{Method, Request};
 use kube::client::Body;
 use tower::{BoxError, Layer, Service};
+
+/// Lives with a failure in them, of some four hundred that there are.
+pub const SAMPLE: usize = 36;
+
+/// Which call fails in each life, and whether only its answer is lost.
+pub fn cases(calls: u64) -> Vec<(u64, bool)> {
+    let mut cases: Vec<_> = (1..=calls).flat_map(|call| [(call, false), (call, true)]).collect();
+    let wanted = std::env::var("ASH_TEST_FAULTS").unwrap_or_default();
+    if wanted == "all" {
+        return cases;
+    }
+    let drawn = || u64::from(std::process::id()) ^ RandomState::new().hash_one(calls);
+    let seed: u64 = wanted.parse().unwrap_or_else(|_| drawn());
+    println!(
+        "of {} failures, {SAMPLE} are tried: the same again with ASH_TEST_FAULTS={seed}, every one with all",
+        cases.len()
+    );
+    let mut state = seed;
+    cases.sort_by_cached_key(|_| next(&mut state));
+    cases.truncate(SAMPLE);
+    cases
+}
+
+/// SplitMix64.
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
 
 #[derive(Clone, Default)]
 pub struct Faults {

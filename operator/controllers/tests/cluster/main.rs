@@ -2,6 +2,9 @@
 //!
 //! `ASH_TEST_KUBERNETES` names the folder of kube-apiserver, etcd and kubectl. Where they are missing the test says that it is
 //! skipped; with `ASH_TEST_REQUIRE_KUBERNETES` set it fails.
+//!
+//! A life is lived again with one of its calls failing: with as many of them as [`faults::SAMPLE`], drawn anew for each run, or
+//! with every one where `ASH_TEST_FAULTS` is `all`. The seed is printed; `ASH_TEST_FAULTS` takes it, to draw the same again.
 #![allow(clippy::unwrap_used, clippy::type_complexity, clippy::items_after_statements, unreachable_pub)]
 
 mod fakes;
@@ -53,8 +56,7 @@ fn the_controllers_on_a_real_api_server() {
         }
         if runs("faults") {
             let server = &server;
-            let cases = (1..=calls).flat_map(|call| [(call, false), (call, true)]);
-            stream::iter(cases)
+            stream::iter(faults::cases(calls))
                 .for_each_concurrent(TOGETHER, |(call, late)| async move {
                     let name = format!("fault-{call}-{}", if late { "late" } else { "early" });
                     a_life(server, &name, Faults::failing(call, late)).await;
