@@ -29,7 +29,6 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         operator.client,
         operator.config,
         operator.ports,
-        operator.changes,
         operator.metrics,
         stop.clone(),
     ));

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use ash_core::ports::{CredentialStore, MembershipStore, PodStore, Runner, RunnerRow, Store, StoreError};
+use ash_core::ports::{ChangeStore, CredentialStore, MembershipStore, PodStore, Runner, RunnerRow, Store, StoreError};
 use ash_pods::manifest::Installation;
 use async_trait::async_trait;
 
@@ -51,6 +51,8 @@ impl fmt::Debug for Members {
 pub struct Ports {
     /// Agents, sessions and logs.
     pub store: Arc<dyn Store>,
+    /// What has changed there.
+    pub changes: Arc<dyn ChangeStore>,
     /// The rows of sandboxes.
     pub pods: Arc<dyn PodStore>,
     /// The runners.

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ash_core::ports::ChangeStore;
 use ash_crd::{Agent, Session, names};
 use ash_pods::network_policy;
 use futures::{Stream, StreamExt as _, future::join_all};
@@ -39,14 +38,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 const PAGE: u32 = 500;
 
 /// Waits to be the leader, acts while it is, and waits again, until told to stop.
-pub async fn run(
-    client: Client,
-    config: OperatorConfig,
-    ports: Ports,
-    changes: Arc<dyn ChangeStore>,
-    metrics: Metrics,
-    stop: CancellationToken,
-) {
+pub async fn run(client: Client, config: OperatorConfig, ports: Ports, metrics: Metrics, stop: CancellationToken) {
     let config = Arc::new(config);
     let election = Election::new(client.clone(), &config.system_namespace, &config.identity);
     while let Some(lease) = election.acquire(&stop).await {
@@ -59,8 +51,7 @@ pub async fn run(
             acting.cancel();
         };
         let serving = async {
-            let (config, changes) = (Arc::clone(&config), Arc::clone(&changes));
-            serve(client.clone(), config, ports.clone(), changes, metrics.clone(), acting.clone()).await;
+            serve(client.clone(), Arc::clone(&config), ports.clone(), metrics.clone(), acting.clone()).await;
             // The lease is given back when nothing acts any more.
             keeping.cancel();
         };
@@ -80,14 +71,7 @@ pub async fn connect() -> Result<Client, ConnectError> {
     Client::try_default().await.map_err(|error| ConnectError(error.to_string()))
 }
 
-async fn serve(
-    client: Client,
-    config: Arc<OperatorConfig>,
-    ports: Ports,
-    changes: Arc<dyn ChangeStore>,
-    metrics: Metrics,
-    stop: CancellationToken,
-) {
+async fn serve(client: Client, config: Arc<OperatorConfig>, ports: Ports, metrics: Metrics, stop: CancellationToken) {
     let runners = Arc::new(Runners::new(client.clone(), &config.system_namespace, Arc::clone(&ports.fleet)));
     let mut tasks = JoinSet::new();
     let mut namespaces = Vec::new();
@@ -95,7 +79,7 @@ async fn serve(
         let shared = (client.clone(), Arc::clone(&config), ports.clone(), metrics.clone(), Arc::clone(&runners));
         namespaces.push(start(name.clone(), shared, &stop, &mut tasks));
     }
-    tasks.spawn(changes::watch(changes, namespaces, stop.clone()));
+    tasks.spawn(changes::watch(ports.changes, namespaces, stop.clone()));
     stop.cancelled().await;
     // What is half done is found by whoever acts next; what can be ended in a moment, is.
     let ended = async { while tasks.join_next().await.is_some() {} };

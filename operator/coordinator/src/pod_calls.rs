@@ -41,6 +41,7 @@ pub(crate) async fn admit(
 async fn admitted(registry: &Registry, pod: ash_core::ports::PodSandbox) -> Result<Option<Admitted>, StoreError> {
     let agent = registry.store.agent_version(&pod.tenant, pod.agent, pod.agent_version).await?;
     let agent = agent.ok_or_else(|| StoreError::NotFound("the sandbox's agent is gone".to_owned()))?;
+    let agent = with_idle_timeout(registry, agent).await?;
     let Some(id) = pod.session else {
         let agent = complete(registry, agent).await?;
         return Ok(Some(Admitted { pod, agent, placed: None }));
@@ -60,6 +61,18 @@ async fn admitted(registry: &Registry, pod: ash_core::ports::PodSandbox) -> Resu
         None
     });
     Ok(Some(Admitted { pod, agent, placed: Some(Placed { session, model_key }) }))
+}
+
+/// The version with how long its sessions may be without a turn, as the agent has it now.
+pub(crate) async fn with_idle_timeout(
+    registry: &Registry,
+    mut agent: AgentVersion,
+) -> Result<AgentVersion, StoreError> {
+    if registry.config.pods.is_some() {
+        let timeout = registry.store.idle_timeout(&agent.tenant, agent.agent).await?;
+        agent.settings.idle_seconds = timeout.map(|timeout| timeout.as_secs());
+    }
+    Ok(agent)
 }
 
 /// The version with its secret variables: Claude Code is not started without them, and the pod's bridge dials again.

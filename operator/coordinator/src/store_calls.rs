@@ -145,10 +145,9 @@ impl Calls {
     /// A version, with its secret variables: the runner takes a sandbox of it over.
     async fn agent_version(&self, which: &OfAgent) -> Result<Option<AgentVersion>, StoreError> {
         let found = self.store.agent_version(&which.tenant, which.agent, which.number).await?;
-        Ok(match found {
-            Some(agent) => Some(self.registry.keys.complete_if_possible(agent).await),
-            None => None,
-        })
+        let Some(agent) = found else { return Ok(None) };
+        let agent = pod_calls::with_idle_timeout(&self.registry, agent).await?;
+        Ok(Some(self.registry.keys.complete_if_possible(agent).await))
     }
 
     /// The sessions on this runner's sandboxes, with the keys that its gateway needs again.

@@ -294,6 +294,7 @@ async fn secret_variables_reach_runners_and_nothing_else() {
     let whole = [("PLAIN".to_owned(), "1".to_owned()), ("TOKEN".to_owned(), "sesame".to_owned())].into();
     assert_eq!(admitted.agent.settings.env, whole, "Claude Code of a warm pod has them");
     assert!(!format!("{admitted:?}").contains("sesame"));
+    assert_eq!(admitted.agent.settings.idle_seconds, None, "as the runner has it");
     let of = OfPod { sandbox: pod.id, reason: None };
     assert!(fixture.call::<bool>(coordinator::POD_WARM, &of).await);
     let own = Session { agent_version: version.number, ..session };
@@ -302,9 +303,12 @@ async fn secret_variables_reach_runners_and_nothing_else() {
     assert_eq!(fixture.named.1.lock().unwrap().take().unwrap().settings.env, whole);
     let _ = fixture.fleet.send(own, version.clone(), message()).await.unwrap_err();
     assert_eq!(fixture.named.1.lock().unwrap().take().unwrap().settings.env, whole);
+    fixture.store.set_idle_timeout(tenant, version.agent, std::time::Duration::from_secs(77)).await.unwrap();
     let of = OfAgent { tenant: tenant.clone(), agent: version.agent, number: version.number };
     let found: Option<AgentVersion> = fixture.call(coordinator::AGENT_VERSION, &of).await;
-    assert_eq!(found.unwrap().settings.env, whole, "who takes a sandbox over has them");
+    let found = found.unwrap().settings;
+    assert_eq!(found.env, whole, "who takes a sandbox over has them");
+    assert_eq!(found.idle_seconds, Some(77), "and how long it may be idle now");
     let stored = fixture.store.agent_version(tenant, version.agent, version.number).await.unwrap();
     assert_eq!(stored, Some(version), "the store has them encrypted only");
 }

@@ -76,6 +76,10 @@ pub struct AgentSettings {
     /// Bounds of every turn that does not bring its own.
     #[serde(skip_serializing_if = "TurnLimits::is_empty")]
     pub limits: TurnLimits,
+    /// Seconds that a session may be without a turn before it sleeps; as its runner has it where absent. Never stored with a
+    /// version, because a change makes none: a coordinator adds it for runners.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u64>,
     /// The bundle brings hooks of its own, so it is not rehearsed. Computed at deployment.
     pub has_hooks: bool,
     /// Anything else that the deployer wants to keep with the version.
@@ -95,6 +99,7 @@ impl fmt::Debug for AgentSettings {
             secret_environment,
             sandbox,
             limits,
+            idle_seconds,
             has_hooks,
             config,
         } = self;
@@ -108,6 +113,7 @@ impl fmt::Debug for AgentSettings {
             .field("secret_environment", secret_environment)
             .field("sandbox", sandbox)
             .field("limits", limits)
+            .field("idle_seconds", idle_seconds)
             .field("has_hooks", has_hooks)
             .field("config", config)
             .finish()

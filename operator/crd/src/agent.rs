@@ -150,7 +150,8 @@ pub struct AgentSpec {
     /// HorizontalPodAutoscaler set min.
     #[serde(default)]
     pub warm: WarmPool,
-    /// A session without a turn for so long gives its sandbox back and sleeps; its next message wakes it. From 10s to 720h.
+    /// A session without a turn for so long gives its sandbox back and sleeps; its next message wakes it. From 10s to 720h. A
+    /// change holds for sandboxes that start after it.
     #[serde(default = "default_idle_timeout")]
     #[schemars(extend("x-kubernetes-validations" = [duration_rule("10s", "720h")]))]
     pub idle_timeout: Duration,

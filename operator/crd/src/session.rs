@@ -139,8 +139,8 @@ pub struct SessionSpec {
     /// How the session runs.
     #[serde(default)]
     pub options: SessionOptions,
-    /// A credential for the model that was stored over REST (POST /api/credentials), by its id. The agent's where absent. Never
-    /// changes.
+    /// A credential that was stored over REST (POST /api/credentials), by its id: one for the model in place of the agent's, or a
+    /// custom one, whose variables go over the agent's and under `options.env`. Never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = 36),

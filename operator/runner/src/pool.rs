@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ash_core::{
@@ -333,7 +333,7 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
                 kernel::count(&shared, &sandbox).await;
             }
             match sandbox.state() {
-                SandboxState::Waiting if sandbox.last_used().elapsed() >= shared.config.idle_timeout => {
+                SandboxState::Waiting if sandbox.last_used().elapsed() >= idle_timeout(&shared, &sandbox) => {
                     put_to_sleep(&shared, &sandbox, PausedReason::Idle);
                 }
                 SandboxState::Running => enforce_quota(&shared, &sandbox).await,
@@ -344,6 +344,11 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
             }
         }
     }
+}
+
+/// How long a sandbox may be unused: as its agent has it, else as the runner has it for all.
+fn idle_timeout(shared: &Shared, sandbox: &Sandbox) -> Duration {
+    sandbox.agent.settings.idle_seconds.map_or(shared.config.idle_timeout, Duration::from_secs)
 }
 
 /// Bytes in use on the file system of the sandboxes' folders; 0 where the system does not say.

@@ -1,7 +1,7 @@
 //! Which sessions have changed.
 
 use ash_core::{
-    id::TenantId,
+    id::{SessionId, TenantId},
     ports::{ChangeStore, ChangedSession, StoreError},
 };
 use async_trait::async_trait;
@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use crate::{
     rows,
+    sessions::total,
     sql::{Sql, Statement},
     store::{Engine, SqlStore},
 };
@@ -31,5 +32,11 @@ impl<E: Engine> ChangeStore for SqlStore<E> {
             })
         });
         Ok(changed.collect::<Result<_, crate::fault::Fault>>()?)
+    }
+
+    async fn ended_turns(&self, session: SessionId) -> Result<u64, StoreError> {
+        let statement =
+            Statement::new("SELECT COUNT(*) AS total FROM turns WHERE session = $1 AND last_sequence IS NOT NULL");
+        Ok(total(self.engine.reader().row(statement.text(session)).await?)?)
     }
 }

@@ -1,5 +1,7 @@
 //! Sandbox pods.
 
+use std::time::Duration;
+
 use ash_core::{
     fleet::RunnerId,
     id::{AgentId, SandboxId, SessionId, TenantId},
@@ -107,6 +109,23 @@ impl<E: Engine> PodStore for SqlStore<E> {
         .text(&runner.name)
         .text(runner.incarnation);
         self.one_pod(statement).await
+    }
+
+    async fn set_idle_timeout(&self, tenant: &TenantId, agent: AgentId, timeout: Duration) -> Result<(), StoreError> {
+        if self.idle_timeout(tenant, agent).await? == Some(timeout) {
+            return Ok(());
+        }
+        let statement =
+            Statement::new("UPDATE agents SET idle_seconds = $3 WHERE tenant = $1 AND id = $2 RETURNING id");
+        let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
+        self.count(statement.text(&tenant.0).text(agent).integer(seconds)).await?;
+        Ok(())
+    }
+
+    async fn idle_timeout(&self, tenant: &TenantId, agent: AgentId) -> Result<Option<Duration>, StoreError> {
+        let statement = Statement::new("SELECT idle_seconds FROM agents WHERE tenant = $1 AND id = $2");
+        let Some(row) = self.engine.reader().row(statement.text(&tenant.0).text(agent)).await? else { return Ok(None) };
+        Ok(rows::optional_number(&row, "idle_seconds")?.map(Duration::from_secs))
     }
 
     async fn pod_is_warm(&self, id: SandboxId) -> Result<bool, StoreError> {

@@ -115,7 +115,7 @@ impl<E: Engine> SqlStore<E> {
     }
 }
 
-fn total(row: Option<impl Columns>) -> Result<u64, Fault> {
+pub(crate) fn total(row: Option<impl Columns>) -> Result<u64, Fault> {
     let row = row.ok_or_else(|| Fault::damaged("nothing was counted"))?;
     rows::number(&row, "total")
 }

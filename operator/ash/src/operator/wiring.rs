@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail};
 use ash_controllers::{Client, Members, Metrics, OperatorConfig, Ports};
 use ash_coordinator::{FleetRunner, PodsConfig, Registry, RegistryConfig};
-use ash_core::{fleet::ModelKey, id::TenantId, ports::ChangeStore};
+use ash_core::{fleet::ModelKey, id::TenantId};
 use ash_link::SecretFile;
 use ash_pods::manifest::Installation;
 use ash_protocol::fleet::Hidden;
@@ -27,7 +27,6 @@ pub(super) struct Operator {
     pub(super) client: Client,
     pub(super) config: OperatorConfig,
     pub(super) ports: Ports,
-    pub(super) changes: Arc<dyn ChangeStore>,
     pub(super) metrics: Metrics,
     pub(super) registry: Arc<Registry>,
     pub(super) store: Arc<dyn Database>,
@@ -70,6 +69,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Operator> {
     let registry = Registry::start(fleet, store.clone(), &mut registered).await?;
     let ports = Ports {
         store: store.clone(),
+        changes: store.clone(),
         pods: store.clone(),
         fleet: Arc::new(Members(store.clone())),
         credentials: store.clone(),
@@ -78,7 +78,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Operator> {
     let shared = Arc::new(Mutex::new(MetricsRegistry::default()));
     *shared.lock().unwrap_or_else(PoisonError::into_inner) = registered;
     tokio::spawn(observed::serve(listener, shared));
-    Ok(Operator { client, config, ports, changes: store.clone(), metrics, registry, store, _lock: lock })
+    Ok(Operator { client, config, ports, metrics, registry, store, _lock: lock })
 }
 
 fn config(arguments: &Arguments) -> anyhow::Result<OperatorConfig> {

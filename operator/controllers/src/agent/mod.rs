@@ -86,6 +86,10 @@ async fn look(namespace: &Namespace, agent: &Agent) -> Result<Option<Duration>, 
         } else {
             (Made::Not(Reason::FetchingSource, String::new()), None)
         };
+        if let (Some(row), Made::Ready(_)) = (&row, &made) {
+            let timeout = agent.spec.idle_timeout.to_std();
+            namespace.ports.pods.set_idle_timeout(&tenant, row.id, timeout).await?;
+        }
         let (counts, trouble, written) = remembered(namespace, &name, row.as_ref());
         let observed = Observed {
             now: Timestamp::now(),

@@ -324,6 +324,13 @@ async fn write(namespace: &Namespace, session: &Session, status: &SessionStatus)
     if before == Some(status) {
         return Ok(());
     }
+    // Counted where something else is written: nothing is written for a turn.
+    let mut status = status.clone();
+    if let Some(id) = id(session) {
+        let turns = namespace.ports.changes.ended_turns(id).await?;
+        status.turns = u32::try_from(turns).unwrap_or(u32::MAX);
+    }
+    let status = &status;
     object::write_status(&namespace.api::<Session>(), session, status).await?;
     namespace.metrics.wrote_status(KIND);
     let ready = |status: &SessionStatus| condition::find(&status.conditions, ConditionType::Ready).cloned();

@@ -13,6 +13,8 @@ use ash_crd::{Reason, Session, names, resolve};
 use kube::ResourceExt as _;
 use secrecy::ExposeSecret as _;
 
+use uuid::Uuid;
+
 use super::Outcome;
 use crate::{agent::Secrets, error::StepError, namespace::Namespace};
 
@@ -50,10 +52,15 @@ pub(super) async fn create(namespace: &Namespace, session: &Session, id: Session
     for key in spec.secret_keys() {
         secrets.read(key).await?;
     }
-    let mut own = match resolve(&spec.options.env, |key| secrets.text(key)) {
+    let own = match resolve(&spec.options.env, |key| secrets.text(key)) {
         Ok(own) => own,
         Err(wrong) => return blocked(wrong.reason(), wrong.to_string()),
     };
+    let taken = match credential(namespace, spec.credential_id.as_deref()).await? {
+        Ok(taken) => taken,
+        Err(text) => return blocked(Reason::OptionRefused, text),
+    };
+    let mut own: BTreeMap<_, _> = taken.variables.into_iter().chain(own).collect();
     own.extend(from_rest(namespace, session).await?);
     if let Err(refused) = environment::check(&own) {
         return blocked(Reason::EnvironmentRefused, refused.to_string());
@@ -67,7 +74,7 @@ pub(super) async fn create(namespace: &Namespace, session: &Session, id: Session
         options: spec.options(&version.settings, own),
         metadata: spec.metadata.clone(),
         idempotency_key: None,
-        credential: spec.credential_id.as_deref().and_then(|id| id.parse().ok()),
+        credential: taken.model,
     };
     match store.create_session(new).await {
         Ok(_) => Ok(Outcome::Done),
@@ -75,6 +82,35 @@ pub(super) async fn create(namespace: &Namespace, session: &Session, id: Session
         Err(StoreError::Conflict(_)) if store.session(&tenant, id).await?.is_some() => Ok(Outcome::Done),
         Err(error) => Err(error.into()),
     }
+}
+
+/// What a session takes from the credential that it names.
+#[derive(Default)]
+struct Taken {
+    /// The credential that its model calls have.
+    model: Option<Uuid>,
+    /// The variables of a custom one, under the session's own.
+    variables: BTreeMap<String, String>,
+}
+
+/// Looks a session's credential up. An error says why the session cannot have it.
+async fn credential(namespace: &Namespace, id: Option<&str>) -> Result<Result<Taken, String>, StepError> {
+    let Some(id) = id else { return Ok(Ok(Taken::default())) };
+    let found = match id.parse() {
+        Ok(id) => namespace.ports.credentials.reveal_credential(&namespace.tenant(), id).await?,
+        Err(_) => None,
+    };
+    let Some((credential, secret)) = found else {
+        return Ok(Err(format!("there is no credential {id}: take an id that POST /api/credentials answered with")));
+    };
+    if credential.kind != CredentialKind::Custom {
+        return Ok(Ok(Taken { model: Some(credential.id), variables: BTreeMap::new() }));
+    }
+    let variables = serde_json::from_slice(secret.expose_secret());
+    Ok(match variables {
+        Ok(variables) => Ok(Taken { model: None, variables }),
+        Err(_) => Err(format!("the credential {id} has no variables: store it again")),
+    })
 }
 
 /// The variables that a REST call brought: they are in the store, not in the resource, where everybody could read them.

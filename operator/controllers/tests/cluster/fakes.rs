@@ -33,6 +33,7 @@ pub fn runner_id() -> RunnerId {
 #[derive(Default)]
 pub struct Rows {
     pub rows: Mutex<BTreeMap<SandboxId, PodSandbox>>,
+    pub idle: Mutex<BTreeMap<AgentId, Duration>>,
 }
 
 impl Rows {
@@ -133,6 +134,15 @@ impl PodStore for Rows {
     async fn pod_of(&self, session: SessionId) -> Result<Option<PodSandbox>, StoreError> {
         let rows = self.rows.lock().unwrap();
         Ok(rows.values().find(|row| row.session == Some(session) && row.state != PodState::Deleting).cloned())
+    }
+
+    async fn set_idle_timeout(&self, _: &TenantId, agent: AgentId, timeout: Duration) -> Result<(), StoreError> {
+        self.idle.lock().unwrap().insert(agent, timeout);
+        Ok(())
+    }
+
+    async fn idle_timeout(&self, _: &TenantId, agent: AgentId) -> Result<Option<Duration>, StoreError> {
+        Ok(self.idle.lock().unwrap().get(&agent).copied())
     }
 
     async fn pods(&self, tenant: Option<&TenantId>) -> Result<Vec<PodSandbox>, StoreError> {

@@ -13,7 +13,10 @@ mod world;
 
 use std::time::Duration;
 
-use ash_core::{ports::PodState, session::SessionState};
+use ash_core::{
+    ports::{CredentialKind, PodState},
+    session::SessionState,
+};
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 
@@ -47,6 +50,9 @@ fn the_controllers_on_a_real_api_server() {
         }
         if runs("pool") {
             a_pool_follows_its_demand(&server).await;
+        }
+        if runs("credentials") {
+            a_session_names_a_credential(&server).await;
         }
         if runs("orphans") {
             what_belongs_to_nothing_goes(&server).await;
@@ -273,6 +279,42 @@ async fn a_pool_follows_its_demand(server: &Server) {
         .await;
     // The sessions keep their version.
     assert_eq!(world.get("session", "talk-0", "{.status.agentVersion}"), "1");
+    world.end().await;
+}
+
+async fn a_session_names_a_credential(server: &Server) {
+    let world = World::new(server, "credentials", Faults::default()).await;
+    world.apply(&secret());
+    world.apply(&agent("helper"));
+    let own = json!([{ "name": "OWN", "value": "session" }]);
+    let with = |name: &str, credential: String| {
+        let mut with = session(name);
+        with["spec"]["credentialId"] = credential.into();
+        with["spec"]["options"] = json!({ "env": own });
+        with
+    };
+    let custom = br#"{"OWN":"credential","SHARED":"credential","PLAIN":"credential"}"#;
+    let custom = world.put_credential(CredentialKind::Custom, custom).await;
+    let key = world.put_credential(CredentialKind::AnthropicKey, b"sk-own").await;
+    world.apply(&with("variables", custom.to_string()));
+    world.apply(&with("key", key.to_string()));
+    world.apply(&with("nothing", uuid::Uuid::new_v4().to_string()));
+    world.until("there is no such credential", || world.reason("session", "nothing") == "OptionRefused").await;
+    for name in ["variables", "key"] {
+        world.until("it is active", || world.reason("session", name) == "Active").await;
+    }
+    let row = world.session(&world.get("session", "variables", "{.metadata.uid}")).await.unwrap();
+    let whole = [("OWN", "session"), ("PLAIN", "credential"), ("SHARED", "credential")];
+    let whole = whole.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!((row.options.environment, row.credential), (whole.into(), None), "agent, credential, session");
+    let row = world.session(&world.get("session", "key", "{.metadata.uid}")).await.unwrap();
+    assert_eq!(row.credential, Some(key));
+    assert_eq!(world.get("session", "key", "{.status.turns}"), "0");
+    world.take_a_turn(&row).await;
+    world.patch("session", "key", &json!({ "spec": { "suspend": true } }));
+    world.until("its turn is counted", || world.get("session", "key", "{.status.turns}") == "1").await;
+    let idle: Vec<_> = world.rows.idle.lock().unwrap().values().copied().collect();
+    assert_eq!(idle, [Duration::from_secs(900)], "the agent's idleTimeout");
     world.end().await;
 }
 

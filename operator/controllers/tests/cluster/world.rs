@@ -8,10 +8,11 @@ use std::{
 
 use ash_controllers::{Metrics, OperatorConfig, Ports};
 use ash_core::{
+    Entry, EntryFlags, EntryKind,
     agent::AgentVersion,
     id::{SandboxId, TenantId},
     opening::OpeningReason,
-    ports::{PodIdentity, PodState, PodStore as _, Store},
+    ports::{Append, CredentialKind, CredentialStore as _, EventLog as _, PodIdentity, PodState, PodStore as _, Store},
     session::{Session, SessionEvent},
 };
 use ash_pods::manifest::Installation;
@@ -112,6 +113,7 @@ impl<'a> World<'a> {
     fn run(&self, identity: &str, stop: CancellationToken) -> JoinHandle<()> {
         let ports = Ports {
             store: self.store.clone(),
+            changes: self.store.clone(),
             pods: self.rows.clone(),
             fleet: Arc::new(OneRunner),
             credentials: self.secrets.clone(),
@@ -126,7 +128,7 @@ impl<'a> World<'a> {
             installation: Installation::new("ash/bridge:1"),
         };
         let client = client(self.server, &self.faults);
-        tokio::spawn(ash_controllers::run(client, config, ports, self.store.clone(), Metrics::default(), stop))
+        tokio::spawn(ash_controllers::run(client, config, ports, Metrics::default(), stop))
     }
 
     /// One more operator, which waits.
@@ -241,6 +243,27 @@ impl<'a> World<'a> {
     pub async fn version(&self, name: &str) -> AgentVersion {
         use ash_core::ports::AgentStore as _;
         self.store.agent(&TenantId(self.namespace.clone()), name).await.unwrap().unwrap().version
+    }
+
+    /// Writes a turn from its message to its result.
+    pub async fn take_a_turn(&self, session: &Session) {
+        let body = format!(r#"{{"type":"user","message":{{"content":"hi"}},"uuid":"{}"}}"#, uuid::Uuid::new_v4());
+        let entry = |n: u32, kind, flags, body: String| Entry {
+            sequence: session.epoch.sequence(session.last.n() + n),
+            kind,
+            flags,
+            body: body.into(),
+        };
+        let begun = entry(1, EntryKind::User, EntryFlags::default(), body);
+        let ended = entry(2, EntryKind::Claude, EntryFlags::ENDS_TURN, r#"{"type":"result"}"#.to_owned());
+        let append = Append { session: session.id, after: session.last, entries: vec![begun, ended] };
+        self.store.append(vec![append]).await.pop().unwrap().unwrap();
+    }
+
+    pub async fn put_credential(&self, kind: CredentialKind, secret: &[u8]) -> uuid::Uuid {
+        let (tenant, name) = (TenantId(self.namespace.clone()), uuid::Uuid::new_v4().to_string());
+        let secret = secrecy::SecretBox::new(secret.to_vec().into_boxed_slice());
+        self.secrets.put_credential(&tenant, &name, kind, &secret).await.unwrap().id
     }
 
     pub fn secret(&self, name: &str) -> Vec<u8> {

@@ -23,4 +23,7 @@ pub trait ChangeStore: Send + Sync {
     /// Sessions whose state changed, or a turn of which began or ended, at this time or later: the oldest changes first, at most
     /// `limit`. Clocks differ: ask for a little more than is new.
     async fn changed_sessions(&self, since: Timestamp, limit: u32) -> Result<Vec<ChangedSession>, StoreError>;
+
+    /// How many turns of a session have ended, as far as that is committed.
+    async fn ended_turns(&self, session: SessionId) -> Result<u64, StoreError>;
 }

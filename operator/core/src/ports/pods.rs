@@ -1,5 +1,7 @@
 //! The sandboxes of a cluster, as the store has them: a row is there before its pod is, and a claim is one compare-and-set.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -106,6 +108,13 @@ pub trait PodStore: Send + Sync {
 
     /// The sandbox of a session that is not deleting.
     async fn pod_of(&self, session: SessionId) -> Result<Option<PodSandbox>, StoreError>;
+
+    /// Keeps how long sessions of an agent may be without a turn before they sleep, in whole seconds: for sandboxes that are
+    /// admitted from now on. Nothing is written where it is so already.
+    async fn set_idle_timeout(&self, tenant: &TenantId, agent: AgentId, timeout: Duration) -> Result<(), StoreError>;
+
+    /// What [`PodStore::set_idle_timeout`] kept; `None` where it never was.
+    async fn idle_timeout(&self, tenant: &TenantId, agent: AgentId) -> Result<Option<Duration>, StoreError>;
 
     /// Every row of a tenant, or of all.
     async fn pods(&self, tenant: Option<&TenantId>) -> Result<Vec<PodSandbox>, StoreError>;

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code, unused_macros, unused_imports, missing_docs)]
 
+pub mod changes;
 pub mod credentials;
 pub mod membership;
 pub mod places;
@@ -102,11 +103,14 @@ macro_rules! fleet_tests {
                 a_reservation_ends_by_itself;
             pods:
                 a_pod_is_admitted_warmed_claimed_and_deleted,
+                an_agent_keeps_how_long_its_sessions_may_be_idle,
                 a_pod_made_for_a_session_is_its_own,
                 another_pod_node_or_old_runner_is_not_admitted,
                 warm_ones_of_runners_that_cannot_be_used_are_not_claimed,
                 a_hundred_claimants_share_thirty,
                 deleting_and_claiming_race_for_one;
+            changes:
+                changes_and_ended_turns_are_found;
             credentials:
                 a_credential_is_kept_encrypted,
                 a_credential_of_a_name_is_replaced,

@@ -53,6 +53,22 @@ async fn claim(store: &dyn FleetStore, agent: &Agent, session: SessionId) -> Opt
     store.claim_warm(&agent.tenant, agent.id, agent.version.number, session).await.unwrap()
 }
 
+pub async fn an_agent_keeps_how_long_its_sessions_may_be_idle<D: Database>() {
+    let database = D::fresh().await;
+    let store = database.store().await;
+    let agent = agent(&*store, &tenant("a")).await;
+    let kept = async || store.idle_timeout(&agent.tenant, agent.id).await.unwrap();
+    assert_eq!(kept().await, None);
+    for seconds in [900, 900, 10] {
+        let timeout = Duration::from_secs(seconds);
+        store.set_idle_timeout(&agent.tenant, agent.id, timeout).await.unwrap();
+        assert_eq!(kept().await, Some(timeout));
+    }
+    assert_eq!(store.idle_timeout(&tenant("b"), agent.id).await.unwrap(), None, "another tenant's");
+    let again = store.deploy_agent(crate::contract::fixtures::deployment(&agent.tenant, "tester")).await.unwrap();
+    assert_eq!((again.id, kept().await), (agent.id, Some(Duration::from_secs(10))), "a new version changes nothing");
+}
+
 pub async fn a_pod_is_admitted_warmed_claimed_and_deleted<D: Database>() {
     let database = D::fresh().await;
     let store = database.store().await;
