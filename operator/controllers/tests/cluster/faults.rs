@@ -14,8 +14,8 @@ use http::{Method, Request};
 use kube::client::Body;
 use tower::{BoxError, Layer, Service};
 
-/// Lives with a failure in them, of some four hundred that there are.
-pub const SAMPLE: usize = 36;
+/// Lives with a failure in them, of some ninety that there are.
+pub const SAMPLE: usize = 16;
 
 /// Which call fails in each life, and whether only its answer is lost.
 pub fn cases(calls: u64) -> Vec<(u64, bool)> {

@@ -25,7 +25,7 @@ use faults::Faults;
 use world::World;
 
 /// Scenarios that run together.
-const TOGETHER: usize = 12;
+const TOGETHER: usize = 8;
 
 #[test]
 fn the_controllers_on_a_real_api_server() {
