@@ -9,7 +9,7 @@ mod until;
 
 pub use app::{MODEL_KEY, TestApp, TestAppBuilder, real_claude};
 pub use fleet::{TestFleet, TestRunner};
-pub use log::{check_order, compare_with_log, position, without_withdrawn};
+pub use log::{check_order, compare_with_log, position, without_superseded, without_withdrawn};
 pub use process::{pid_of, program, signal};
 pub use turn::Turn;
 pub use until::{DEADLINE, eventually};

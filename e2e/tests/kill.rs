@@ -3,12 +3,9 @@
 //! What the client saw is compared with the log, and the log with what the model said: nothing is lost, nothing comes twice, and
 //! what is withdrawn is withdrawn as the rules of the log say.
 
-use std::str::FromStr;
-
-use ash_client::{Event, Message, Session};
-use ash_core::sse::Position;
+use ash_client::{Message, Session};
 use ash_e2e::harness::{
-    TestApp, Turn, check_order, compare_with_log, eventually, pid_of, position, signal, without_withdrawn,
+    TestApp, Turn, check_order, compare_with_log, eventually, pid_of, signal, without_superseded, without_withdrawn,
 };
 
 /// Rounds of one run; `ASH_KILL_ROUNDS` asks for more.
@@ -113,7 +110,7 @@ async fn kill(app: &mut TestApp, session: &Session, victim: Victim) {
 /// Every delta is one that the model said, in its order; a turn that ended well has them all.
 fn check_against_model(app: &TestApp, turn: &Turn, victim: Victim, round: usize) {
     let counting = Turn { frames: without_withdrawn(&turn.frames) };
-    let text = without_superseded(&counting);
+    let text = without_superseded(&counting.frames);
     let said: String = (0..DELTAS).map(|number| format!("{number} ")).collect();
     if counting.error().is_none() {
         assert_eq!(text, said, "round {round}: {victim:?}");
@@ -123,22 +120,6 @@ fn check_against_model(app: &TestApp, turn: &Turn, victim: Victim, round: usize)
         assert_ne!(victim, Victim::Server, "round {round}: a server's death ends no turn: {:?}", counting.error());
     }
     assert!(app.model.turn_requests() > 0);
-}
-
-/// The text of the deltas that no `replaced` frame takes back.
-fn without_superseded(turn: &Turn) -> String {
-    let mut parts: Vec<(Option<Position>, String)> = Vec::new();
-    for frame in &turn.frames {
-        match frame.read() {
-            Ok(Event::TextDelta(text)) => parts.push((position(frame), text)),
-            Ok(Event::Replaced { from, .. }) => {
-                let from = Position { frame: 0, ..Position::from_str(&from).expect("a position") };
-                parts.retain(|(position, _)| position.is_none_or(|position| position < from));
-            }
-            _ => {}
-        }
-    }
-    parts.into_iter().map(|(_, text)| text).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,6 +52,25 @@ pub fn without_withdrawn(frames: &[Frame]) -> Vec<Frame> {
     counting
 }
 
+/// The text of the deltas that no `replaced` frame takes back.
+///
+/// # Panics
+/// When an id is none.
+pub fn without_superseded(frames: &[Frame]) -> String {
+    let mut parts: Vec<(Option<Position>, String)> = Vec::new();
+    for frame in frames {
+        match frame.read() {
+            Ok(Event::TextDelta(text)) => parts.push((position(frame), text)),
+            Ok(Event::Replaced { from, .. }) => {
+                let from = Position { frame: 0, ..Position::from_str(&from).expect("a position") };
+                parts.retain(|(position, _)| position.is_none_or(|position| position < from));
+            }
+            _ => {}
+        }
+    }
+    parts.into_iter().map(|(_, text)| text).collect()
+}
+
 /// The same stretch of the session, read from the log.
 async fn replay(client: &Client, session: &Session, seen: &[Frame]) -> Vec<Frame> {
     let first = seen.iter().find_map(position).expect("a frame with an id");

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod definitions;
+mod faults;
 mod network;
 mod nodes;
 mod pods;

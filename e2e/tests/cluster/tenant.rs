@@ -87,10 +87,28 @@ impl<'cluster> Tenant<'cluster> {
         })
     }
 
+    /// The same where the message may be refused, or the stream may end with an error.
+    pub(crate) fn try_say(&self, session: &str, text: &str) -> Result<Turn, ash_client::Error> {
+        let client = self.client();
+        self.cluster.run(async {
+            let mut stream = client.send_message(session, &Message::text(text)).await?;
+            let mut turn = Turn::default();
+            while let Some(frame) = stream.next().await {
+                turn.frames.push(frame?);
+            }
+            Ok(turn)
+        })
+    }
+
     /// Says something, and gives the answer.
     pub(crate) fn answer(&self, session: &str, text: &str) -> String {
         let turn = self.say(session, text);
         turn.result().unwrap_or_else(|| panic!("no result: {:?} {:?}", turn.names(), turn.error()))
+    }
+
+    /// Says something as soon as it is taken, and gives the answer.
+    pub(crate) fn answer_in_time(&self, session: &str, text: &str) -> String {
+        self.cluster.eventually("the message is taken and answered", |_| self.try_say(session, text).ok()?.result())
     }
 
     /// Makes a session over REST.
