@@ -69,6 +69,10 @@ pub const MAX_CONNECTIONS: usize = 12;
 /// unavailable. While Postgres is away for less, calls are late and do not fail.
 pub const CONNECTION_WAIT: Duration = Duration::from_secs(5);
 
+/// Connections to Postgres that a server makes at the same time: making one costs both sides far more than a call does. At the
+/// bound a call waits for its turn, or for a connection that another call gives back, whichever is there first.
+pub const MAX_CONNECTING: usize = 2;
+
 /// The pause after the first failed connection to Postgres, doubled with each one up to [`MAX_RECONNECT_PAUSE`].
 pub const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 

@@ -64,6 +64,20 @@ async fn while_postgres_is_away_calls_are_unavailable_and_later_they_work() {
     assert!(matches!(store.agents(&session.tenant).await, Err(StoreError::Unavailable(_))));
 }
 
+/// Seen with twenty creations at once on a busy machine: each made a connection of its own, and none was there in time.
+#[tokio::test]
+async fn calls_at_once_share_the_connection_that_there_is_while_no_other_can_be_made() {
+    let server = Postgres::start();
+    let proxy = Proxy::start(server.socket()).await;
+    let store = PostgresStore::open(&proxy.url().into()).await.unwrap();
+    let session = placed(&store).await;
+    proxy.fill();
+    let calls = (0..40).map(|_| store.session(&session.tenant, session.id));
+    for found in futures::future::join_all(calls).await {
+        assert!(found.unwrap().is_some());
+    }
+}
+
 #[tokio::test]
 async fn no_call_notices_that_postgres_was_started_again() {
     let mut server = Postgres::start();

@@ -17,15 +17,15 @@ use sqlx::{
     postgres::{PgConnectOptions, PgRow},
 };
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    sync::{Notify, Semaphore, SemaphorePermit},
     time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
     fault::Fault,
     limits::{
-        CONNECTION_WAIT, IDLE_TRANSACTION_TIMEOUT, MAX_CONNECTION_AGE, MAX_CONNECTIONS, MAX_RECONNECT_PAUSE,
-        RECONNECT_PAUSE, STATEMENT_TIMEOUT,
+        CONNECTION_WAIT, IDLE_TRANSACTION_TIMEOUT, MAX_CONNECTING, MAX_CONNECTION_AGE, MAX_CONNECTIONS,
+        MAX_RECONNECT_PAUSE, RECONNECT_PAUSE, STATEMENT_TIMEOUT,
     },
     sql::{Sql, Statement},
 };
@@ -35,7 +35,10 @@ pub(super) struct Pool {
     options: PgConnectOptions,
     /// Those that nobody uses, the last used last.
     idle: Mutex<Vec<Open>>,
+    /// Tells one that waits that a connection was given back.
+    given_back: Notify,
     places: Semaphore,
+    connecting: Semaphore,
     waiting: AtomicUsize,
     pub(super) round_trips: AtomicU64,
 }
@@ -66,7 +69,9 @@ impl Pool {
         Self {
             options,
             idle: Mutex::default(),
+            given_back: Notify::new(),
             places: Semaphore::new(MAX_CONNECTIONS),
+            connecting: Semaphore::new(MAX_CONNECTING),
             waiting: AtomicUsize::new(0),
             round_trips: AtomicU64::new(0),
         }
@@ -76,11 +81,9 @@ impl Pool {
     pub(super) async fn lease(&self) -> Result<Lease<'_>, Fault> {
         let deadline = Instant::now() + CONNECTION_WAIT;
         let place = self.place(deadline).await?;
-        let young = |open: &Open| open.since.elapsed() < MAX_CONNECTION_AGE;
-        let idle = self.idle().pop().filter(young);
-        let open = match idle {
+        let open = match self.take_idle() {
             Some(open) => open,
-            None => self.connect(deadline).await?,
+            None => self.given_back_or_new(deadline).await?,
         };
         Ok(Lease { pool: self, open, state: State::Outside, _place: place })
     }
@@ -97,9 +100,36 @@ impl Pool {
         }
     }
 
-    /// Connects, again and again until it works or the time is over.
-    async fn connect(&self, deadline: Instant) -> Result<Open, Fault> {
+    fn take_idle(&self) -> Option<Open> {
+        self.idle().pop().filter(|open| open.since.elapsed() < MAX_CONNECTION_AGE)
+    }
+
+    /// A connection that another call gives back, or a new one. Many calls that come at once do not all connect at once, which
+    /// could take each of them longer than it may: the first connections serve the others meanwhile.
+    async fn given_back_or_new(&self, deadline: Instant) -> Result<Open, Fault> {
         let _waits = Waits::begin(&self.waiting);
+        loop {
+            let given_back = self.given_back.notified();
+            tokio::pin!(given_back);
+            given_back.as_mut().enable();
+            if let Some(open) = self.take_idle() {
+                return Ok(open);
+            }
+            tokio::select! {
+                () = given_back => {}
+                turn = timeout_at(deadline, self.connecting.acquire()) => {
+                    let _turn = turn.map_err(|_| unavailable("it does not answer"))?.map_err(|_| closed())?;
+                    return match self.connect(deadline).await {
+                        Ok(open) => Ok(open),
+                        Err(error) => self.take_idle().ok_or(error),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Connects, again and again until it works, another call gives a connection back, or the time is over.
+    async fn connect(&self, deadline: Instant) -> Result<Open, Fault> {
         let (mut pause, mut why) = (RECONNECT_PAUSE, unavailable("it does not answer"));
         loop {
             match timeout_at(deadline, connect(&self.options, STATEMENT_TIMEOUT)).await {
@@ -114,8 +144,13 @@ impl Pool {
             if Instant::now() + pause >= deadline {
                 return Err(why);
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(MAX_RECONNECT_PAUSE);
+            tokio::select! {
+                () = sleep(pause) => pause = (pause * 2).min(MAX_RECONNECT_PAUSE),
+                () = self.given_back.notified() => {}
+            }
+            if let Some(open) = self.take_idle() {
+                return Ok(open);
+            }
         }
     }
 
@@ -128,6 +163,7 @@ impl Pool {
     /// Closes all connections, those in use when they are given back. There are no more.
     pub(super) async fn close(&self) {
         self.places.close();
+        self.connecting.close();
         let idle = std::mem::take(&mut *self.idle());
         for open in idle {
             // The server notices also where this fails.
@@ -191,6 +227,7 @@ impl Lease<'_> {
     pub(super) fn give_back(self) {
         if self.state == State::Outside && !self.pool.places.is_closed() {
             self.pool.idle().push(self.open);
+            self.pool.given_back.notify_one();
         }
     }
 

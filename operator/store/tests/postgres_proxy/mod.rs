@@ -5,7 +5,10 @@
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::{
@@ -19,6 +22,7 @@ type Needle = Arc<Mutex<Option<Vec<u8>>>>;
 pub struct Proxy {
     address: SocketAddr,
     needle: Needle,
+    full: Arc<AtomicBool>,
 }
 
 impl Proxy {
@@ -26,17 +30,27 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, needle) = (listener.local_addr().unwrap(), Needle::default());
         let of_connections = needle.clone();
+        let full = Arc::new(AtomicBool::new(false));
+        let is_full = Arc::clone(&full);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                if is_full.load(Ordering::Relaxed) {
+                    continue;
+                }
                 let server = UnixStream::connect(&server).await.unwrap();
                 tokio::spawn(pass(client, server, of_connections.clone()));
             }
         });
-        Self { address, needle }
+        Self { address, needle, full }
     }
 
     pub fn url(&self) -> String {
         format!("postgres://ash@{}/postgres?sslmode=disable", self.address)
+    }
+
+    /// Takes no more connections; those that there are stay.
+    pub fn fill(&self) {
+        self.full.store(true, Ordering::Relaxed);
     }
 
     pub fn cut_at(&self, text: &str) {
