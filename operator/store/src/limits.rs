@@ -73,6 +73,10 @@ pub const CONNECTION_WAIT: Duration = Duration::from_secs(5);
 /// bound a call waits for its turn, or for a connection that another call gives back, whichever is there first.
 pub const MAX_CONNECTING: usize = 2;
 
+/// How long a call that makes a connection waits for that one only. After it, the call takes one that is given back, too: a
+/// connection that hangs (a name that is not resolved, a server under load) fails no call while others are in use.
+pub const CONNECT_PATIENCE: Duration = Duration::from_millis(250);
+
 /// The pause after the first failed connection to Postgres, doubled with each one up to [`MAX_RECONNECT_PAUSE`].
 pub const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 

@@ -18,14 +18,14 @@ use sqlx::{
 };
 use tokio::{
     sync::{Notify, Semaphore, SemaphorePermit},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
     fault::Fault,
     limits::{
-        CONNECTION_WAIT, IDLE_TRANSACTION_TIMEOUT, MAX_CONNECTING, MAX_CONNECTION_AGE, MAX_CONNECTIONS,
-        MAX_RECONNECT_PAUSE, RECONNECT_PAUSE, STATEMENT_TIMEOUT,
+        CONNECT_PATIENCE, CONNECTION_WAIT, IDLE_TRANSACTION_TIMEOUT, MAX_CONNECTING, MAX_CONNECTION_AGE,
+        MAX_CONNECTIONS, MAX_RECONNECT_PAUSE, RECONNECT_PAUSE, STATEMENT_TIMEOUT,
     },
     sql::{Sql, Statement},
 };
@@ -119,16 +119,35 @@ impl Pool {
                 () = given_back => {}
                 turn = timeout_at(deadline, self.connecting.acquire()) => {
                     let _turn = turn.map_err(|_| unavailable("it does not answer"))?.map_err(|_| closed())?;
-                    return match self.connect(deadline).await {
-                        Ok(open) => Ok(open),
-                        Err(error) => self.take_idle().ok_or(error),
-                    };
+                    return self.new_or_given_back(deadline).await;
                 }
             }
         }
     }
 
-    /// Connects, again and again until it works, another call gives a connection back, or the time is over.
+    /// A new connection; where it takes long, one that another call gives back serves as well.
+    async fn new_or_given_back(&self, deadline: Instant) -> Result<Open, Fault> {
+        let connecting = self.connect(deadline);
+        tokio::pin!(connecting);
+        // Short of that it is finished: what was begun costs the server as much when it is dropped.
+        if let Ok(connected) = timeout(CONNECT_PATIENCE, &mut connecting).await {
+            return connected;
+        }
+        loop {
+            let given_back = self.given_back.notified();
+            tokio::pin!(given_back);
+            given_back.as_mut().enable();
+            if let Some(open) = self.take_idle() {
+                return Ok(open);
+            }
+            tokio::select! {
+                connected = &mut connecting => return connected,
+                () = given_back => {}
+            }
+        }
+    }
+
+    /// Connects, again and again until it works or the time is over.
     async fn connect(&self, deadline: Instant) -> Result<Open, Fault> {
         let (mut pause, mut why) = (RECONNECT_PAUSE, unavailable("it does not answer"));
         loop {
@@ -144,13 +163,8 @@ impl Pool {
             if Instant::now() + pause >= deadline {
                 return Err(why);
             }
-            tokio::select! {
-                () = sleep(pause) => pause = (pause * 2).min(MAX_RECONNECT_PAUSE),
-                () = self.given_back.notified() => {}
-            }
-            if let Some(open) = self.take_idle() {
-                return Ok(open);
-            }
+            sleep(pause).await;
+            pause = (pause * 2).min(MAX_RECONNECT_PAUSE);
         }
     }
 
