@@ -52,9 +52,10 @@ async fn admitted(registry: &Registry, pod: ash_core::ports::PodSandbox) -> Resu
         return Ok(None);
     };
     // Claude Code of one that its session has already has its variables.
-    let agent = match session.sandbox == Some(pod.id) {
-        true => registry.keys.complete_if_possible(agent).await,
-        false => complete(registry, agent).await?,
+    let agent = if session.sandbox == Some(pod.id) {
+        registry.keys.complete_if_possible(agent).await
+    } else {
+        complete(registry, agent).await?
     };
     let model_key = registry.keys.of(&session, &agent.settings).await.unwrap_or_else(|error| {
         tracing::warn!(session = %session.id, %error, "a session has no model key");

@@ -26,7 +26,7 @@ pub fn cases(calls: u64) -> Vec<(u64, bool)> {
     }
     let drawn = || u64::from(std::process::id()) ^ RandomState::new().hash_one(calls);
     let seed: u64 = wanted.parse().unwrap_or_else(|_| drawn());
-    println!(
+    eprintln!(
         "of {} failures, {SAMPLE} are tried: the same again with ASH_TEST_FAULTS={seed}, every one with all",
         cases.len()
     );
@@ -36,7 +36,7 @@ pub fn cases(calls: u64) -> Vec<(u64, bool)> {
     cases
 }
 
-/// SplitMix64.
+/// The generator of Steele, Lea and Flood (2014).
 fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
