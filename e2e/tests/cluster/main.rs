@@ -3,7 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod agents;
+mod attacks;
 mod definitions;
+mod errors;
 mod faults;
 mod network;
 mod nodes;

@@ -13,14 +13,7 @@ use ash_e2e::{
 use ash_test_postgres::Postgres;
 use sqlx::{Connection as _, PgConnection};
 
-use crate::pods::pod;
-
-/// Answers everybody who connects to port 8080. The image has no other server than perl can be.
-const SERVER: &str = r#"
-use IO::Socket::INET;
-my $server = IO::Socket::INET->new(LocalPort => 8080, Listen => 8, ReuseAddr => 1) or die;
-while (my $client = $server->accept) { print $client "hello\n"; close $client }
-"#;
+use crate::pods::{SERVER, pod};
 
 /// No pod of the namespace may be reached or reach anything.
 const DENY: &str = r#"{

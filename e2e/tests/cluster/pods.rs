@@ -4,6 +4,13 @@ use serde_json::{Value, json};
 
 use ash_e2e::cluster::SANDBOX_IMAGE;
 
+/// Answers everybody who connects to port 8080. The image has no other server than perl can be.
+pub(crate) const SERVER: &str = r#"
+use IO::Socket::INET;
+my $server = IO::Socket::INET->new(LocalPort => 8080, Listen => 8, ReuseAddr => 1) or die;
+while (my $client = $server->accept) { print $client "hello\n"; close $client }
+"#;
+
 /// A pod that runs a command in the sandbox image once.
 pub(crate) fn pod(name: &str, command: &[&str]) -> Value {
     let folder = |name: &str, path: &str| json!({ "name": name, "mountPath": path });

@@ -1,6 +1,6 @@
 //! A tenant of the installed chart, with what a journey does in its namespace: by manifests and over REST.
 
-use ash_client::{Client, Message, Session, StreamOptions};
+use ash_client::{Client, Error, Message, Session, StreamOptions};
 use ash_e2e::{
     cluster::{Cluster, Endpoint, Installation, SYSTEM_NAMESPACE},
     harness::Turn,
@@ -69,12 +69,20 @@ impl<'cluster> Tenant<'cluster> {
         Client::new(&self.api.url(), Some(&self.installation.api_key)).unwrap()
     }
 
-    /// Says something to a session, and reads the turn to its end.
+    /// Says something to a session, and reads the turn to its end. Where no sandbox is ready in time it says it again,
+    /// as the answer asks for.
     pub(crate) fn say(&self, session: &str, text: &str) -> Turn {
         let client = self.client();
-        self.cluster.run(async {
-            let stream = client.send_message(session, &Message::text(text)).await.unwrap();
-            Turn::read(stream).await
+        self.cluster.eventually("the session takes a message", |cluster| {
+            cluster.run(async {
+                match client.send_message(session, &Message::text(text)).await {
+                    Err(Error::Refused { status: 503, retry_after: Some(pause), .. }) => {
+                        tokio::time::sleep(pause).await;
+                        None
+                    }
+                    stream => Some(Turn::read(stream.unwrap()).await),
+                }
+            })
         })
     }
 
