@@ -185,7 +185,8 @@ pub fn pod(installation: &Installation, wanted: &Wanted<'_>) -> Pod {
                 seccomp_profile: Some(seccomp()),
                 ..PodSecurityContext::default()
             }),
-            host_users: installation.user_namespaces.then_some(false),
+            // A runtime of another kind has a kernel of its own, and none that we know takes a user namespace: gVisor does not start.
+            host_users: (installation.user_namespaces && sandbox.runtime_class_name.is_none()).then_some(false),
             // Its token is for runners only; it has no rights anywhere.
             service_account_name: Some("default".to_owned()),
             automount_service_account_token: Some(false),

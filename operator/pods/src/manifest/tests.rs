@@ -91,6 +91,15 @@ fn a_pod_for_a_session_in_an_image_of_its_own() {
     insta::assert_yaml_snapshot!(made);
 }
 
+#[test]
+fn a_runtime_of_another_kind_gets_no_user_namespace() {
+    let installation = Installation { user_namespaces: true, ..Installation::new("x") };
+    let enclosed = Sandbox { runtime_class_name: Some("gvisor".to_owned()), ..Sandbox::default() };
+    for (sandbox, host_users) in [(Sandbox::default(), Some(false)), (enclosed, None)] {
+        assert_eq!(pod(&installation, &wanted(&sandbox)).spec.unwrap().host_users, host_users);
+    }
+}
+
 proptest! {
     #[test]
     fn every_pod_is_restricted_and_has_a_name(
