@@ -78,7 +78,7 @@ fn tenants_share_nothing_but_the_names_of_their_agents() {
     theirs.done(&["delete", "session", "theirs", "--timeout=60s"]);
 }
 
-/// What a GitOps controller does: applies again, changes, turns back, prunes.
+/// What a `GitOps` controller does: applies again, changes, turns back, prunes.
 #[test]
 fn a_manifest_that_is_applied_again_changes_nothing_and_an_older_one_is_a_new_version() {
     let Some(cluster) = Cluster::shared() else { return };

@@ -111,3 +111,6 @@ impl Runners {
         Ok(rows)
     }
 }
+
+#[cfg(test)]
+mod tests;
