@@ -58,7 +58,7 @@ async fn a_newer_schema_is_refused_and_left_alone() {
         .unwrap();
     drop(connection);
     let error = refused(&path).await;
-    assert!(matches!(error, OpenError::SchemaNewer { found: 9999, known: 1, .. }), "{error}");
+    assert!(matches!(error, OpenError::SchemaNewer { found: 9999, known, .. } if known < 9999), "{error}");
 }
 
 #[tokio::test]

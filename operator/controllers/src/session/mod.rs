@@ -327,8 +327,14 @@ async fn write(namespace: &Namespace, session: &Session, status: &SessionStatus)
     // Counted where something else is written: nothing is written for a turn.
     let mut status = status.clone();
     if let Some(id) = id(session) {
-        let turns = namespace.ports.changes.ended_turns(id).await?;
-        status.turns = u32::try_from(turns).unwrap_or(u32::MAX);
+        match namespace.ports.changes.ended_turns(id).await {
+            Ok(turns) => status.turns = u32::try_from(turns).unwrap_or(u32::MAX),
+            // That the store is away is itself something to write: the count stays as it was.
+            Err(error) => {
+                tracing::debug!(session = %id, %error, "turns cannot be counted");
+                status.turns = before.map_or(0, |before| before.turns);
+            }
+        }
     }
     let status = &status;
     object::write_status(&namespace.api::<Session>(), session, status).await?;
