@@ -340,10 +340,9 @@ impl Runner for LocalRunner {
             match place {
                 Place::Resting(_) if before == state => return Ok(hub.session()),
                 Place::Live(sandbox) | Place::Recovering(sandbox) | Place::Resting(sandbox) => {
+                    // Where somebody else was first, it is waited for until the session is off it, or rests.
                     if hub.begin_leaving(&sandbox) {
                         self.put_aside(&sandbox, &hub, closing).await;
-                    } else {
-                        sandbox.gone.cancelled().await;
                     }
                 }
                 _ if before == state => return Ok(hub.session()),
@@ -378,8 +377,10 @@ impl Runner for LocalRunner {
                 }
                 // Somebody else wakes it.
                 Place::Resting(_) => {}
-                // It is on its way to a sandbox, or off one.
-                Place::Live(sandbox) | Place::Recovering(sandbox) => sandbox.gone.cancelled().await,
+                // Somebody else has woken it since.
+                Place::Live(_) | Place::Recovering(_) if hub.session().state != before => {}
+                // It is about to leave its sandbox, or to rest.
+                Place::Live(_) | Place::Recovering(_) => hub.wait_moving().await,
                 _ if hub.begin_starting() => break state,
                 _ => {}
             }

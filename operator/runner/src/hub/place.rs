@@ -123,6 +123,11 @@ impl Hub {
         self.wait_place(|place| !matches!(place, Place::Recovering(_))).await;
     }
 
+    /// Waits until the session is on its way off its sandbox, or off it.
+    pub(crate) async fn wait_moving(&self) {
+        self.wait_place(|place| !matches!(place, Place::Live(_) | Place::Recovering(_))).await;
+    }
+
     async fn wait_place(&self, is_meant: impl Fn(&Place) -> bool) -> Place {
         self.wait_until(|inner| is_meant(&inner.place).then(|| inner.place.clone())).await
     }

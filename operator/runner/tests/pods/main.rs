@@ -105,6 +105,31 @@ async fn a_runner_that_is_killed_in_a_turn_loses_nothing_also_without_an_api_ser
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_pauses_or_resumes_at_once_is_answered() {
+    let world = World::with_stand_in().await;
+    let life = world.start().await;
+    let pod = world.warm_pod().await;
+    let session = world.new_session().await;
+    world.claim(&life, &session, &pod).await.unwrap();
+    for round in 1..=10 {
+        world.say(&life, &session, "[[count]]").await;
+        let row = world.row_of(&session).await;
+        let paused = (0..3).map(|_| life.runner.close(row.clone(), Closing::Pause));
+        let paused = tokio::time::timeout(world::DEADLINE, futures::future::join_all(paused)).await.unwrap();
+        for row in paused {
+            assert_eq!(row.unwrap().state, SessionState::Paused(PausedReason::Person), "round {round}");
+        }
+        let row = world.row_of(&session).await;
+        let resumed = (0..3).map(|_| life.runner.resume(row.clone(), world.agent.version.clone()));
+        let resumed = tokio::time::timeout(world::DEADLINE, futures::future::join_all(resumed)).await.unwrap();
+        for row in resumed {
+            assert!(is_active(&row.unwrap()), "round {round}");
+        }
+    }
+    assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 11");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_rests_is_found_resting_by_the_next_life() {
     let world = World::with_stand_in().await;
     let life = world.start().await;
