@@ -110,12 +110,7 @@ down() {
     kill -9 "$pid" 2>/dev/null || true
     until_ok 20 test ! -d "/proc/$pid/task" || true
   done
-  for group in "/sys/fs/cgroup/$cgroup" /sys/fs/cgroup/*/"$cgroup"; do
-    for _ in $(seq 50); do
-      [ -d "$group" ] || break
-      find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || sleep .1
-    done
-  done
+  remove_groups "$cgroup"
   # What a mount namespace that has just ended held may be busy for a moment.
   for _ in $(seq 50); do
     rm -rf "$cluster" "$cluster.log" 2>/dev/null && break

@@ -63,6 +63,34 @@ enum Place {
     Attached { kubeconfig: PathBuf },
 }
 
+/// A node without power. It gets it back when this goes out of scope: other tests need the node, also where one failed.
+#[derive(Debug)]
+pub struct KilledNode<'a> {
+    cluster: &'a Cluster,
+    node: &'static str,
+    boots: bool,
+}
+
+impl KilledNode<'_> {
+    /// Powers it on again, and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not come back.
+    pub fn boot(mut self) {
+        self.boots = false;
+        self.cluster.local().expect("a node of ours").command(["boot", self.node]).expect("the node is started");
+        self.cluster.done(&["wait", "--for=condition=Ready", &format!("node/{}", self.node), &kubectl::timeout()]);
+    }
+}
+
+impl Drop for KilledNode<'_> {
+    fn drop(&mut self) {
+        if let Some(local) = self.cluster.local().filter(|_| self.boots) {
+            let _ = local.command(["boot", self.node]);
+        }
+    }
+}
+
 /// The cluster, used together with other tests.
 #[derive(Debug)]
 pub struct Shared {
@@ -166,19 +194,13 @@ impl Cluster {
     }
 
     /// Powers a node off, hard. Not `node1`, which has the control plane. `None` on a cluster whose nodes are not ours.
-    #[must_use]
-    pub fn kill_node(&self, node: &str) -> Option<()> {
-        self.local()?.command(["kill", node]).expect("the node is killed");
-        Some(())
-    }
-
-    /// Powers a node on again that was killed, and waits until it is ready.
     ///
     /// # Panics
-    /// When it does not come back.
-    pub fn boot_node(&self, node: &str) {
-        self.local().expect("a node of ours").command(["boot", node]).expect("the node is started");
-        self.done(&["wait", "--for=condition=Ready", &format!("node/{node}"), &kubectl::timeout()]);
+    /// When it does not run.
+    #[must_use]
+    pub fn kill_node(&self, node: &'static str) -> Option<KilledNode<'_>> {
+        self.local()?.command(["kill", node]).expect("the node is killed");
+        Some(KilledNode { cluster: self, node, boots: true })
     }
 
     /// Kills the first process of a pod's container, as the kernel would that is short of memory. The kubelet starts it

@@ -40,6 +40,12 @@ start() {
   process_key $! >"$cluster/$1/$2.parent"
   disown
 }
+# keep NODE NAME COMMAND...: the same for a daemon that starts again whenever it ends, as a service manager has it: a
+# kubelet ends where its containerd is not ready yet.
+keep() {
+  # shellcheck disable=SC2016 # the shell inside expands it
+  start "$1" "$2" sh -c 'while :; do "$@"; echo "ended with $?; starts again"; sleep 1; done' keep "${@:3}"
+}
 # stop NODE NAME: kills a daemon and waits until it is gone.
 stop() {
   local parent

@@ -43,17 +43,17 @@ api_server() {
 # The daemons that a node cannot be Ready without.
 node_daemons() {
   local node=node$1 path=$programs:/usr/sbin:/usr/bin:/sbin:/bin
-  start "$node" containerd env PATH="$path" "$programs/containerd" -c "$cluster/$node/containerd.toml"
-  until_ok 20 inside "$node" "$programs/ctr" version
+  keep "$node" containerd env PATH="$path" "$programs/containerd" -c "$cluster/$node/containerd.toml"
+  until_ok 60 inside "$node" "$programs/ctr" version
   inside "$node" "$programs/ctr" -n k8s.io images import "$cluster/pause.tar" >/dev/null 2>&1
-  start "$node" kubelet env PATH="$path" "$programs/kubelet" --config="$cluster/$node/kubelet.yaml" \
+  keep "$node" kubelet env PATH="$path" "$programs/kubelet" --config="$cluster/$node/kubelet.yaml" \
     --kubeconfig="$pki/$node.kubeconfig" --hostname-override="$node" --node-ip="$network.$1" --node-labels="$labels" --v=1
-  start "$node" kube-proxy env PATH="$path" "$programs/kube-proxy" --config="$cluster/$node/kube-proxy.yaml"
+  keep "$node" kube-proxy env PATH="$path" "$programs/kube-proxy" --config="$cluster/$node/kube-proxy.yaml"
 }
 
 # Enforces NetworkPolicy, and does nothing else of what kube-router can do.
 node_policy() {
-  start "$1" kube-router "$programs/kube-router" --kubeconfig="$pki/admin.kubeconfig" --hostname-override="$1" \
+  keep "$1" kube-router "$programs/kube-router" --kubeconfig="$pki/admin.kubeconfig" --hostname-override="$1" \
     --run-firewall=true --run-router=false --run-service-proxy=false --service-cluster-ip-range=$services \
     --iptables-sync-period=60s --health-port=0
 }

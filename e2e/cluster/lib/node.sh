@@ -44,6 +44,17 @@ node_groups() {
   done
 }
 
+# remove_groups GROUP: with all below it. What has just ended may be in one for a moment.
+remove_groups() {
+  local group
+  for group in "/sys/fs/cgroup/$1" /sys/fs/cgroup/*/"$1"; do
+    for _ in $(seq 50); do
+      [ -d "$group" ] || break
+      find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || sleep .1
+    done
+  done
+}
+
 node_namespaces() {
   local number=$1 node=node$1 other
   mkdir -p "$cluster/$node/disk" "$cluster/$node/cni"
@@ -75,6 +86,8 @@ boot() {
   ! is_up "${node#node}" || { echo "$node is up" >&2; return 1; }
   until_ok 20 test ! -d "/proc/$(first_process "$node")/task"
   rm -rf "$cluster/$node/disk/run"
+  # A kubelet waits three seconds for each container whose group is there and whose task is not.
+  remove_groups "$cgroup/$node"
   node_namespaces "${node#node}"
   node_daemons "${node#node}"
   node_policy "$node"

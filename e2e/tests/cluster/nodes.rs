@@ -33,9 +33,9 @@ fn two_nodes_are_ready() {
 #[test]
 fn a_node_that_is_killed_is_noticed_and_comes_back() {
     let Some(cluster) = Cluster::alone() else { return };
-    let Some(()) = cluster.kill_node("node2") else { return };
+    let Some(node) = cluster.kill_node("node2") else { return };
     cluster.eventually("node2 is lost", |cluster| readiness(cluster, "node2").filter(|state| state != "True"));
-    cluster.boot_node("node2");
+    node.boot();
     assert_eq!(readiness(&cluster, "node2").as_deref(), Some("True"));
 }
 

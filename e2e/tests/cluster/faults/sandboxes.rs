@@ -40,14 +40,14 @@ fn sessions_of_a_node_that_dies_answer_on_the_other_with_their_conversation() {
     let doomed = loop {
         let session = begun(&tenant, "node-faults");
         let pod = pod_of(&tenant, &session);
-        let node = node_of(&tenant, &pod);
+        let place = node_of(&tenant, &pod);
         sessions.push(session);
-        if node == "node2" {
+        if place == "node2" {
             break sessions.last().expect("it").clone();
         }
         assert!(sessions.len() < 12, "no pod comes to node2");
     };
-    let Some(()) = cluster.kill_node("node2") else { return };
+    let Some(node) = cluster.kill_node("node2") else { return };
     for session in &sessions {
         let answer = tenant.answer_in_time(&session.id, "[[count]]");
         assert_eq!(answer, "2", "with its conversation");
@@ -55,5 +55,5 @@ fn sessions_of_a_node_that_dies_answer_on_the_other_with_their_conversation() {
     let pod = pod_of(&tenant, &doomed);
     cluster.eventually("its pod is on the other node", |_| (node_of(&tenant, &pod) == "node1").then_some(()));
     end(&tenant, &sessions);
-    cluster.boot_node("node2");
+    node.boot();
 }
