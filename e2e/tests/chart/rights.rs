@@ -14,6 +14,7 @@ const RIGHTS: &[&str] = &[
     "ash-operator in ash-system: coordination.k8s.io leases: create",
     "ash-operator in ash-system: coordination.k8s.io leases [ash-operator]: get,update,patch",
     "ash-operator in ash-system: core services: get",
+    "ash-operator in ash-system: core pods: list",
     "ash-operator in default: ash.dev agents: get,list,watch,patch",
     "ash-operator in default: ash.dev sessions: get,list,watch,patch,delete",
     "ash-operator in default: ash.dev agents/status,sessions/status: get,patch",

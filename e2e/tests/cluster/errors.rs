@@ -7,7 +7,7 @@ use crate::tenant::{Tenant, agent, session};
 
 impl Tenant<'_> {
     /// Waits until a condition of an object gives this reason; `kubectl describe` says it too. Its message.
-    fn reason(&self, object: &str, condition: &str, reason: &str) -> String {
+    pub(crate) fn reason(&self, object: &str, condition: &str, reason: &str) -> String {
         let found = self.cluster.eventually(&format!("{object}: {condition} gives {reason}"), |_| {
             let object = self.json(&["get", object]);
             let conditions = object["status"]["conditions"].as_array()?.clone();

@@ -11,6 +11,7 @@ mod faults;
 mod network;
 mod nodes;
 mod pods;
+mod runners;
 mod sandbox_image;
 mod sessions;
 mod tenant;

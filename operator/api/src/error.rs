@@ -132,7 +132,10 @@ impl From<RunnerError> for ApiError {
                 return Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
                     .retry_after(RETRY_CAPACITY_SECONDS);
             }
-            RunnerError::ShuttingDown | RunnerError::Unreachable(_) => {
+            RunnerError::ShuttingDown
+            | RunnerError::Unreachable(_)
+            | RunnerError::Untrusted
+            | RunnerError::Incompatible => {
                 return Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()).retry_after(RETRY_SOON_SECONDS);
             }
             RunnerError::Internal(_) => {

@@ -10,6 +10,8 @@ use std::{
     process::ExitCode,
 };
 
+use ash_core::exit;
+use ash_link::LinkError;
 use serde::Serialize;
 
 /// Where results go.
@@ -74,6 +76,7 @@ pub(crate) fn failure(error: &anyhow::Error, json: bool) -> ExitCode {
     if closed {
         return ExitCode::SUCCESS;
     }
+    let code = exit_code(error);
     let from_server = || error.chain().find_map(|cause| cause.downcast_ref::<ash_client::Error>());
     if json {
         let refusal = Refusal {
@@ -84,12 +87,22 @@ pub(crate) fn failure(error: &anyhow::Error, json: bool) -> ExitCode {
         if let Ok(line) = serde_json::to_string(&refusal) {
             note(&line);
         }
-        return ExitCode::FAILURE;
+        return code;
     }
     let colour = text::Style::new(io::stderr().is_terminal());
     note(&format!("{} {}", colour.red("error:"), text::printable(&format!("{error:#}"))));
     if let Some(hint) = from_server().and_then(ash_client::Error::hint) {
         note(&format!("{} {hint}", colour.bold("hint:")));
     }
-    ExitCode::FAILURE
+    code
+}
+
+/// What went wrong between two processes has a code of its own: whoever started this one can tell it.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let code = error.chain().find_map(|cause| match cause.downcast_ref::<LinkError>()? {
+        LinkError::Secret { .. } => Some(exit::SECRET_REFUSED),
+        LinkError::Version { .. } => Some(exit::INCOMPATIBLE),
+        _ => None,
+    });
+    code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }

@@ -36,6 +36,8 @@ impl StepError {
             }
             Self::Runner(RunnerError::NoCapacity { .. }) => Some(Reason::NoCapacity),
             Self::Runner(RunnerError::Unreachable(_)) => Some(Reason::NoRunner),
+            Self::Runner(RunnerError::Untrusted) => Some(Reason::RunnerSecretRefused),
+            Self::Runner(RunnerError::Incompatible) => Some(Reason::RunnerIncompatible),
             Self::Store(_) | Self::Runner(_) | Self::Internal(_) => Some(Reason::InternalError),
         }
     }

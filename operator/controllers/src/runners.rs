@@ -1,5 +1,7 @@
 //! Where sandboxes can go: the Services of node pools, and the runners that have room.
 
+mod absence;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
@@ -7,8 +9,9 @@ use std::{
 };
 
 use ash_core::ports::{RunnerRow, StoreError};
-use k8s_openapi::api::core::v1::Service;
-use kube::{Api, Client};
+use ash_crd::{Reason, names};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::{Api, Client, api::ListParams};
 use tokio::time::Instant;
 
 use crate::{config::Fleet, error::StepError, limits::SERVICE_AGE};
@@ -19,6 +22,10 @@ const ROWS_AGE: Duration = Duration::from_secs(1);
 const ON_THE_WAY: Duration = Duration::from_secs(5);
 /// Pods that are remembered so; further ones are spread as if they were the first.
 const MAX_ON_THE_WAY: usize = 10_000;
+/// What runner pods say is read at most this often, however many sessions wait for one.
+const ABSENCE_AGE: Duration = Duration::from_secs(2);
+/// Runner pods that are looked at where none serves.
+const MAX_RUNNER_PODS: u32 = 20;
 /// Pools whose addresses are remembered.
 const MAX_POOLS: usize = 256;
 
@@ -47,21 +54,34 @@ pub(crate) fn room(runners: &[RunnerRow], pool: &str, on_the_way: impl Fn(&str) 
 }
 
 type Cached<T> = Option<(Instant, T)>;
+/// Why no runner serves: for a condition.
+type Absence = (Reason, String);
 
 /// Looks them up, and remembers the answers for a moment.
 pub(crate) struct Runners {
     services: Api<Service>,
+    pods: Api<Pod>,
     fleet: Arc<dyn Fleet>,
     addresses: Mutex<HashMap<String, (Instant, Option<String>)>>,
     rows: Mutex<Cached<Arc<Vec<RunnerRow>>>>,
+    absences: Mutex<HashMap<String, (Instant, Absence)>>,
     /// When a pod was sent to which node, oldest first.
     sent: Mutex<VecDeque<(Instant, String)>>,
 }
 
 impl Runners {
     pub(crate) fn new(client: Client, namespace: &str, fleet: Arc<dyn Fleet>) -> Self {
+        let pods = Api::namespaced(client.clone(), namespace);
         let services = Api::namespaced(client, namespace);
-        Self { services, fleet, addresses: Mutex::default(), rows: Mutex::default(), sent: Mutex::default() }
+        Self {
+            services,
+            pods,
+            fleet,
+            addresses: Mutex::default(),
+            rows: Mutex::default(),
+            absences: Mutex::default(),
+            sent: Mutex::default(),
+        }
     }
 
     /// The address of a pool's Service; none where there is no such pool.
@@ -99,6 +119,27 @@ impl Runners {
             sent.push_back((Instant::now(), node.clone()));
         }
         Ok(room)
+    }
+
+    /// Why no runner of a pool takes sandboxes, for a condition; none where one does, or where all of them are only full.
+    pub(crate) async fn absence(&self, pool: &str) -> Result<Option<Absence>, StepError> {
+        if self.rows().await?.iter().any(|runner| runner.pool == pool && !runner.cordoned) {
+            return Ok(None);
+        }
+        if let Some((at, known)) = self.absences.lock().unwrap_or_else(PoisonError::into_inner).get(pool)
+            && at.elapsed() < ABSENCE_AGE
+        {
+            return Ok(Some(known.clone()));
+        }
+        let selector = format!("{}={},{}={pool}", names::COMPONENT, names::RUNNER, names::NODE_POOL);
+        let pods = self.pods.list(&ListParams::default().labels(&selector).limit(MAX_RUNNER_PODS)).await?;
+        let found = absence::absence(pool, &pods.items);
+        let mut absences = self.absences.lock().unwrap_or_else(PoisonError::into_inner);
+        if absences.len() >= MAX_POOLS {
+            absences.clear();
+        }
+        absences.insert(pool.to_owned(), (Instant::now(), found.clone()));
+        Ok(Some(found))
     }
 
     async fn rows(&self) -> Result<Arc<Vec<RunnerRow>>, StoreError> {

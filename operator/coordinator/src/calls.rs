@@ -42,6 +42,11 @@ impl CallError {
             }
             Self::Nothing(error) | Self::Unknown(error) => {
                 tracing::warn!(%error, "a runner did not answer");
+                match error {
+                    LinkError::Secret { .. } => return RunnerError::Untrusted,
+                    LinkError::Version { .. } => return RunnerError::Incompatible,
+                    _ => {}
+                }
                 RunnerError::Unreachable("the session's runner does not answer: try again in a moment".to_owned())
             }
         }

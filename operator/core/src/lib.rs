@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod chunk;
 pub mod environment;
+pub mod exit;
 pub mod fleet;
 pub mod host;
 pub mod id;

@@ -11,6 +11,9 @@ pub const SANDBOX: &str = "sandbox";
 /// The value of [`COMPONENT`] of pods that clone a Git repository.
 pub const GIT_CLONE: &str = "git-clone";
 
+/// The value of [`COMPONENT`] of the pods of runners.
+pub const RUNNER: &str = "runner";
+
 /// On pods and sessions: the name of their agent.
 pub const AGENT: &str = "ash.dev/agent";
 /// On pods: the number of the agent's version.

@@ -131,7 +131,7 @@ reasons! {
     IdentityRefused: Progressing [Session] "A bridge showed a token of another pod or node and was turned away. The sandbox is replaced." / "Once: nothing. Again: treat the agent as hostile, end the session, read its log.";
 
     // What is wrong with the installation.
-    RunnerSecretRefused: Progressing [Session] "Coordinator and runner do not share a secret, so no session can be placed." / "Give both the same secret (chart value `internalSecret`); they read it again by themselves.";
+    RunnerSecretRefused: Progressing [Session] "Coordinator and runner do not share a secret, so no session can be placed." / "Give both the same `fleet-secret`, in the Secret that the chart value `keys.existingSecret` names; they read it again by themselves.";
     StoreUnavailable: Progressing [Agent, Session] "The database is away. Nothing is lost; Ash tries again." / "Bring Postgres back. Sessions that run go on meanwhile.";
     ApiServerUnavailable: Detail [Agent, Session] "The API server was away for a while; seen after the fact. Sessions that ran went on." / "Nothing, once it is back.";
     InternalError: Progressing [Agent, Session] "Ash failed in a way that it does not know. It tries again with growing pauses." / "Read the operator's log for this object's name, and report it.";

@@ -341,7 +341,8 @@ impl Runner for LocalRunner {
                 Place::Resting(_) if before == state => return Ok(hub.session()),
                 Place::Live(sandbox) | Place::Recovering(sandbox) | Place::Resting(sandbox) => {
                     // Where somebody else was first, it is waited for until the session is off it, or rests.
-                    if hub.begin_leaving(&sandbox) {
+                    let is_first = hub.begin_leaving(&sandbox);
+                    if is_first {
                         self.put_aside(&sandbox, &hub, closing).await;
                     }
                 }

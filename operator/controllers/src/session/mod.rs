@@ -127,8 +127,9 @@ async fn look(namespace: &Arc<Namespace>, session: &Session) -> Result<Option<Du
         let Decision { step, report, again } = decide::decide(&observed);
         let outcome = match step {
             None => {
-                if let Some((reason, text)) = &report {
-                    write(namespace, session, &decide::status(&observed, *reason, text)).await?;
+                if let Some(report) = report {
+                    let (reason, text) = with_absence(namespace, sandbox.as_ref(), report).await?;
+                    write(namespace, session, &decide::status(&observed, reason, &text)).await?;
                 }
                 return Ok(again);
             }
@@ -148,6 +149,19 @@ async fn look(namespace: &Arc<Namespace>, session: &Session) -> Result<Option<Du
         }
     }
     Ok(Some(Duration::ZERO))
+}
+
+/// What is said of a session that waits for its sandbox, where the sandbox waits for a runner.
+async fn with_absence(
+    namespace: &Namespace,
+    sandbox: Option<&PodSandbox>,
+    report: (Reason, String),
+) -> Result<(Reason, String), StepError> {
+    let waits = matches!(report.0, Reason::Starting | Reason::Resuming) && report.1.is_empty();
+    match sandbox.filter(|sandbox| waits && sandbox.runner.is_none()) {
+        Some(sandbox) => Ok(namespace.runners.absence(&sandbox.pool).await?.unwrap_or(report)),
+        None => Ok(report),
+    }
 }
 
 fn remembered(

@@ -119,6 +119,12 @@ pub enum RunnerError {
     /// The session's runner does not answer, or was lost on the way. HTTP 503 with `Retry-After`.
     #[error("{0}")]
     Unreachable(String),
+    /// The session's runner and this process do not share a secret. HTTP 503 with `Retry-After`.
+    #[error("the session's runner does not share this process's secret: give both the same --fleet-secret-file")]
+    Untrusted,
+    /// The session's runner speaks another version of the protocol. HTTP 503 with `Retry-After`.
+    #[error("the session's runner is of another release: let the upgrade finish, or run releases of one generation")]
+    Incompatible,
     /// The server is shutting down. HTTP 503 with `Retry-After`.
     #[error("the server is shutting down: try again in a moment")]
     ShuttingDown,
