@@ -7,10 +7,9 @@ mod wiring;
 use tokio::time::{Duration, timeout};
 use tokio_util::sync::CancellationToken;
 
-use arguments::SandboxKind;
 pub(crate) use arguments::{Arguments, COMMAND, OTHER_VARIABLES, command};
 
-use crate::serve::{log, wait_for_signal};
+use crate::serve::{arguments::SandboxKind, log, wait_for_signal};
 
 /// How long the calls of coordinators may take to end.
 const DRAIN: Duration = Duration::from_secs(10);

@@ -6,11 +6,11 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use ash_core::fleet::RunnerName;
-use clap::{ArgAction, Args, Command, ValueEnum};
+use clap::{ArgAction, Args, Command};
 
 use crate::{
     fleet::Administration,
-    serve::arguments::{LogFormat, SandboxArguments, UpstreamArguments},
+    serve::arguments::{LogFormat, SandboxArguments, SandboxKind, UpstreamArguments},
     values,
 };
 
@@ -71,7 +71,7 @@ pub(crate) struct Arguments {
         long = "sandboxes",
         env = "ASH_SANDBOXES",
         value_enum,
-        default_value = "process",
+        default_value = "processes",
         value_name = "KIND",
         help_heading = "Kubernetes"
     )]
@@ -131,15 +131,6 @@ pub(crate) struct Arguments {
     pub(crate) upstream: UpstreamArguments,
     #[command(flatten)]
     pub(crate) sandboxes: SandboxArguments,
-}
-
-/// What the sandboxes of a runner are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum SandboxKind {
-    /// Processes of this machine
-    Process,
-    /// Pods of this node, which the operator makes
-    Pods,
 }
 
 /// The address of a URL without a path. A name would be none: pods have no DNS.

@@ -23,11 +23,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{
-    arguments::{Arguments, SandboxKind},
-    observed,
+use super::{arguments::Arguments, observed};
+use crate::serve::{
+    arguments::{SandboxArguments, SandboxKind},
+    claude,
+    key::hexadecimal,
+    sinks, wiring,
 };
-use crate::serve::{arguments::SandboxArguments, claude, key::hexadecimal, sinks, wiring};
 
 /// Held by the runner of a data directory: the file that a server with a store there holds, so that there is one of either.
 const LOCK: &str = "ash.lock";
@@ -114,7 +116,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Runner> {
         format!("cannot listen on {}: stop what listens there, or name another address with --listen", arguments.listen)
     })?;
     let made = match arguments.kind {
-        SandboxKind::Process => Made::Here(programs(sandboxing).await?),
+        SandboxKind::Processes => Made::Here(programs(sandboxing).await?),
         SandboxKind::Pods => Made::Pods(ports(arguments).await?),
     };
     let data = wiring::data_directory(&arguments.data_dir)?;

@@ -265,6 +265,7 @@ pub(crate) struct FleetArguments {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SandboxKind {
     /// Processes of their runner's machine
+    #[value(alias = "process")]
     Processes,
     /// Pods of a Kubernetes cluster, which its operator makes (`ash operator`)
     Pods,
