@@ -24,6 +24,7 @@ const RIGHTS: &[&str] = &[
     "ash-operator in default: core configmaps: get",
     "ash-operator in default: core secrets: get",
     "ash-operator in default: core,events.k8s.io events: create,patch",
+    "ash-operator in default: core events: list",
     "ash-operator in default: networking.k8s.io networkpolicies [ash-sandboxes,ash-git-clone]: get,create,patch",
 ];
 

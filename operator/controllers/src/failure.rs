@@ -2,10 +2,21 @@
 
 use ash_crd::Reason;
 use ash_pods::manifest::{CHECK_CONTAINER, COPY_CONTAINER};
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Event, Pod};
 
 /// The end of a log that goes into a condition.
 const MAX_LOG_BYTES: usize = 1024;
+
+/// Events of the kubelet and the volumes' controller that say why nothing of a pod is started.
+const NOT_STARTING: [&str; 6] = [
+    "FailedCreatePodSandBox",
+    "FailedMount",
+    "FailedMapVolume",
+    "FailedAttachVolume",
+    "NetworkNotReady",
+    "FailedCreatePodContainer",
+];
 
 /// Why a sandbox is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +87,7 @@ fn of_container(container: &ContainerStatus) -> Option<Failure> {
                 Some(Failure::new(Reason::ImagePullFailed, false, format!("{}: {message}", container.image)))
             }
             "CreateContainerConfigError" | "CreateContainerError" => {
-                Some(Failure::new(Reason::SandboxFailed, false, format!("{reason}: {message}")))
+                Some(Failure::new(Reason::PodNotStarting, false, format!("{reason}: {message}")))
             }
             "RunContainerError" | "StartError" => Some(started_not(container, &message)),
             "CrashLoopBackOff" => Some(Failure::new(Reason::SandboxFailed, true, message)),
@@ -102,6 +113,35 @@ fn of_container(container: &ContainerStatus) -> Option<Failure> {
 fn started_not(container: &ContainerStatus, message: &str) -> Failure {
     let reason = if container.name == CHECK_CONTAINER { Reason::ImageIncompatible } else { Reason::SandboxFailed };
     Failure::new(reason, true, format!("{} could not start: {message}", container.name))
+}
+
+/// Since when a node prepares a pod, where it has started nothing of it: what is in the way of network, volumes or runtime is in
+/// its Events only.
+pub fn preparing_since(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref().filter(|status| status.phase.as_deref() == Some("Pending"))?;
+    let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let has_begun = |container: &ContainerStatus| {
+        container.state.as_ref().is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+    };
+    if all.clone().any(has_begun) {
+        return None;
+    }
+    let scheduled = status.conditions.iter().flatten();
+    let mut scheduled = scheduled.filter(|condition| condition.type_ == "PodScheduled" && condition.status == "True");
+    scheduled.next()?.last_transition_time.as_ref().map(|time| time.0)
+}
+
+/// What a pod's Events say about why its node starts nothing of it: the latest one decides, since the node goes on.
+pub fn of_events(events: &[Event]) -> Option<Failure> {
+    let at = |event: &Event| {
+        let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref()).map(|time| time.0);
+        let last = event.last_timestamp.as_ref().map(|time| time.0);
+        series.or(last).or(event.event_time.as_ref().map(|time| time.0))
+    };
+    let latest = events.iter().max_by_key(|event| at(event))?;
+    let reason = latest.reason.as_deref().unwrap_or_default();
+    let message = end_of(latest.message.as_deref().unwrap_or_default());
+    NOT_STARTING.contains(&reason).then(|| Failure::new(Reason::PodNotStarting, false, format!("{reason}: {message}")))
 }
 
 /// What the API server's refusal to create a pod says.
@@ -137,11 +177,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use ash_crd::Reason;
-    use k8s_openapi::api::core::v1::Pod;
+    use k8s_openapi::api::core::v1::{Event, Pod};
     use proptest::prelude::*;
     use serde_json::json;
 
-    use super::{end_of, of_pod, of_refusal};
+    use super::{end_of, of_events, of_pod, of_refusal, preparing_since};
 
     fn pod(status: &serde_json::Value) -> Pod {
         serde_json::from_value(json!({ "metadata": {}, "status": status })).unwrap()
@@ -163,7 +203,7 @@ mod tests {
             (main(waiting("ContainerCreating")), None),
             (check(ended("Completed", 0)), None),
             (main(waiting("ImagePullBackOff")), Some((Reason::ImagePullFailed, false))),
-            (main(waiting("CreateContainerConfigError")), Some((Reason::SandboxFailed, false))),
+            (main(waiting("CreateContainerConfigError")), Some((Reason::PodNotStarting, false))),
             (main(ended("OOMKilled", 137)), Some((Reason::PodOutOfMemory, true))),
             (main(ended("Error", 1)), Some((Reason::SandboxFailed, true))),
             (main(ended("Completed", 0)), Some((Reason::SandboxFailed, true))),
@@ -196,6 +236,30 @@ mod tests {
         assert_eq!(refusal(403, class), Some(Reason::RuntimeClassNotFound));
         assert_eq!(refusal(403, "violates PodSecurity"), Some(Reason::PodRefused));
         assert_eq!(refusal(500, "etcd"), None);
+    }
+
+    #[test]
+    fn what_its_events_say_of_a_pod_of_which_nothing_starts() {
+        let scheduled =
+            json!([{ "type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z" }]);
+        let waiting = container("sandbox", &json!({ "waiting": { "reason": "ContainerCreating" } }));
+        let prepared = json!({ "phase": "Pending", "conditions": scheduled, "containerStatuses": [waiting] });
+        assert!(preparing_since(&pod(&prepared)).is_some());
+        let copied = container("copy-programs", &json!({ "running": {} }));
+        let begun = json!({ "phase": "Pending", "conditions": scheduled, "initContainerStatuses": [copied] });
+        assert_eq!(preparing_since(&pod(&begun)), None);
+        assert_eq!(preparing_since(&pod(&json!({ "phase": "Pending" }))), None, "no node has it");
+        let event = |reason: &str, second: u32| -> Event {
+            let time = format!("2026-01-01T00:00:{second:02}Z");
+            let event = json!({ "metadata": {}, "involvedObject": {}, "reason": reason, "message": "m", "lastTimestamp": time });
+            serde_json::from_value(event).unwrap()
+        };
+        let sandbox = event("FailedCreatePodSandBox", 5);
+        let found = of_events(&[event("Scheduled", 1), sandbox.clone(), event("FailedMount", 2)]).unwrap();
+        assert_eq!((found.reason, &*found.message), (Reason::PodNotStarting, "FailedCreatePodSandBox: m"));
+        assert!(!found.is_final, "the node tries again");
+        assert_eq!(of_events(&[sandbox, event("Pulling", 6)]), None, "the node has gone on");
+        assert_eq!(of_events(&[]), None);
     }
 
     proptest! {

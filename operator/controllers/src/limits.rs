@@ -58,6 +58,14 @@ pub const MAX_CLAIMS: usize = 1000;
 pub const TELL_AFTER: Duration = Duration::from_secs(20);
 /// A pod that did not start within this is replaced.
 pub const START_BOUND: Duration = Duration::from_secs(600);
+/// A pod of which its node has started nothing for so long: its Events are asked why.
+pub const EVENTS_AFTER: Duration = Duration::from_secs(5);
+/// They are asked again after this.
+pub const EVENTS_AGAIN: Duration = Duration::from_secs(10);
+/// Pods whose Events one look asks for at the most; the next look takes the others.
+pub const EVENTS_AT_ONCE: usize = 4;
+/// Events of one pod that are read at the most: the API server keeps an hour of them, and counts repeats up.
+pub const EVENTS_PAGE: u32 = 100;
 /// The sweep for what belongs to nothing.
 pub const SWEEP: Duration = Duration::from_secs(60);
 /// Rows of sessions are compared with the resources in every so manieth sweep.

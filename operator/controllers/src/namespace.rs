@@ -27,7 +27,7 @@ use crate::{
     failure::Failure,
     limits::{FIRST_RETRY, LAST_RETRY, MAX_REMEMBERED},
     object::Guard,
-    pool::demand::Demand,
+    pool::{demand::Demand, events::Asked},
     runners::Runners,
 };
 
@@ -60,14 +60,18 @@ pub(crate) struct Memory {
     pub(crate) of_sessions: HashMap<SessionId, Trouble>,
     /// Warm sandboxes of an agent that failed one after another.
     pub(crate) of_agents: HashMap<AgentId, Trouble>,
+    /// What pods' Events said of which nothing starts.
+    pub(crate) asked: HashMap<SandboxId, Asked>,
     pub(crate) demand: HashMap<AgentId, Demand>,
-    /// Whether the demand of the time before this process was taken over.
-    pub(crate) has_recalled: bool,
+    /// Sandboxes whose session counts in the demand already.
+    pub(crate) counted: HashSet<SandboxId>,
     pub(crate) counts: HashMap<AgentId, Counts>,
     /// Sessions whose first message is being sent.
     pub(crate) sending: HashSet<SessionId>,
     /// First messages whose end is known: taken, or refused with these words. The log has them soon.
     pub(crate) messages: HashMap<SessionId, Result<(), String>>,
+    /// Sessions whose variables, as a REST call left them, are deleted: their rows have them.
+    pub(crate) forgotten: HashSet<SessionId>,
     /// Objects that failed one time after another, by kind and name.
     retries: HashMap<(&'static str, String), u32>,
     /// When an agent's status was written last.

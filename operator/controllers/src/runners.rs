@@ -142,6 +142,11 @@ impl Runners {
         Ok(Some(found))
     }
 
+    /// Whether there is a runner of this name.
+    pub(crate) async fn is_registered(&self, name: &str) -> Result<bool, StoreError> {
+        Ok(self.rows().await?.iter().any(|runner| runner.id.name.as_str() == name))
+    }
+
     async fn rows(&self) -> Result<Arc<Vec<RunnerRow>>, StoreError> {
         let known = self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((_, rows)) = known.filter(|(at, _)| at.elapsed() < ROWS_AGE) {

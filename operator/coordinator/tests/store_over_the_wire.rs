@@ -12,6 +12,7 @@ use ash_core::{
     Sequence,
     agent::{Agent, AgentVersion},
     id::{AgentId, SessionId, TenantId, TurnId},
+    name::AgentName,
     ports::{
         AgentStore, Append, DeployAgent, EventLog, Key, KeyStore, NewKey, NewSession, OpenEpoch, Page, RunnerStore,
         SessionFilter, SessionPage, SessionStore, Store, StoreError, TurnRecord,
@@ -35,6 +36,16 @@ struct Through {
 impl AgentStore for Through {
     async fn deploy_agent(&self, deploy: DeployAgent) -> Result<Agent, StoreError> {
         self.direct.deploy_agent(deploy).await
+    }
+
+    async fn describe_agent(
+        &self,
+        tenant: &TenantId,
+        name: &AgentName,
+        slug: Option<String>,
+        description: Option<String>,
+    ) -> Result<Agent, StoreError> {
+        self.direct.describe_agent(tenant, name, slug, description).await
     }
 
     async fn agent(&self, tenant: &TenantId, name_or_slug: &str) -> Result<Option<Agent>, StoreError> {

@@ -9,27 +9,46 @@ use uuid::Uuid;
 use crate::{
     agent::AgentVersion,
     id::{AgentId, SandboxId, SessionId, TenantId, TurnId},
-    name::AgentName,
+    name::is_name,
     ports::{Load, NewMessage, PodSandbox},
     session::{Closing, Session},
 };
 
-/// The name of a runner: written like an agent's. A runner that starts again keeps it; two at a time must not share one.
+/// The longest name of a runner: a node's, which is a DNS subdomain (RFC 1123), since runners are named by their nodes.
+pub const MAX_RUNNER_NAME_CHARACTERS: usize = 253;
+
+/// The name of a runner: written like an agent's, and longer where a node's name is. A runner that starts again keeps it; two at a
+/// time must not share one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RunnerName(AgentName);
+#[serde(try_from = "String", into = "String")]
+pub struct RunnerName(String);
 
 /// A text that is no name of a runner.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no name for a runner: use 1 to 63 letters, digits, '-', '_' or '.', beginning and ending with a letter or digit"
+    "{0:?} is no name for a runner: use 1 to {MAX_RUNNER_NAME_CHARACTERS} letters, digits, '-', '_' or '.', beginning and ending with a letter \
+     or digit"
 )]
 pub struct InvalidRunnerName(String);
 
 impl RunnerName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
-        self.0.as_str()
+        &self.0
+    }
+}
+
+impl TryFrom<String> for RunnerName {
+    type Error = InvalidRunnerName;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<RunnerName> for String {
+    fn from(name: RunnerName) -> Self {
+        name.0
     }
 }
 
@@ -37,7 +56,11 @@ impl FromStr for RunnerName {
     type Err = InvalidRunnerName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self).map_err(|_| InvalidRunnerName(text.chars().take(80).collect()))
+        if is_name(text, MAX_RUNNER_NAME_CHARACTERS) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidRunnerName(text.chars().take(80).collect()))
+        }
     }
 }
 
@@ -318,4 +341,24 @@ pub struct AppendHead {
     pub session: SessionId,
     /// The entry that they follow.
     pub after: Sequence,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::{MAX_RUNNER_NAME_CHARACTERS, RunnerName};
+
+    #[test]
+    fn a_runner_may_have_the_name_of_any_node() {
+        let longest = vec!["a".repeat(61); 4].join(".") + ".node5";
+        assert_eq!(longest.len(), MAX_RUNNER_NAME_CHARACTERS);
+        let name: RunnerName = longest.parse().unwrap();
+        let text = serde_json::to_string(&name).unwrap();
+        assert_eq!(serde_json::from_str::<RunnerName>(&text).unwrap(), name);
+        for wrong in [format!("{longest}x"), String::new(), "a/b".to_owned(), "-a".to_owned()] {
+            assert!(wrong.parse::<RunnerName>().is_err(), "{wrong}");
+            assert!(serde_json::from_str::<RunnerName>(&serde_json::json!(wrong).to_string()).is_err());
+        }
+    }
 }

@@ -17,6 +17,7 @@ pub mod placement;
 pub mod ports;
 pub mod sandbox;
 pub mod session;
+pub mod spent;
 pub mod sse;
 pub mod transcript;
 

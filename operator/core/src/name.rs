@@ -30,15 +30,23 @@ impl FromStr for AgentName {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        let bytes = text.as_bytes();
-        let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-        let valid = bytes.len() <= MAX_NAME_CHARACTERS
-            && edge(bytes.first())
-            && edge(bytes.last())
-            && bytes.iter().all(|byte| allowed(*byte));
-        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidName(text.chars().take(80).collect())) }
+        if is_name(text, MAX_NAME_CHARACTERS) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidName(text.chars().take(80).collect()))
+        }
     }
+}
+
+/// Whether a text is written as a name, with so many characters at the most.
+pub(crate) fn is_name(text: &str, max_characters: usize) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let bytes = text.as_bytes();
+    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    bytes.len() <= max_characters
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes.iter().all(|byte| allowed(*byte))
 }
 
 impl TryFrom<String> for AgentName {

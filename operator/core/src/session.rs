@@ -37,6 +37,9 @@ pub struct Session {
     pub options: SessionOptions,
     /// What its maker keeps with it.
     pub metadata: BTreeMap<String, String>,
+    /// The model API refused its credential when it was last asked.
+    #[serde(default)]
+    pub model_refused: bool,
     /// A stored credential for the model, in place of the agent's or the server's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<uuid::Uuid>,

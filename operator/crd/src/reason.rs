@@ -106,7 +106,6 @@ reasons! {
     SecretNotFound: Stalled [Agent, Session] "A Secret that the spec names, or a key of it, is not there." / "Create the Secret with that key in this namespace; Ash goes on by itself then.";
     EnvironmentRefused: Stalled [Agent, Session] "A variable may not be in a sandbox, or is too long. The message names it, never its value." / "Remove or shorten the variable.";
     OptionRefused: Stalled [Agent, Session] "A setting cannot take effect in this release. The message names it." / "Remove or correct the setting.";
-    ModelCredentialRefused: Stalled [Agent, Session] "The model API refused the credential." / "Put a valid key into the Secret of `spec.modelCredential`, or ask whoever runs this installation for its own.";
     ImagePullFailed: Stalled [Agent, Session] "The node cannot pull the image. The message has the registry's answer." / "Correct `spec.sandbox.image`, or name a Secret with access in `imagePullSecrets`.";
     ImageIncompatible: Stalled [Agent, Session] "The image cannot run Claude Code: it has no glibc, or another architecture than the node." / "Use an image with glibc (Debian, Ubuntu, Fedora and the like; not Alpine) for the nodes' architecture.";
     RuntimeClassNotFound: Stalled [Agent, Session] "There is no RuntimeClass of the name in `spec.sandbox.runtimeClassName`." / "Create it (`kubectl get runtimeclass` lists what there is), or remove the field.";
@@ -114,26 +113,26 @@ reasons! {
     PodRefused: Stalled [Agent, Session] "The API server refused the sandbox's pod: a policy of the namespace or an admission webhook. The message has its words." / "Allow the pod, or change the setting that the message names.";
     QuotaExceeded: Progressing [Agent, Session] "A ResourceQuota of the namespace has no room for another sandbox. Ash tries again." / "Raise the quota, end sessions, or lower `spec.warm` or `spec.sandbox.resources`.";
     PodUnschedulable: Progressing [Agent, Session] "No node can take the sandbox's pod. The message has the scheduler's reasons." / "Add nodes to the pool, or lower `spec.sandbox.resources`; a resource that no node has (a GPU) is never found.";
+    PodNotStarting: Progressing [Agent, Session] "The node cannot start the sandbox's pod: its network, a volume, or the runtime of its RuntimeClass. The message has the node's words. The node tries again." / "Look at the message; a RuntimeClass needs its runtime on every node of the pool, an image pull Secret has to be there.";
     SandboxFailed: Progressing [Agent, Session] "The sandbox ended while it was starting. The message has the last of its log. Ash tries again with growing pauses." / "Look at the message; the agent's hooks or MCP servers are the usual cause.";
 
     // What happens to a session.
     VersionNotFound: Stalled [Session] "The Agent has no version of the number in `spec.version`." / "Create another Session with a version that there is, or with none for the newest.";
+    ModelCredentialRefused: Stalled [Session] "The model API refused the credential (401 or 403) when the session last asked it. Messages are taken still; the next turn that goes well ends this." / "Put a valid key into the Secret of the Agent's `spec.modelCredential`, or store the credential of `spec.credentialId` again, or ask whoever runs this installation for its own; then send the message again.";
     SessionFailed: Stalled [Session] "The sandbox did not start, however often it was tried. The message has the last reason." / "Remove the cause; then a message over REST tries again.";
-    MessageFailed: Detail [Session] "The turn of `spec.message` ended with an error. It is not tried again." / "Read the session's log; send the message again over REST when the cause is gone.";
+    MessageFailed: Detail [Session] "`spec.message` was refused for good, as an option of it that cannot take effect; the condition's message says why. What becomes of a turn that was taken is in the session's log." / "Remove the cause and send the message over REST, or create another Session.";
     MessageWaiting: Detail [Session] "`spec.message` waits for the session's sandbox." / "Wait.";
     NoRunner: Progressing [Session] "No runner of the node pool is there to serve the session." / "Check the runner DaemonSet of the pool: `kubectl get pods -l app.kubernetes.io/component=runner -A`.";
     NoCapacity: Progressing [Session] "Every runner of the node pool is full. The session waits for a place." / "Add nodes, or end sessions; idle ones give their places back by themselves.";
     RunnerIncompatible: Progressing [Session] "The only runners there speak another version of the protocol, as in the middle of an upgrade." / "Let the upgrade finish; when it has, check that API and runners have the same release.";
-    RunnerLost: Progressing [Session] "The session's runner is not heard of any more. The session moves to another one." / "Nothing. The log says what of the last turn was lost.";
+    RunnerLost: Detail [Session] "The session's runner is not heard of any more. The session sleeps, and moves to another runner with its next message." / "Nothing. The log says what of the last turn was lost.";
     NodeLost: Progressing [Session] "The session's node is not heard of any more. The session moves to another one; what was not in a snapshot of its workspace is lost, as its log says." / "Nothing for the session. Repair the node.";
     PodEvicted: Progressing [Session] "The node evicted the sandbox: it was short of memory or disk, or the workspace outgrew its limit. The message says which." / "Raise `spec.sandbox.workspaceSizeLimit` or `resources.requests` of the Agent if it happens again.";
     PodOutOfMemory: Progressing [Session] "The kernel killed the sandbox at its memory limit. It starts again." / "Raise `spec.sandbox.resources.limits.memory` of the Agent if it happens again.";
-    IdentityRefused: Progressing [Session] "A bridge showed a token of another pod or node and was turned away. The sandbox is replaced." / "Once: nothing. Again: treat the agent as hostile, end the session, read its log.";
 
     // What is wrong with the installation.
     RunnerSecretRefused: Progressing [Session] "Coordinator and runner do not share a secret, so no session can be placed." / "Give both the same `fleet-secret`, in the Secret that the chart value `keys.existingSecret` names; they read it again by themselves.";
     StoreUnavailable: Progressing [Agent, Session] "The database is away. Nothing is lost; Ash tries again." / "Bring Postgres back. Sessions that run go on meanwhile.";
-    ApiServerUnavailable: Detail [Agent, Session] "The API server was away for a while; seen after the fact. Sessions that ran went on." / "Nothing, once it is back.";
     InternalError: Progressing [Agent, Session] "Ash failed in a way that it does not know. It tries again with growing pauses." / "Read the operator's log for this object's name, and report it.";
 }
 

@@ -1,7 +1,7 @@
 //! The kind `Session`.
 #![allow(clippy::duplicated_attributes, reason = "every column of a table has a name and a type")]
 
-use ash_core::session as core;
+use ash_core::{session as core, spent::Spent};
 use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -277,6 +277,22 @@ pub enum PausedReason {
 }
 
 impl SessionStatus {
+    /// Writes what a session has spent into this summary.
+    pub fn set_spent(&mut self, spent: &Spent) {
+        let tokens = |tokens: i64| u64::try_from(tokens).unwrap_or(0);
+        self.turns = u32::try_from(spent.turns).unwrap_or(u32::MAX);
+        self.tokens = TokenUsage {
+            input: tokens(spent.tokens.input),
+            output: tokens(spent.tokens.output),
+            cache_read: tokens(spent.tokens.cache_read),
+            cache_creation: tokens(spent.tokens.cache_creation),
+        };
+        // Exact to the millionth below nine billion dollars.
+        #[allow(clippy::cast_precision_loss, reason = "bounded")]
+        let dollars = spent.cost_micros as f64 / 1e6;
+        self.cost_usd = dollars;
+    }
+
     /// Writes a state of the core into this summary.
     pub fn set_state(&mut self, state: core::SessionState) {
         self.state = Some(state.into());

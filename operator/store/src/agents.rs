@@ -3,10 +3,12 @@
 use ash_core::{
     agent::{Agent, AgentVersion},
     id::{AgentId, TenantId},
+    name::AgentName,
     ports::{AgentStore, DeployAgent, StoreError},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use crate::{
     bundles::{self, Upload},
@@ -27,6 +29,16 @@ impl<E: Engine> AgentStore for SqlStore<E> {
             self.discard_unnamed(upload).await;
         }
         deployed
+    }
+
+    async fn describe_agent(
+        &self,
+        tenant: &TenantId,
+        name: &AgentName,
+        slug: Option<String>,
+        description: Option<String>,
+    ) -> Result<Agent, StoreError> {
+        self.engine.write(Describe { tenant: tenant.clone(), name: name.clone(), slug, description }).await
     }
 
     async fn agent(&self, tenant: &TenantId, name_or_slug: &str) -> Result<Option<Agent>, StoreError> {
@@ -92,20 +104,21 @@ impl<E: Engine> AgentStore for SqlStore<E> {
 }
 
 impl<E: Engine> SqlStore<E> {
-    /// Whether a cached agent is what the database has under this name. Every change of an agent makes a version.
+    /// Whether a cached agent is what the database has under this name. What is no version is dated.
     async fn is_current(&self, agent: &Agent, name: &str) -> Result<bool, Fault> {
         if !E::IS_SHARED {
             return Ok(true);
         }
         let statement = Statement::new(
-            "SELECT agents.id, agents.current_version FROM agent_names JOIN agents ON agents.tenant = agent_names.tenant \
-             AND agents.id = agent_names.agent WHERE agent_names.tenant = $1 AND agent_names.name = $2",
+            "SELECT agents.id, agents.current_version, agents.updated_at FROM agent_names \
+             JOIN agents ON agents.tenant = agent_names.tenant AND agents.id = agent_names.agent WHERE agent_names.tenant = $1 AND agent_names.name = $2",
         )
         .text(&agent.tenant.0)
         .text(name);
         let Some(row) = self.engine.reader().row(statement).await? else { return Ok(false) };
         let found: (AgentId, u32) = (rows::parsed(&row, "id")?, rows::number(&row, "current_version")?);
-        Ok(found == (agent.id, agent.version.number))
+        let updated_at = rows::time(&row, "updated_at")?;
+        Ok(found == (agent.id, agent.version.number) && updated_at == agent.updated_at)
     }
 }
 
@@ -131,9 +144,7 @@ impl Write for Deploy {
             None => self.first_version(),
         };
         save(sql, &agent).await?;
-        for name in std::iter::once(agent.name.as_str()).chain(agent.slug.as_deref()) {
-            take_name(sql, &agent, name).await?;
-        }
+        take_names(sql, &agent).await?;
         let statement = Statement::new(
             "INSERT INTO agent_versions (tenant, agent, number, digest, settings, created_at) \
              VALUES ($1, $2, $3, $4, $5, $6)",
@@ -145,6 +156,39 @@ impl Write for Deploy {
         .text(rows::to_json(&agent.version.settings)?)
         .integer(agent.updated_at.as_millisecond());
         sql.execute(statement).await?;
+        Ok(agent)
+    }
+
+    fn committed(&self, _agent: &Agent, caches: &Caches) {
+        caches.agents_written();
+    }
+}
+
+struct Describe {
+    tenant: TenantId,
+    name: AgentName,
+    slug: Option<String>,
+    description: Option<String>,
+}
+
+impl Write for Describe {
+    type Output = Agent;
+
+    // The same slug and description again are the same.
+    const MAY_REPEAT: bool = true;
+
+    async fn run<S: Sql>(&self, sql: &mut S) -> Result<Agent, Fault> {
+        let known = find(sql, &self.tenant, self.name.as_str()).await?.filter(|known| known.name == self.name);
+        let known = known.ok_or_else(|| StoreError::NotFound(format!("there is no agent {:?}", self.name.as_str())))?;
+        let agent = Agent {
+            slug: self.slug.clone().or(known.slug),
+            description: self.description.clone().or(known.description),
+            // Caches are compared by it.
+            updated_at: later(known.updated_at),
+            ..known
+        };
+        save(sql, &agent).await?;
+        take_names(sql, &agent).await?;
         Ok(agent)
     }
 
@@ -190,6 +234,12 @@ impl Deploy {
     }
 }
 
+/// Now, and never the time that was written last.
+fn later(than: Timestamp) -> Timestamp {
+    let next = Timestamp::from_millisecond(than.as_millisecond().saturating_add(1));
+    rows::now().max(next.unwrap_or(than))
+}
+
 async fn find(sql: &mut impl Sql, tenant: &TenantId, name: &str) -> Result<Option<Agent>, Fault> {
     let statement = Statement::new(concat!(
         "SELECT ",
@@ -227,6 +277,13 @@ async fn save(sql: &mut impl Sql, agent: &Agent) -> Result<(), Fault> {
 async fn free_names(sql: &mut impl Sql, agent: &Agent) -> Result<(), Fault> {
     let statement = Statement::new("DELETE FROM agent_names WHERE tenant = $1 AND agent = $2");
     sql.execute(statement.text(&agent.tenant.0).text(agent.id)).await?;
+    Ok(())
+}
+
+async fn take_names(sql: &mut impl Sql, agent: &Agent) -> Result<(), Fault> {
+    for name in std::iter::once(agent.name.as_str()).chain(agent.slug.as_deref()) {
+        take_name(sql, agent, name).await?;
+    }
     Ok(())
 }
 

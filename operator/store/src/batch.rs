@@ -4,6 +4,7 @@ use ash_core::{
     Entry, EntryKind, Epoch, Sequence,
     id::{SessionId, TurnId},
     ports::{Append, StoreError},
+    spent::Spending,
 };
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -25,6 +26,8 @@ pub(crate) struct Batch {
     pub(crate) last: Sequence,
     pub(crate) chunks: Vec<StoredChunk>,
     pub(crate) turns: Vec<TurnChange>,
+    /// What its entries add to what the session has spent.
+    pub(crate) spending: Option<Spending>,
 }
 
 /// What an entry says about turns.
@@ -37,7 +40,7 @@ pub(crate) enum TurnChange {
 /// What became of one append.
 pub(crate) enum Appended {
     /// Its entries are there now, and when the session was active where they say so.
-    Now { session: SessionId, last: Sequence, active_at: Option<Timestamp> },
+    Now { session: SessionId, last: Sequence, active_at: Option<Timestamp>, refused: Option<bool> },
     /// They were there.
     Before,
 }
@@ -45,8 +48,8 @@ pub(crate) enum Appended {
 impl Appended {
     /// Tells the caches.
     pub(crate) fn tell(&self, caches: &Caches) {
-        if let Self::Now { session, last, active_at } = self {
-            caches.session_appended(*session, *last, *active_at);
+        if let Self::Now { session, last, active_at, refused } = self {
+            caches.session_appended(*session, *last, *active_at, *refused);
         }
     }
 }
@@ -58,8 +61,9 @@ impl Batch {
         let mut turns: Vec<TurnChange> = entries.iter().flat_map(turn_changes).collect();
         // An end ends every turn that is open: another one right behind it changes nothing.
         turns.dedup_by(|next, previous| matches!((previous, next), (TurnChange::Ends(_), TurnChange::Ends(_))));
+        let spending = Spending::of(&entries);
         let (_, chunks) = codec::encode(entries).await?;
-        Ok(Self { session, after, epoch: last.epoch(), last, chunks, turns })
+        Ok(Self { session, after, epoch: last.epoch(), last, chunks, turns, spending })
     }
 
     /// Statements that write it, about.
@@ -69,7 +73,9 @@ impl Batch {
 
     /// What to say when it is written.
     pub(crate) fn appended(&self, now: Timestamp) -> Appended {
-        Appended::Now { session: self.session, last: self.last, active_at: (!self.turns.is_empty()).then_some(now) }
+        let active_at = (!self.turns.is_empty()).then_some(now);
+        let refused = self.spending.and_then(|spending| spending.refused);
+        Appended::Now { session: self.session, last: self.last, active_at, refused }
     }
 
     /// What became of one that was not written, from the session's row: numbers of an epoch have no gaps and one writer, so what

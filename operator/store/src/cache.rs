@@ -162,10 +162,17 @@ impl Caches {
     }
 
     /// A session's log has grown.
-    pub(crate) fn session_appended(&self, session: SessionId, last: Sequence, active_at: Option<Timestamp>) {
+    pub(crate) fn session_appended(
+        &self,
+        session: SessionId,
+        last: Sequence,
+        active_at: Option<Timestamp>,
+        refused: Option<bool>,
+    ) {
         self.sessions.update(&session, |session| {
             session.last = last;
             session.last_active_at = active_at.unwrap_or(session.last_active_at);
+            session.model_refused = refused.unwrap_or(session.model_refused);
         });
     }
 

@@ -3,14 +3,15 @@
 use ash_core::{
     id::{SessionId, TenantId},
     ports::{ChangeStore, ChangedSession, StoreError},
+    spent::{Spent, Tokens},
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
 
 use crate::{
+    fault::Fault,
     rows,
-    sessions::total,
-    sql::{Sql, Statement},
+    sql::{Columns, Sql, Statement},
     store::{Engine, SqlStore},
 };
 
@@ -31,12 +32,29 @@ impl<E: Engine> ChangeStore for SqlStore<E> {
                 at: rows::time(row, "last_active_at")?,
             })
         });
-        Ok(changed.collect::<Result<_, crate::fault::Fault>>()?)
+        Ok(changed.collect::<Result<_, Fault>>()?)
     }
 
-    async fn ended_turns(&self, session: SessionId) -> Result<u64, StoreError> {
-        let statement =
-            Statement::new("SELECT COUNT(*) AS total FROM turns WHERE session = $1 AND last_sequence IS NOT NULL");
-        Ok(total(self.engine.reader().row(statement.text(session)).await?)?)
+    async fn spent(&self, session: SessionId) -> Result<Option<Spent>, StoreError> {
+        let statement = Statement::new(
+            "SELECT (SELECT COUNT(*) FROM turns WHERE turns.session = sessions.id AND turns.last_sequence IS NOT NULL) \
+             AS turns, spent_input, spent_output, spent_cache_read, spent_cache_creation, cost_micros \
+             FROM sessions WHERE id = $1",
+        );
+        let row = self.engine.reader().row(statement.text(session)).await?;
+        Ok(row.as_ref().map(spent).transpose()?)
     }
+}
+
+fn spent(row: &impl Columns) -> Result<Spent, Fault> {
+    Ok(Spent {
+        turns: rows::number(row, "turns")?,
+        tokens: Tokens {
+            input: rows::number(row, "spent_input")?,
+            output: rows::number(row, "spent_output")?,
+            cache_read: rows::number(row, "spent_cache_read")?,
+            cache_creation: rows::number(row, "spent_cache_creation")?,
+        },
+        cost_micros: rows::number(row, "cost_micros")?,
+    })
 }

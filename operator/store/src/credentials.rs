@@ -155,6 +155,11 @@ impl<E: Engine> CredentialStore for SqlStore<E> {
             .await
     }
 
+    async fn delete_credential_named(&self, tenant: &TenantId, name: &str) -> Result<bool, StoreError> {
+        let statement = Statement::new("DELETE FROM credentials WHERE tenant = $1 AND name = $2 RETURNING id");
+        Ok(self.count(statement.text(&tenant.0).text(name)).await? > 0)
+    }
+
     async fn delete_credential(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
         let statement = Statement::new("DELETE FROM credentials WHERE tenant = $1 AND id = $2 RETURNING id");
         Ok(self.count(statement.text(&tenant.0).text(id)).await? > 0)

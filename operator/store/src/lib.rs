@@ -31,6 +31,7 @@ mod sessions;
 mod sql;
 mod sqlite;
 mod store;
+mod variables;
 
 pub use cache::CacheStatistics;
 pub use directory::{DirectoryLock, OpenError};

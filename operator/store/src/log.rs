@@ -21,12 +21,13 @@ use crate::{
     sessions::no_session,
     sql::{Columns, Sql, Statement},
     store::{Engine, SqlStore},
+    variables,
 };
 
 #[async_trait]
 impl<E: Engine> EventLog for SqlStore<E> {
     async fn open_epoch(&self, open: OpenEpoch) -> Result<Session, StoreError> {
-        self.engine.open_epoch(open, None).await
+        Ok(variables::show_anyway(&self.keyring, self.engine.open_epoch(open, None).await?))
     }
 
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {

@@ -23,6 +23,7 @@ use crate::{
     places, rows,
     sql::{Columns, Sql, Statement},
     store::{Engine, SqlStore},
+    variables,
 };
 
 fn milliseconds(time: Duration) -> i64 {
@@ -189,19 +190,19 @@ impl<E: Engine> MembershipStore for SqlStore<E> {
     }
 
     async fn adopt(&self, runner: &RunnerName, sandboxes: &[SandboxId]) -> Result<Vec<Session>, StoreError> {
-        self.adopt_sessions(runner, sandboxes).await
+        Ok(variables::show_all(&self.keyring, self.adopt_sessions(runner, sandboxes).await?))
     }
 
     async fn sessions_on(&self, runner: &RunnerName) -> Result<Vec<Session>, StoreError> {
-        Ok(places::on(&mut self.engine.reader(), runner).await?)
+        Ok(variables::show_all(&self.keyring, places::on(&mut self.engine.reader(), runner).await?))
     }
 
     async fn abandoned_sessions(&self) -> Result<Vec<Session>, StoreError> {
-        Ok(places::abandoned(&mut self.engine.reader()).await?)
+        Ok(variables::show_all(&self.keyring, places::abandoned(&mut self.engine.reader()).await?))
     }
 
     async fn open_epoch_on(&self, open: OpenEpoch, runner: &RunnerName) -> Result<Session, StoreError> {
-        self.engine.open_epoch(open, Some(runner.clone())).await
+        Ok(variables::show_anyway(&self.keyring, self.engine.open_epoch(open, Some(runner.clone())).await?))
     }
 
     async fn agents_stamp(&self) -> Result<AgentsStamp, StoreError> {

@@ -18,7 +18,8 @@ macro_rules! session_columns {
     () => {
         "sessions.id, sessions.tenant, sessions.agent, sessions.agent_name, sessions.agent_version, sessions.state, \
          sessions.paused_reason, sessions.error, sessions.sandbox, sessions.epoch, sessions.last_sequence, \
-         sessions.created_at, sessions.last_active_at, sessions.options, sessions.metadata, sessions.credential"
+         sessions.created_at, sessions.last_active_at, sessions.options, sessions.metadata, sessions.credential, \
+         sessions.model_refused"
     };
 }
 pub(crate) use session_columns;
@@ -48,6 +49,7 @@ pub(crate) fn session(row: &impl Columns) -> Result<Session, Fault> {
         sandbox: parsed_option(row, "sandbox")?,
         options: json(row, "options")?,
         metadata: json(row, "metadata")?,
+        model_refused: number::<i64>(row, "model_refused")? != 0,
         credential: parsed_option(row, "credential")?,
         epoch: Epoch(number(row, "epoch")?),
         last: sequence(row, "last_sequence")?,

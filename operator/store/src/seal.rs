@@ -72,6 +72,11 @@ impl Keyring {
         Ok(Self { keys: made.collect::<Result<_, _>>()? })
     }
 
+    /// Whether no key was given.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     /// Encrypts; `row` is what it belongs to.
     pub(crate) fn seal(&self, row: &[u8], secret: &[u8]) -> Result<Vec<u8>, Broken> {
         let (name, key) = self.keys.first().ok_or(Broken::NoKey)?;

@@ -16,6 +16,7 @@ use crate::{
     rows::{self, session_columns},
     sql::{Columns, Sql, Statement},
     store::{Engine, SqlStore},
+    variables,
 };
 
 /// A session takes messages as soon as it is durable: its sandbox may start behind the answer.
@@ -23,16 +24,15 @@ const FIRST_STATE: SessionState = SessionState::Active;
 
 #[async_trait]
 impl<E: Engine> SessionStore for SqlStore<E> {
-    async fn create_session(&self, new: NewSession) -> Result<(Session, bool), StoreError> {
-        self.engine.create_session(new).await
+    async fn create_session(&self, mut new: NewSession) -> Result<(Session, bool), StoreError> {
+        variables::hide(&self.keyring, &mut new)?;
+        let (session, is_new) = self.engine.create_session(new).await?;
+        Ok((variables::show(&self.keyring, session)?, is_new))
     }
 
     async fn session(&self, tenant: &TenantId, id: SessionId) -> Result<Option<Session>, StoreError> {
-        Ok(self
-            .find_session(id)
-            .await?
-            .filter(|session| session.tenant == *tenant)
-            .map(|session| Session::clone(&session)))
+        let found = self.find_session(id).await?.filter(|session| session.tenant == *tenant);
+        found.map(|session| variables::show(&self.keyring, Session::clone(&session))).transpose()
     }
 
     async fn session_exists(&self, id: SessionId) -> Result<bool, StoreError> {
@@ -40,7 +40,9 @@ impl<E: Engine> SessionStore for SqlStore<E> {
     }
 
     async fn sessions(&self, tenant: &TenantId, filter: &SessionFilter) -> Result<SessionPage, StoreError> {
-        Ok(self.list(tenant, filter).await?)
+        let mut page = self.list(tenant, filter).await?;
+        variables::leave_out(&mut page.sessions);
+        Ok(page)
     }
 
     async fn placed_sessions(&self) -> Result<Vec<Session>, StoreError> {
@@ -50,7 +52,8 @@ impl<E: Engine> SessionStore for SqlStore<E> {
             " FROM sessions WHERE sandbox IS NOT NULL ORDER BY id"
         ));
         let found = self.engine.reader().rows(statement).await?;
-        Ok(found.iter().map(rows::session).collect::<Result<_, _>>()?)
+        let placed = found.iter().map(rows::session).collect::<Result<_, _>>()?;
+        Ok(variables::show_all(&self.keyring, placed))
     }
 
     async fn count_active_sessions(&self) -> Result<u64, StoreError> {
@@ -221,6 +224,7 @@ pub(crate) fn first(new: &NewSession) -> Session {
         sandbox: None,
         options: new.options.clone(),
         metadata: new.metadata.clone(),
+        model_refused: false,
         credential: new.credential,
         epoch: Epoch::NONE,
         last: Sequence::START,

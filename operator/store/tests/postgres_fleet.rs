@@ -27,6 +27,19 @@ impl fleet::Database for Postgres {
         self.store_with(&[]).await
     }
 
+    async fn bytes(&self) -> Vec<u8> {
+        let mut connection = self.0.connect().await;
+        let tables = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'";
+        let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(&mut connection).await.unwrap();
+        let mut all = Vec::new();
+        for table in tables {
+            let rows = AssertSqlSafe(format!("SELECT CAST(one AS TEXT) FROM {table} AS one"));
+            let rows: Vec<String> = sqlx::query_scalar(rows).fetch_all(&mut connection).await.unwrap();
+            all.extend(rows.concat().into_bytes());
+        }
+        all
+    }
+
     async fn execute(&self, statement: &str) {
         self.0.connect().await.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
     }

@@ -41,6 +41,11 @@ impl fleet::Database for Sqlite {
         self.store_with(&[]).await
     }
 
+    async fn bytes(&self) -> Vec<u8> {
+        let files = std::fs::read_dir(self.directory.path()).unwrap().flatten();
+        files.flat_map(|file| std::fs::read(file.path()).unwrap()).collect()
+    }
+
     async fn execute(&self, statement: &str) {
         let url = format!("sqlite://{}", self.directory.path().join("ash.db").display());
         let mut connection = SqliteConnection::connect(&url).await.unwrap();

@@ -9,6 +9,7 @@ use ash_core::{
     Entry, Epoch, Sequence,
     agent::{Agent, AgentVersion},
     id::{AgentId, KeyId, SessionId, TenantId, TurnId},
+    name::AgentName,
     ports::{
         AgentStore, Append, DeployAgent, EventLog, Key, KeyStore, NewKey, NewSession, OpenEpoch, Page, SessionFilter,
         SessionPage, SessionStore, StoreError, TurnRecord,
@@ -100,6 +101,21 @@ fn next(log: &[Entry]) -> Sequence {
 
 #[async_trait]
 impl AgentStore for Memory {
+    async fn describe_agent(
+        &self,
+        tenant: &TenantId,
+        name: &AgentName,
+        slug: Option<String>,
+        description: Option<String>,
+    ) -> Result<Agent, StoreError> {
+        let mut tables = self.working()?;
+        let found = tables.agents.iter_mut().find(|agent| agent.tenant == *tenant && agent.name == *name);
+        let agent = found.ok_or_else(|| StoreError::NotFound("there is no such agent".to_owned()))?;
+        agent.slug = slug.or(agent.slug.take());
+        agent.description = description.or(agent.description.take());
+        Ok(agent.clone())
+    }
+
     async fn deploy_agent(&self, deploy: DeployAgent) -> Result<Agent, StoreError> {
         let mut tables = self.working()?;
         let taken = |agent: &Agent| agent.name != deploy.name && deploy.slug.is_some() && agent.slug == deploy.slug;
@@ -185,6 +201,7 @@ impl SessionStore for Memory {
             sandbox: None,
             options: new.options,
             metadata: new.metadata,
+            model_refused: false,
             credential: new.credential,
             epoch: Epoch::NONE,
             last: Sequence::START,

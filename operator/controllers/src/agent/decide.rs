@@ -68,6 +68,8 @@ pub(crate) enum Step {
     Forget,
     /// A new version.
     Deploy,
+    /// Another slug or description: no version.
+    Describe,
 }
 
 /// What is next.
@@ -101,6 +103,11 @@ pub(crate) fn decide(observed: &Observed<'_>) -> Decision {
     {
         return Decision { step: Some(Step::Deploy), status: None, again: None };
     }
+    if let (Made::Ready(_), Some(row)) = (observed.made, observed.row)
+        && !is_described(row, observed.spec)
+    {
+        return Decision { step: Some(Step::Describe), status: None, again: None };
+    }
     let status = status(observed);
     let again = polls(observed.spec, observed.made).then_some(POLL);
     if status == *observed.before {
@@ -120,6 +127,12 @@ pub(crate) fn decide(observed: &Observed<'_>) -> Decision {
 /// Whether a version is the newest one already.
 fn is_deployed(row: &Row, version: &Version) -> bool {
     row.version.digest == version.digest && row.version.settings == version.settings
+}
+
+/// Whether the agent is called what its manifest says. What that does not say stays as REST or an older manifest has it.
+fn is_described(row: &Row, spec: &AgentSpec) -> bool {
+    let is = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
+    is(&spec.slug, &row.slug) && is(&spec.description, &row.description)
 }
 
 /// Whether something that the agent is made from changes without anybody saying so.

@@ -131,22 +131,46 @@ async fn look(namespace: &Namespace, agent: &Agent) -> Result<Option<Duration>, 
                 let (Made::Ready(version), Some(bundle)) = (&made, bundle) else {
                     return Err(StepError::Internal("a version without files".to_owned()));
                 };
-                match deploy(namespace, agent, version, bundle).await {
-                    // Another agent has the slug.
-                    Err(StepError::Store(StoreError::Conflict(message))) => {
-                        let mut status = observed.before.clone();
-                        let generation = observed.generation;
-                        let reason = Reason::OptionRefused;
-                        condition::report(&mut status.conditions, reason, &message, generation, observed.now);
-                        write(namespace, agent, &status).await?;
-                        return Ok(Some(POLL));
-                    }
-                    result => result?,
+                let deployed = deploy(namespace, agent, version, bundle).await;
+                if refuse_slug(namespace, agent, &observed, deployed).await? {
+                    return Ok(Some(POLL));
+                }
+            }
+            Step::Describe => {
+                let described = describe(namespace, agent).await;
+                if refuse_slug(namespace, agent, &observed, described).await? {
+                    return Ok(Some(POLL));
                 }
             }
         }
     }
     Ok(Some(Duration::ZERO))
+}
+
+/// Says so where another agent has the slug; whether that is so.
+async fn refuse_slug(
+    namespace: &Namespace,
+    agent: &Agent,
+    observed: &Observed<'_>,
+    result: Result<(), StepError>,
+) -> Result<bool, StepError> {
+    let Err(StepError::Store(StoreError::Conflict(message))) = result else { return result.map(|()| false) };
+    let mut status = observed.before.clone();
+    let reason = Reason::OptionRefused;
+    condition::report(&mut status.conditions, reason, &message, observed.generation, observed.now);
+    write(namespace, agent, &status).await?;
+    Ok(true)
+}
+
+/// What the agent is called beside its name.
+async fn describe(namespace: &Namespace, agent: &Agent) -> Result<(), StepError> {
+    let (slug, description) = (agent.spec.slug.clone(), agent.spec.description.clone());
+    namespace.ports.store.describe_agent(&namespace.tenant(), &name(agent)?, slug, description).await?;
+    Ok(())
+}
+
+fn name(agent: &Agent) -> Result<AgentName, StepError> {
+    agent.name_any().parse().map_err(|error| StepError::Internal(format!("{error}")))
 }
 
 /// What is known about its sandboxes since the last look at them.
@@ -331,7 +355,7 @@ impl<'a> Secrets<'a> {
 }
 
 async fn deploy(namespace: &Namespace, agent: &Agent, version: &Version, bundle: Bundle) -> Result<(), StepError> {
-    let name: AgentName = agent.name_any().parse().map_err(|error| StepError::Internal(format!("{error}")))?;
+    let name = name(agent)?;
     let packed = tokio::task::spawn_blocking(move || bundle.to_tar_zstd()).await;
     let packed = packed.map_err(|_| StepError::Internal("a bundle could not be packed".to_owned()))?;
     let packed = packed.map_err(|error| StepError::Internal(format!("a bundle could not be packed: {error}")))?;

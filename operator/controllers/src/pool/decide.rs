@@ -28,8 +28,11 @@ pub(crate) struct Observed<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PodView {
     pub(crate) name: String,
+    pub(crate) uid: String,
     pub(crate) is_terminating: bool,
     pub(crate) failure: Option<Failure>,
+    /// Since when its node prepares it, where nothing of it has started.
+    pub(crate) preparing_since: Option<Timestamp>,
     /// The session that its labels name.
     pub(crate) session: Option<SessionId>,
 }

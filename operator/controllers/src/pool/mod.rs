@@ -2,6 +2,7 @@
 
 pub(crate) mod decide;
 pub(crate) mod demand;
+pub(crate) mod events;
 mod sweep;
 
 use std::{
@@ -89,10 +90,11 @@ pub(crate) async fn keep(namespace: Arc<Namespace>, stop: CancellationToken) {
 /// One look: gives whether anything was done.
 async fn look(namespace: &Arc<Namespace>) -> Result<bool, StepError> {
     // First the pods, then the rows: a pod has had its row before it was there.
-    let pods = views(namespace);
+    let mut pods = views(namespace);
+    events::ask(namespace, &mut pods).await;
     let rows = namespace.ports.pods.pods(Some(&namespace.tenant())).await?;
     let agents = namespace.ports.store.agents(&namespace.tenant()).await?;
-    recall(namespace, &rows);
+    count(namespace, &rows);
     let pools = pools(namespace, &agents);
     remember(namespace, &rows, &pods, &pools, &agents);
     let observed = Observed { now: Timestamp::now(), rows: &rows, pods: &pods, pools: &pools };
@@ -137,7 +139,9 @@ fn views(namespace: &Namespace) -> BTreeMap<SandboxId, PodView> {
         let view = PodView {
             name: pod.name_any(),
             is_terminating: pod.metadata.deletion_timestamp.is_some(),
+            uid: pod.uid().unwrap_or_default(),
             failure: failure::of_pod(pod),
+            preparing_since: failure::preparing_since(pod),
             session: label(names::SESSION_UID).and_then(|uid| uid.parse().ok()),
         };
         Some((id, view))
@@ -145,15 +149,17 @@ fn views(namespace: &Namespace) -> BTreeMap<SandboxId, PodView> {
     pods.iter().filter_map(view).collect()
 }
 
-/// What was asked for before this process was: so that a restart does not make pools shrink.
-fn recall(namespace: &Namespace, rows: &[PodSandbox]) {
+/// Notes what was asked for: each sandbox that a session has taken, or that was made for one, whichever side the session came
+/// from. The first look notes what was asked for before this process was, so that a restart does not make pools shrink.
+fn count(namespace: &Namespace, rows: &[PodSandbox]) {
     let mut memory = namespace.memory();
-    if std::mem::replace(&mut memory.has_recalled, true) {
-        return;
-    }
-    let mut claims: Vec<&PodSandbox> = rows.iter().filter(|row| row.session.is_some()).collect();
-    claims.sort_by_key(|row| row.changed_at);
-    for row in claims {
+    let taken: HashMap<SandboxId, &PodSandbox> =
+        rows.iter().filter(|row| row.session.is_some()).map(|row| (row.id, row)).collect();
+    memory.counted.retain(|id| taken.contains_key(id));
+    let mut new: Vec<&PodSandbox> = taken.into_values().filter(|row| !memory.counted.contains(&row.id)).collect();
+    new.sort_by_key(|row| row.changed_at);
+    for row in new {
+        memory.counted.insert(row.id);
         memory.demand.entry(row.agent).or_default().note(row.changed_at);
     }
 }

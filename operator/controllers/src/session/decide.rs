@@ -18,6 +18,9 @@ use crate::{
     limits::{ATTEMPTS, FINALIZER_BOUND, REST_HEAD_START, START_LOOK},
 };
 
+/// What a session says whose credential was refused.
+const MODEL_REFUSED: &str = "the model API answered 401 or 403 to the session's last turn";
+
 /// What there is of a session.
 #[derive(Debug)]
 pub(crate) struct Observed<'a> {
@@ -175,7 +178,11 @@ fn ended(observed: &Observed<'_>) -> Decision {
 /// A session that is to take messages, or sleeps.
 fn serving(observed: &Observed<'_>, row: &Row) -> Decision {
     if row.sandbox.is_some() && matches!(row.state, SessionState::Active | SessionState::Starting) {
-        let active = Decision::rest(Reason::Active, "");
+        let active = if row.model_refused {
+            Decision::rest(Reason::ModelCredentialRefused, MODEL_REFUSED)
+        } else {
+            Decision::rest(Reason::Active, "")
+        };
         return match observed.message {
             Message::Waiting => Decision { step: Some(Step::Send), ..active },
             Message::Sending => active.again(START_LOOK),
@@ -192,6 +199,7 @@ fn serving(observed: &Observed<'_>, row: &Row) -> Decision {
             _ if observed.message == Message::Waiting => {
                 Decision { step: Some(Step::Send), ..Decision::rest(Reason::Asleep, "") }
             }
+            SessionState::Paused(PausedReason::Lost) => Decision::rest(Reason::Asleep, why_lost(observed)),
             _ => Decision::rest(Reason::Asleep, ""),
         };
     }
@@ -218,6 +226,17 @@ fn serving(observed: &Observed<'_>, row: &Row) -> Decision {
     }
     let step = if is_new { Step::FindSandbox } else { Step::MakeSandbox };
     Decision { step: Some(step), report: Some((reason, message)), again: None }
+}
+
+/// Why a session lost its sandbox, as far as that is known. What was written stays, whoever looks again.
+fn why_lost(observed: &Observed<'_>) -> String {
+    let said = || {
+        let ready = condition::find(&observed.before.conditions, ConditionType::Ready)?;
+        let is_same = observed.before.paused_reason == Some(PausedReason::Lost.into());
+        (is_same && ready.reason == Reason::Asleep.as_str()).then(|| ready.message.clone())
+    };
+    let trouble = || observed.trouble.map(|trouble| format!("{}: {}", trouble.reason.as_str(), trouble.message));
+    said().or_else(trouble).unwrap_or_default()
 }
 
 /// The status that says so. It differs from the one before where something is different to read.

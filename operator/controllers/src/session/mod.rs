@@ -10,7 +10,7 @@ use ash_core::{
     id::{SandboxId, SessionId, TenantId},
     opening::{Opening, OpeningReason},
     ports::{OpenEpoch, PodSandbox, PodState, StoreError},
-    session::{Closing, Session as Row, SessionEvent, SessionState},
+    session::{Closing, PausedReason, Session as Row, SessionEvent, SessionState},
 };
 use ash_crd::{
     Reason, Sandbox, Session, SessionStatus,
@@ -79,7 +79,7 @@ pub(crate) async fn reconcile(object: Arc<Guard<Session>>, namespace: Arc<Namesp
                 let generation = session.metadata.generation.unwrap_or_default();
                 condition::report(&mut status.conditions, reason, &error.to_string(), generation, Timestamp::now());
                 // The first error is the one that is reported.
-                let _ = write(&namespace, session, &status).await;
+                let _ = write(&namespace, session, &status, None).await;
             }
             Action::requeue(namespace.failed(KIND, &name))
         }
@@ -95,15 +95,23 @@ async fn look(namespace: &Arc<Namespace>, session: &Session) -> Result<Option<Du
     for _ in 0..STEPS {
         let row = namespace.ports.store.session(&tenant, id).await?;
         let sandbox = match &row {
-            Some(_) => namespace.ports.pods.pod_of(id).await?,
+            Some(_) => {
+                row::forget_variables(namespace, session, id).await?;
+                namespace.ports.pods.pod_of(id).await?
+            }
             None => None,
         };
         let message = message::state(namespace, session, id, row.is_some()).await?;
-        if row.as_ref().is_some_and(|row| row.sandbox.is_some()) {
-            // What failed before it is over.
+        let on = row.as_ref().and_then(|row| row.sandbox);
+        if on.is_some() && on == sandbox.as_ref().map(|sandbox| sandbox.id) {
+            // What failed before it is over. One that is deleting is what failed.
             namespace.memory().of_sessions.remove(&id);
         }
         let (trouble, attempts, not_before) = remembered(namespace, id, sandbox.as_ref());
+        let trouble = match trouble {
+            None => lost_runner(namespace, before, row.as_ref()).await?,
+            trouble => trouble,
+        };
         let annotation = |name: &str| session.annotations().get(name).map(String::as_str);
         let observed = Observed {
             now: Timestamp::now(),
@@ -129,7 +137,7 @@ async fn look(namespace: &Arc<Namespace>, session: &Session) -> Result<Option<Du
             None => {
                 if let Some(report) = report {
                     let (reason, text) = with_absence(namespace, sandbox.as_ref(), report).await?;
-                    write(namespace, session, &decide::status(&observed, reason, &text)).await?;
+                    write(namespace, session, &decide::status(&observed, reason, &text), observed.trouble).await?;
                 }
                 return Ok(again);
             }
@@ -144,7 +152,7 @@ async fn look(namespace: &Arc<Namespace>, session: &Session) -> Result<Option<Du
             }
         };
         if let Outcome::Blocked(reason, text) = outcome {
-            write(namespace, session, &decide::status(&observed, reason, &text)).await?;
+            write(namespace, session, &decide::status(&observed, reason, &text), observed.trouble).await?;
             return Ok(Some(if reason.outcome() == ash_crd::Outcome::Stalled { POLL } else { START_LOOK }));
         }
     }
@@ -176,6 +184,24 @@ fn remembered(
     (failure, past.map_or(0, |past| past.attempts), past.map(|past| past.not_before))
 }
 
+/// That the session's runner was lost, and the session's sandbox with it.
+async fn lost_runner(
+    namespace: &Namespace,
+    before: &SessionStatus,
+    row: Option<&Row>,
+) -> Result<Option<Failure>, StepError> {
+    let runners = &namespace.runners;
+    if let Some(SessionState::Paused(PausedReason::Lost)) = row.map(|row| row.state)
+        && before.paused_reason.is_none()
+        && let Some(name) = &before.runner
+        && !runners.is_registered(name).await?
+    {
+        let message = format!("the runner {name} is not heard of any more");
+        return Ok(Some(Failure { reason: Reason::RunnerLost, message, is_final: true }));
+    }
+    Ok(None)
+}
+
 async fn act(
     namespace: &Arc<Namespace>,
     session: &Session,
@@ -193,7 +219,11 @@ async fn act(
         }
         Step::RemoveFinalizer => {
             object::set_finalizer(&namespace.api::<Session>(), session, false, serde_json::Value::Null).await?;
+            // A repeat of the call that made it may have left them once more.
+            namespace.memory().forgotten.remove(&id);
+            row::forget_variables(namespace, session, id).await?;
             let mut memory = namespace.memory();
+            memory.forgotten.remove(&id);
             memory.of_sessions.remove(&id);
             memory.messages.remove(&id);
         }
@@ -201,7 +231,6 @@ async fn act(
         Step::FindSandbox => {
             let row = row()?;
             let version = row::version(namespace, row).await?;
-            namespace.memory().demand.entry(row.agent).or_default().note(observed.now);
             let placed = runner.place(row.clone(), version).await?;
             namespace.pool_wake.notify_one();
             if placed.sandbox.is_none() && namespace.ports.pods.pod_of(id).await?.is_none() {
@@ -209,9 +238,7 @@ async fn act(
             }
         }
         Step::MakeSandbox => {
-            let row = row()?;
-            namespace.memory().demand.entry(row.agent).or_default().note(observed.now);
-            return make_sandbox(namespace, row).await;
+            return make_sandbox(namespace, row()?).await;
         }
         Step::Place => {
             let row = row()?;
@@ -333,21 +360,24 @@ async fn fail(namespace: &Namespace, row: &Row, trouble: Option<&Failure>) -> Re
     Ok(())
 }
 
-async fn write(namespace: &Namespace, session: &Session, status: &SessionStatus) -> Result<(), StepError> {
+/// Writes a status where it is another one, and tells people what they care about: the new reason, and why a sandbox was lost.
+async fn write(
+    namespace: &Namespace,
+    session: &Session,
+    status: &SessionStatus,
+    trouble: Option<&Failure>,
+) -> Result<(), StepError> {
     let before = session.status.as_ref();
     if before == Some(status) {
         return Ok(());
     }
-    // Counted where something else is written: nothing is written for a turn.
+    // Asked for where something else is written: nothing is written for a turn.
     let mut status = status.clone();
     if let Some(id) = id(session) {
-        match namespace.ports.changes.ended_turns(id).await {
-            Ok(turns) => status.turns = u32::try_from(turns).unwrap_or(u32::MAX),
-            // That the store is away is itself something to write: the count stays as it was.
-            Err(error) => {
-                tracing::debug!(session = %id, %error, "turns cannot be counted");
-                status.turns = before.map_or(0, |before| before.turns);
-            }
+        match namespace.ports.changes.spent(id).await {
+            Ok(spent) => status.set_spent(&spent.unwrap_or_default()),
+            // That the store is away is itself something to write: what was spent stays as it was.
+            Err(error) => tracing::debug!(session = %id, %error, "what was spent is not known"),
         }
     }
     let status = &status;
@@ -361,6 +391,13 @@ async fn write(namespace: &Namespace, session: &Session, status: &SessionStatus)
         && Events::is_told(*reason)
     {
         namespace.events.tell(&session.object_ref(&()), *reason, &is.message).await;
+    }
+    let is_lost = |status: &SessionStatus| status.paused_reason == Some(PausedReason::Lost.into());
+    if let Some(trouble) = trouble
+        && is_lost(status)
+        && !before.is_some_and(is_lost)
+    {
+        namespace.events.tell(&session.object_ref(&()), trouble.reason, &trouble.message).await;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
 use super::Outcome;
-use crate::{agent::Secrets, error::StepError, namespace::Namespace};
+use crate::{agent::Secrets, error::StepError, limits::MAX_REMEMBERED, namespace::Namespace};
 
 /// The version that a session has.
 pub(super) async fn version(namespace: &Namespace, row: &Row) -> Result<AgentVersion, StepError> {
@@ -111,6 +111,21 @@ async fn credential(namespace: &Namespace, id: Option<&str>) -> Result<Result<Ta
         Ok(variables) => Ok(Taken { model: None, variables }),
         Err(_) => Err(format!("the credential {id} has no variables: store it again")),
     })
+}
+
+/// Deletes what a REST call left for [`from_rest`], once the row has it: encrypted, too, and for as long as there is a history.
+pub(super) async fn forget_variables(namespace: &Namespace, session: &Session, id: SessionId) -> Result<(), StepError> {
+    let Some(name) = session.annotations().get(names::ENVIRONMENT) else { return Ok(()) };
+    if namespace.memory().forgotten.contains(&id) {
+        return Ok(());
+    }
+    namespace.ports.credentials.delete_credential_named(&namespace.tenant(), name).await?;
+    let mut memory = namespace.memory();
+    if memory.forgotten.len() >= MAX_REMEMBERED {
+        memory.forgotten.clear();
+    }
+    memory.forgotten.insert(id);
+    Ok(())
 }
 
 /// The variables that a REST call brought: they are in the store, not in the resource, where everybody could read them.

@@ -196,6 +196,10 @@ impl CredentialStore for Secrets {
         Ok(found.map(|(credential, bytes)| (credential.clone(), SecretBox::new(bytes.clone().into_boxed_slice()))))
     }
 
+    async fn delete_credential_named(&self, tenant: &TenantId, name: &str) -> Result<bool, StoreError> {
+        Ok(self.stored.lock().unwrap().remove(&(tenant.clone(), name.to_owned())).is_some())
+    }
+
     async fn delete_credential(&self, _: &TenantId, _: Uuid) -> Result<bool, StoreError> {
         Ok(false)
     }

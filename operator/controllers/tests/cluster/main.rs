@@ -203,6 +203,13 @@ async fn troubles_are_told(server: &Server) {
     world.until("pods are made", || world.names("pod").len() >= 2).await;
     let pods = world.names("pod");
     for pod in &pods {
+        world.prepared(pod, "FailedCreatePodSandBox", "no runtime for \"kata\" is configured");
+    }
+    world.until("the session says what its node says", || world.reason("session", "early") == "PodNotStarting").await;
+    world.until("and so does the agent", || world.reason("agent", "helper") == "PodNotStarting").await;
+    let message = world.get("session", "early", r#"{.status.conditions[?(@.type=="Ready")].message}"#);
+    assert_eq!(message, "FailedCreatePodSandBox: no runtime for \"kata\" is configured");
+    for pod in &pods {
         let state = json!({ "waiting": { "reason": "ImagePullBackOff", "message": "denied" } });
         world.container(pod, "Pending", &state);
     }
@@ -237,6 +244,9 @@ async fn troubles_are_told(server: &Server) {
     world.age(row.id, Duration::from_secs(60));
     world.until("the session sleeps", || world.reason("session", "early") == "Asleep").await;
     assert_eq!(world.get("session", "early", "{.status.pausedReason}"), "lost");
+    let message = world.get("session", "early", r#"{.status.conditions[?(@.type=="Ready")].message}"#);
+    assert!(message.starts_with("NodeLost: ") && message.contains(&row.pod), "{message}");
+    world.until("an Event says why", || world.get("events", "-A", "{.items[*].reason}").contains("NodeLost")).await;
     let now = jiff::Timestamp::now().to_string();
     world.patch("session", "early", &json!({ "metadata": { "annotations": { "ash.dev/wake-requested-at": now } } }));
     world.until("it is awake", || world.reason("session", "early") == "Active").await;
@@ -310,9 +320,44 @@ async fn a_session_names_a_credential(server: &Server) {
     let row = world.session(&world.get("session", "key", "{.metadata.uid}")).await.unwrap();
     assert_eq!(row.credential, Some(key));
     assert_eq!(world.get("session", "key", "{.status.turns}"), "0");
-    world.take_a_turn(&row).await;
+    let refused = json!({ "type": "result", "is_error": true, "api_error_status": 401 });
+    world.take_a_turn(&row, &refused).await;
+    world.until("its key is refused", || world.reason("session", "key") == "ModelCredentialRefused").await;
+    assert_eq!(world.get("session", "key", r#"{.status.conditions[?(@.type=="Stalled")].status}"#), "True");
+    let usage = json!({ "inputTokens": 10, "outputTokens": 20, "cacheReadInputTokens": 30, "cacheCreationInputTokens": 40, "costUSD": 0.0123 });
+    let well = json!({ "type": "result", "is_error": false, "model_usage_since_last_result": { "m": usage } });
+    world.take_a_turn(&world.session(&row.id.to_string()).await.unwrap(), &well).await;
+    world.until("its key is good again", || world.reason("session", "key") == "Active").await;
+    let spent = |field: &str| world.get("session", "key", &format!("{{.status.{field}}}"));
+    assert_eq!(spent("turns"), "2");
+    assert_eq!(spent("costUsd"), "0.0123");
+    let tokens: serde_json::Value = serde_json::from_str(&spent("tokens")).unwrap();
+    assert_eq!(tokens, json!({ "input": 10, "output": 20, "cacheRead": 30, "cacheCreation": 40 }));
+    // A turn that changes nothing else is not written.
+    let before = spent("turns") + &world.get("session", "key", "{.metadata.resourceVersion}");
+    world.take_a_turn(&world.session(&row.id.to_string()).await.unwrap(), &well).await;
+    world.settle().await;
+    assert_eq!(spent("turns") + &world.get("session", "key", "{.metadata.resourceVersion}"), before);
     world.patch("session", "key", &json!({ "spec": { "suspend": true } }));
-    world.until("its turn is counted", || world.get("session", "key", "{.status.turns}") == "1").await;
+    world.until("its turns are counted", || spent("turns") == "3").await;
+    // What a REST call left for the operator goes once the row has it.
+    let left = "session/rest";
+    world.put_credential_named(left, CredentialKind::Custom, br#"{"EXTRA":"canary"}"#).await;
+    let mut rest = session("rest");
+    rest["metadata"]["annotations"] = json!({ "ash.dev/environment-credential": left });
+    world.apply(&rest);
+    world.until("the session of REST is active", || world.reason("session", "rest") == "Active").await;
+    let row = world.session(&world.get("session", "rest", "{.metadata.uid}")).await.unwrap();
+    assert_eq!(row.options.environment.get("EXTRA").map(String::as_str), Some("canary"));
+    world.until("its variables are in its row only", || !world.has_secret(left)).await;
+    // What an agent is called beside its name takes effect without a version.
+    world.patch("agent", "helper", &json!({ "spec": { "slug": "aide", "description": "Helps." } }));
+    world.settle().await;
+    let agent = world.agent("aide").await.expect("it is found by its slug");
+    assert_eq!(
+        (agent.name.as_str(), agent.description.as_deref(), agent.version.number),
+        ("helper", Some("Helps."), 1)
+    );
     let idle: Vec<_> = world.rows.idle.lock().unwrap().values().copied().collect();
     assert_eq!(idle, [Duration::from_secs(900)], "the agent's idleTimeout");
     world.end().await;

@@ -235,9 +235,33 @@ impl<'a> World<'a> {
         self.server.done(&arguments.iter().copied().chain([patch.as_str()]).collect::<Vec<_>>(), None);
     }
 
+    /// Writes what a kubelet does of a pod of which it cannot start anything, with the Event that says why.
+    pub fn prepared(&self, pod: &str, reason: &str, message: &str) {
+        let waiting = json!({ "waiting": { "reason": "ContainerCreating" } });
+        self.container(pod, "Pending", &waiting);
+        let scheduled =
+            json!({ "type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z" });
+        let patch = json!({ "status": { "conditions": [scheduled] } }).to_string();
+        let arguments = ["patch", "-n", &self.namespace, "pod", pod, "--subresource=status", "--type=merge", "-p"];
+        self.server.done(&arguments.iter().copied().chain([patch.as_str()]).collect::<Vec<_>>(), None);
+        let uid = self.get("pod", pod, "{.metadata.uid}");
+        let object = json!({ "apiVersion": "v1", "kind": "Pod", "namespace": self.namespace, "name": pod, "uid": uid });
+        let now = Timestamp::now().to_string();
+        self.apply(&json!({
+            "apiVersion": "v1", "kind": "Event", "metadata": { "name": format!("{pod}.1") }, "involvedObject": object,
+            "reason": reason, "message": message, "type": "Warning", "firstTimestamp": now, "lastTimestamp": now,
+        }));
+    }
+
     pub async fn session(&self, uid: &str) -> Option<Session> {
         use ash_core::ports::SessionStore as _;
         self.store.session(&TenantId(self.namespace.clone()), uid.parse().unwrap()).await.unwrap()
+    }
+
+    /// An agent by its name or slug.
+    pub async fn agent(&self, name: &str) -> Option<ash_core::agent::Agent> {
+        use ash_core::ports::AgentStore as _;
+        self.store.agent(&TenantId(self.namespace.clone()), name).await.unwrap()
     }
 
     pub async fn version(&self, name: &str) -> AgentVersion {
@@ -245,8 +269,8 @@ impl<'a> World<'a> {
         self.store.agent(&TenantId(self.namespace.clone()), name).await.unwrap().unwrap().version
     }
 
-    /// Writes a turn from its message to its result.
-    pub async fn take_a_turn(&self, session: &Session) {
+    /// Writes a turn from its message to this result.
+    pub async fn take_a_turn(&self, session: &Session, result: &Value) {
         let body = format!(r#"{{"type":"user","message":{{"content":"hi"}},"uuid":"{}"}}"#, uuid::Uuid::new_v4());
         let entry = |n: u32, kind, flags, body: String| Entry {
             sequence: session.epoch.sequence(session.last.n() + n),
@@ -255,15 +279,22 @@ impl<'a> World<'a> {
             body: body.into(),
         };
         let begun = entry(1, EntryKind::User, EntryFlags::default(), body);
-        let ended = entry(2, EntryKind::Claude, EntryFlags::ENDS_TURN, r#"{"type":"result"}"#.to_owned());
+        let ended = entry(2, EntryKind::Claude, EntryFlags::ENDS_TURN, result.to_string());
         let append = Append { session: session.id, after: session.last, entries: vec![begun, ended] };
         self.store.append(vec![append]).await.pop().unwrap().unwrap();
     }
 
     pub async fn put_credential(&self, kind: CredentialKind, secret: &[u8]) -> uuid::Uuid {
-        let (tenant, name) = (TenantId(self.namespace.clone()), uuid::Uuid::new_v4().to_string());
+        self.put_credential_named(&uuid::Uuid::new_v4().to_string(), kind, secret).await
+    }
+
+    pub async fn put_credential_named(&self, name: &str, kind: CredentialKind, secret: &[u8]) -> uuid::Uuid {
         let secret = secrecy::SecretBox::new(secret.to_vec().into_boxed_slice());
-        self.secrets.put_credential(&tenant, &name, kind, &secret).await.unwrap().id
+        self.secrets.put_credential(&TenantId(self.namespace.clone()), name, kind, &secret).await.unwrap().id
+    }
+
+    pub fn has_secret(&self, name: &str) -> bool {
+        self.secrets.stored.lock().unwrap().contains_key(&(TenantId(self.namespace.clone()), name.to_owned()))
     }
 
     pub fn secret(&self, name: &str) -> Vec<u8> {

@@ -4,7 +4,10 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::StoreError;
-use crate::id::{SessionId, TenantId};
+use crate::{
+    id::{SessionId, TenantId},
+    spent::Spent,
+};
 
 /// A session that changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,6 @@ pub trait ChangeStore: Send + Sync {
     /// `limit`. Clocks differ: ask for a little more than is new.
     async fn changed_sessions(&self, since: Timestamp, limit: u32) -> Result<Vec<ChangedSession>, StoreError>;
 
-    /// How many turns of a session have ended, as far as that is committed.
-    async fn ended_turns(&self, session: SessionId) -> Result<u64, StoreError>;
+    /// What a session has spent, as far as that is committed. None where there is no such session.
+    async fn spent(&self, session: SessionId) -> Result<Option<Spent>, StoreError>;
 }

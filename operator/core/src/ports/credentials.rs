@@ -63,6 +63,9 @@ pub trait CredentialStore: Send + Sync {
         name: &str,
     ) -> Result<Option<(Credential, Clear)>, StoreError>;
 
+    /// Deletes the credential of a name; false when there is none.
+    async fn delete_credential_named(&self, tenant: &TenantId, name: &str) -> Result<bool, StoreError>;
+
     /// Deletes a credential; false when there is none.
     async fn delete_credential(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError>;
 }

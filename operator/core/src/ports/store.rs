@@ -66,6 +66,16 @@ pub trait AgentStore: Send + Sync {
     /// The bundle is stored once per tenant and digest. Deploying over a deleted agent's name makes a new agent.
     async fn deploy_agent(&self, deploy: DeployAgent) -> Result<Agent, StoreError>;
 
+    /// Changes what an agent is called beside its name, without a version: its slug, its description; `None` keeps what there is.
+    /// [`StoreError::Conflict`] where another agent has the slug, [`StoreError::NotFound`] where there is no such agent.
+    async fn describe_agent(
+        &self,
+        tenant: &TenantId,
+        name: &AgentName,
+        slug: Option<String>,
+        description: Option<String>,
+    ) -> Result<Agent, StoreError>;
+
     /// An agent by its name or slug.
     async fn agent(&self, tenant: &TenantId, name_or_slug: &str) -> Result<Option<Agent>, StoreError>;
 

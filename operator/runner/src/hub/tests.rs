@@ -38,6 +38,7 @@ fn session() -> Session {
         sandbox: None,
         options: SessionOptions::default(),
         metadata: BTreeMap::new(),
+        model_refused: false,
         credential: None,
         epoch: Epoch::NONE,
         last: Sequence::START,

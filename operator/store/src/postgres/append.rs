@@ -9,6 +9,7 @@ use ash_core::{
     Sequence,
     id::{SessionId, TurnId},
     ports::{Append, StoreError},
+    spent::Spending,
 };
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
@@ -23,14 +24,18 @@ use crate::{
 };
 
 macro_rules! take_and_store {
-    () => {
-        "WITH given AS ( \
-            SELECT * FROM UNNEST($1::TEXT[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[]) \
-                AS given (session, epoch, follows, last, active_at) \
-        ), taken AS ( \
+    ($values:literal, $names:literal, $changes:literal) => {
+        concat!(
+            "WITH given AS ( \
+            SELECT * FROM UNNEST($1::TEXT[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[]",
+            $values,
+            ") AS given (session, epoch, follows, last, active_at",
+            $names,
+            ") ), taken AS ( \
             UPDATE sessions SET last_sequence = given.last, \
-                last_active_at = COALESCE(given.active_at, sessions.last_active_at) \
-            FROM given WHERE sessions.id = given.session AND sessions.epoch = given.epoch \
+                last_active_at = COALESCE(given.active_at, sessions.last_active_at)",
+            $changes,
+            " FROM given WHERE sessions.id = given.session AND sessions.epoch = given.epoch \
                 AND sessions.last_sequence = given.follows \
             RETURNING sessions.id, sessions.tenant, sessions.last_sequence \
         ), stored AS ( \
@@ -41,16 +46,24 @@ macro_rules! take_and_store {
                 AS chunk (session, class, first_sequence, last_sequence, codec, size, data) \
             JOIN taken ON taken.id = chunk.session \
         )"
+        )
     };
 }
 
-/// Most appends change no turn.
-const APPEND: &str = concat!(take_and_store!(), " SELECT id FROM taken");
+/// Most appends change no turn, and nothing is spent in them.
+const APPEND: &str = concat!(take_and_store!("", "", ""), " SELECT id FROM taken");
 
 /// Ends the turns that were open before, and adds those that begin. A bridge is not trusted: a turn that it begins twice stays as
 /// it was first.
 const APPEND_WITH_TURNS: &str = concat!(
-    take_and_store!(),
+    take_and_store!(
+        ", $19::BIGINT[], $20::BIGINT[], $21::BIGINT[], $22::BIGINT[], $23::BIGINT[], $24::BIGINT[]",
+        ", input, output, cache_read, cache_creation, cost, refused",
+        ", spent_input = spent_input + given.input, spent_output = spent_output + given.output, \
+         spent_cache_read = spent_cache_read + given.cache_read, \
+         spent_cache_creation = spent_cache_creation + given.cache_creation, cost_micros = cost_micros + given.cost, \
+         model_refused = COALESCE(given.refused, model_refused)"
+    ),
     ", changed AS ( \
         INSERT INTO turns (session, turn, tenant, first_sequence, last_sequence) \
         SELECT unfinished.session, unfinished.turn, unfinished.tenant, unfinished.first_sequence, ending.last \
@@ -140,7 +153,8 @@ impl<'b> Batches<'b> {
             .flat_map(|(batch, id)| batch.chunks.iter().map(move |chunk| (id, chunk)))
             .collect();
         let turns: Vec<_> = batches.iter().zip(&texts).map(|(batch, id)| (id, Turns::of(&batch.turns))).collect();
-        let has_turns = turns.iter().any(|(_, turns)| turns.end.is_some() || !turns.begun.is_empty());
+        let has_turns = turns.iter().any(|(_, turns)| turns.end.is_some() || !turns.begun.is_empty())
+            || batches.iter().any(|batch| batch.spending.is_some());
 
         let mut query = sqlx::query(if has_turns { APPEND_WITH_TURNS } else { APPEND })
             .bind(&texts)
@@ -165,6 +179,15 @@ impl<'b> Batches<'b> {
                 .bind(begun().map(|(_, begun)| begun.turn.to_string()).collect::<Vec<_>>())
                 .bind(begun().map(|(_, begun)| rows::column(begun.first)).collect::<Vec<_>>())
                 .bind(begun().map(|(_, begun)| begun.last.map(rows::column)).collect::<Vec<_>>());
+            let spending = || batches.iter().map(|batch| batch.spending.unwrap_or_default());
+            let each = |of: fn(Spending) -> i64| spending().map(of).collect::<Vec<i64>>();
+            query = query
+                .bind(each(|spending| spending.tokens.input))
+                .bind(each(|spending| spending.tokens.output))
+                .bind(each(|spending| spending.tokens.cache_read))
+                .bind(each(|spending| spending.tokens.cache_creation))
+                .bind(each(|spending| spending.cost_micros))
+                .bind(spending().map(|spending| spending.refused.map(i64::from)).collect::<Vec<Option<i64>>>());
         }
         let taken = query.fetch_all(lease.round_trip()).await?;
         taken.iter().map(|row| rows::parsed(row, "id")).collect()

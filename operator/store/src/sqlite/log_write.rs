@@ -1,11 +1,12 @@
 //! Writes the event log: opens epochs and appends, both by compare-and-set on the session's row.
 
-use std::{collections::HashSet, ops::Range, sync::Arc};
+use std::{collections::HashSet, fmt::Write as _, ops::Range, sync::Arc};
 
 use ash_core::{
     fleet::RunnerName,
     ports::{Append, OpenEpoch, StoreError},
     session::Session,
+    spent::{Spending, Tokens},
 };
 use jiff::Timestamp;
 use sqlx::{SqliteConnection, sqlite::SqliteRow};
@@ -211,9 +212,10 @@ impl Batch {
         } else {
             format!(", last_active_at = {}", script.bind(now.as_millisecond()))
         };
+        let spending = self.spending.map(|spending| spent(script, &spending)).unwrap_or_default();
         let position = script.bind(rows::length(position));
         script.push(format_args!(
-            "UPDATE sessions SET last_sequence = {last}{active} \
+            "UPDATE sessions SET last_sequence = {last}{active}{spending} \
              WHERE id = {session} AND epoch = {epoch} AND last_sequence = {after} RETURNING {position} AS position"
         ));
         let taken = format!("FROM sessions WHERE id = {session} AND epoch = {epoch} AND last_sequence = {last}");
@@ -224,6 +226,27 @@ impl Batch {
             change.write(script, session, &taken);
         }
     }
+}
+
+/// What is added to what a session has spent, as assignments behind others.
+fn spent(script: &mut Script, spending: &Spending) -> String {
+    let mut text = String::new();
+    let Tokens { input, output, cache_read, cache_creation } = spending.tokens;
+    let columns = [
+        ("spent_input", input),
+        ("spent_output", output),
+        ("spent_cache_read", cache_read),
+        ("spent_cache_creation", cache_creation),
+        ("cost_micros", spending.cost_micros),
+    ];
+    // Writing to a string does not fail.
+    for (column, more) in columns.into_iter().filter(|(_, more)| *more != 0) {
+        let _ = write!(text, ", {column} = {column} + {}", script.bind(more));
+    }
+    if let Some(refused) = spending.refused {
+        let _ = write!(text, ", model_refused = {}", script.bind(i64::from(refused)));
+    }
+    text
 }
 
 async fn was_there(batch: &Batch, connection: &mut SqliteConnection) -> Result<Appended, Fault> {

@@ -158,3 +158,28 @@ pub async fn the_same_agent_deployed_at_once_gets_a_version_each<D: Database>() 
     assert_eq!(store.agent(&a, "one").await.unwrap().unwrap().version.number, 20);
     assert_eq!(store.bundle(&a, &"0a".repeat(32)).await.unwrap(), Some(Bytes::from_static(b"a bundle")));
 }
+
+pub async fn an_agent_is_described_without_a_version<D: Database>() {
+    let database = D::fresh().await;
+    let store = database.store();
+    let a = tenant("a");
+    let one = store.deploy_agent(deployment(&a, "one")).await.unwrap();
+    let describe = async |slug: Option<&str>, description: Option<&str>| {
+        store.describe_agent(&a, &one.name, slug.map(Into::into), description.map(Into::into)).await
+    };
+    assert!(store.agent(&a, "one").await.unwrap().is_some(), "it is cached");
+    let described = describe(Some("short"), Some("The first.")).await.unwrap();
+    assert_eq!(described.version, one.version, "no version");
+    assert_eq!((described.slug.as_deref(), described.description.as_deref()), (Some("short"), Some("The first.")));
+    assert_eq!(store.agent(&a, "one").await.unwrap(), Some(described.clone()));
+    assert_eq!(store.agent(&a, "short").await.unwrap(), Some(described));
+    let other = describe(Some("shorter"), None).await.unwrap();
+    assert_eq!(other.description.as_deref(), Some("The first."), "what is not said stays");
+    assert_eq!(store.agent(&a, "short").await.unwrap(), None, "the old slug is free");
+    assert_eq!(store.agent(&a, "shorter").await.unwrap(), Some(other.clone()));
+    store.deploy_agent(deployment(&a, "two")).await.unwrap();
+    assert!(matches!(describe(Some("two"), None).await, Err(StoreError::Conflict(_))));
+    assert_eq!(store.agent(&a, "one").await.unwrap(), Some(other), "a slug that is taken changes nothing");
+    let nobody = "nobody".parse().unwrap();
+    assert!(matches!(store.describe_agent(&a, &nobody, None, None).await, Err(StoreError::NotFound(_))));
+}

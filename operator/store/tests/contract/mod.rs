@@ -38,6 +38,7 @@ macro_rules! contract_tests {
             agents:
                 deploying_makes_an_agent_and_its_versions,
                 an_agent_is_found_by_name_and_slug,
+                an_agent_is_described_without_a_version,
                 a_taken_slug_or_name_is_a_conflict,
                 a_deleted_agent_is_gone_and_its_versions_stay,
                 a_bundle_is_stored_once_and_comes_back_whole,

@@ -26,6 +26,8 @@ pub trait Database: Sized {
     fn store_with(&self, keys: &[u8]) -> impl Future<Output = Arc<dyn FleetStore>>;
     /// A second store beside the first, as another coordinator has it; the same where only one may have the database.
     fn beside(&self) -> impl Future<Output = Arc<dyn FleetStore>>;
+    /// Everything that is in it, as bytes: rows or files.
+    fn bytes(&self) -> impl Future<Output = Vec<u8>>;
     /// Runs a statement.
     fn execute(&self, statement: &str) -> impl Future<Output = ()>;
     /// The store.
@@ -110,9 +112,11 @@ macro_rules! fleet_tests {
                 a_hundred_claimants_share_thirty,
                 deleting_and_claiming_race_for_one;
             changes:
-                changes_and_ended_turns_are_found;
+                changes_and_ended_turns_are_found,
+                what_is_spent_is_added_up;
             credentials:
                 a_credential_is_kept_encrypted,
+                variables_of_a_session_are_kept_encrypted,
                 a_credential_of_a_name_is_replaced,
                 keys_are_exchanged,
                 a_row_cannot_be_passed_off_as_another;

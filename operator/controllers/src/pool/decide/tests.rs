@@ -40,7 +40,14 @@ fn row(id: u128, state: PodState, session: Option<u128>, version: u32, age: i64)
 }
 
 fn pod(id: u128) -> (SandboxId, PodView) {
-    let view = PodView { name: format!("pod-{id}"), is_terminating: false, failure: None, session: None };
+    let view = PodView {
+        name: format!("pod-{id}"),
+        uid: format!("uid-{id}"),
+        is_terminating: false,
+        failure: None,
+        preparing_since: None,
+        session: None,
+    };
     (SandboxId(Uuid::from_u128(id)), view)
 }
 

@@ -19,7 +19,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{Message, Observed, Step, decide, status};
-use crate::limits::{ATTEMPTS, FINALIZER_BOUND};
+use crate::{
+    failure::Failure,
+    limits::{ATTEMPTS, FINALIZER_BOUND},
+};
 
 const ID: SessionId = SessionId(Uuid::from_u128(1));
 const SANDBOX: SandboxId = SandboxId(Uuid::from_u128(2));
@@ -44,6 +47,7 @@ fn row(state: SessionState, sandbox: Option<SandboxId>) -> Row {
         sandbox,
         options: SessionOptions::default(),
         metadata: BTreeMap::new(),
+        model_refused: false,
         credential: None,
         epoch: Epoch(0),
         last: Sequence::START,
@@ -217,4 +221,28 @@ proptest! {
         let kinds = [ConditionType::Ready, ConditionType::Reconciling, ConditionType::Stalled];
         prop_assert_eq!(kinds.iter().filter(|kind| condition::is_true(&first.conditions, **kind)).count(), 1);
     }
+}
+
+/// What was written about a loss stays, also where whoever looks next does not know it any more.
+#[test]
+fn a_session_that_lost_its_sandbox_says_why() {
+    let mut case = Case::new(SessionState::Paused(PausedReason::Lost), false);
+    let evicted = Failure { reason: Reason::PodEvicted, message: "out of disk".to_owned(), is_final: true };
+    let mut observed = case.observed();
+    observed.trouble = Some(&evicted);
+    let (reason, text) = decide(&observed).report.unwrap();
+    assert_eq!((reason, &*text), (Reason::Asleep, "PodEvicted: out of disk"));
+    case.before = status(&observed, reason, &text);
+    assert_eq!(decide(&case.observed()).report.unwrap(), (Reason::Asleep, text));
+}
+
+#[test]
+fn a_refused_credential_waits_for_a_person_and_takes_messages() {
+    let mut case = Case::new(SessionState::Active, true);
+    if let Some(row) = &mut case.row {
+        row.model_refused = true;
+    }
+    assert_eq!(case.next(), (None, Some(Reason::ModelCredentialRefused)));
+    case.message = Message::Waiting;
+    assert_eq!(case.next(), (Some(Step::Send), Some(Reason::ModelCredentialRefused)));
 }
