@@ -1,12 +1,13 @@
 //! What people do with agents and sessions in a cluster: several of both, changes of a manifest, the pool, sleep, an image of their
 //! own, gVisor.
 
-use std::{fs, path::PathBuf, process::Command};
-
 use ash_e2e::cluster::Cluster;
 use serde_json::{Value, json};
 
-use crate::tenant::{Tenant, agent, session};
+use crate::{
+    images::{self, Image},
+    tenant::{Tenant, agent, session},
+};
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned()
@@ -226,35 +227,12 @@ fn a_session_is_suspended_from_either_side_and_keeps_its_pod_and_its_conversatio
 }
 
 /// An image of a team's own, with a tool of its own: on the base of ours, without bridge and Claude Code.
-fn own_image(folder: &PathBuf) -> PathBuf {
-    let store = format!("{}/.cache/ash/images", std::env::var("HOME").unwrap());
-    let buildah = |arguments: &[&str]| {
-        let output = Command::new("buildah")
-            .args(["--root", &format!("{store}/root"), "--runroot", &format!("{store}/run")])
-            .args(arguments)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let images = buildah(&["images", "--format", "{{.Name}}:{{.Tag}}"]);
-    let base = images.lines().find(|name| name.starts_with("localhost/ash-base:")).expect("images.sh made a base");
-    fs::create_dir_all(folder).unwrap();
-    fs::write(folder.join("forecast"), "#!/bin/sh\necho \"sunny, says $TEAM\"\n").unwrap();
-    let containerfile = format!("FROM {base}\nCOPY --chmod=755 forecast /usr/local/bin/forecast\n");
-    fs::write(folder.join("Containerfile"), containerfile).unwrap();
-    let archive = folder.join("own.tar");
-    let _ = fs::remove_file(&archive);
-    let context = folder.to_str().unwrap();
-    buildah(&["bud", "-q", "--isolation", "chroot", "--pull-never", "-t", OWN_IMAGE, context]);
-    buildah(&[
-        "push",
-        "-q",
-        "--disable-compression",
-        OWN_IMAGE,
-        &format!("oci-archive:{}:{OWN_IMAGE}", archive.display()),
-    ]);
-    archive
+fn own_image() -> Image {
+    let base = images::base();
+    let image = Image::new(OWN_IMAGE);
+    image.file("forecast", "#!/bin/sh\necho \"sunny, says $TEAM\"\n");
+    image.build(&format!("FROM {base}\nCOPY --chmod=755 forecast /usr/local/bin/forecast\n"));
+    image
 }
 
 const OWN_IMAGE: &str = "localhost/forecasts:1";
@@ -263,10 +241,7 @@ const OWN_IMAGE: &str = "localhost/forecasts:1";
 fn an_agent_works_in_an_image_of_its_own() {
     let Some(cluster) = Cluster::shared() else { return };
     let tenant = Tenant::of_rest(&cluster);
-    let folder = std::env::temp_dir().join(format!("ash-own-image-{}", std::process::id()));
-    let archive = own_image(&folder);
-    cluster.load_image(&archive);
-    fs::remove_dir_all(&folder).unwrap();
+    cluster.load_image(&own_image().archive());
     let sandbox = json!({
         "image": OWN_IMAGE,
         "imagePullPolicy": "Never",

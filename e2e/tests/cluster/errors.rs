@@ -3,7 +3,10 @@
 use ash_e2e::cluster::Cluster;
 use serde_json::{Value, json};
 
-use crate::tenant::{Tenant, agent, session};
+use crate::{
+    images::Image,
+    tenant::{Tenant, agent, session},
+};
 
 impl Tenant<'_> {
     /// Waits until a condition of an object gives this reason; `kubectl describe` says it too. Its message.
@@ -26,6 +29,8 @@ impl Tenant<'_> {
     }
 }
 
+const NO_GLIBC: &str = "localhost/no-glibc:1";
+
 #[test]
 fn what_is_wrong_with_an_agent_is_in_its_conditions_and_goes_with_its_cause() {
     let Some(cluster) = Cluster::shared() else { return };
@@ -34,6 +39,22 @@ fn what_is_wrong_with_an_agent_is_in_its_conditions_and_goes_with_its_cause() {
         tenant.apply(&agent(name, &more));
     };
     wrong("no-image", json!({ "sandbox": { "image": "localhost/there-is-none:1", "imagePullPolicy": "Never" } }));
+    // One with a program and nothing else, as an image of musl or of static programs is to a program of glibc.
+    let no_glibc = Image::new(NO_GLIBC);
+    no_glibc.program("tool", "int main(void) { return 0; }\n");
+    no_glibc.build("FROM scratch\nCOPY tool /bin/tool\n");
+    cluster.load_image(&no_glibc.archive());
+    wrong("no-glibc", json!({ "sandbox": { "image": NO_GLIBC, "imagePullPolicy": "Never" } }));
+    // A RuntimeClass that is there, and whose runtime no node has.
+    let class = json!({
+        "apiVersion": "node.k8s.io/v1",
+        "kind": "RuntimeClass",
+        "metadata": { "name": "on-no-node" },
+        "handler": "on-no-node",
+    });
+    tenant.apply(&class);
+    wrong("no-handler", json!({ "sandbox": { "runtimeClassName": "on-no-node" } }));
+    tenant.apply(&session("handled", "no-handler", &json!({})));
     wrong("no-gpu", json!({ "sandbox": { "resources": { "limits": { "nvidia.com/gpu": "1" } } } }));
     wrong("no-runtime", json!({ "sandbox": { "runtimeClassName": "there-is-none" } }));
     wrong("no-pool", json!({ "sandbox": { "nodePool": "there-is-none" } }));
@@ -51,6 +72,9 @@ fn what_is_wrong_with_an_agent_is_in_its_conditions_and_goes_with_its_cause() {
     tenant.apply(&session("early", "no-files", &json!({})));
 
     assert!(tenant.agent_fails("no-image", "ImagePullFailed").contains("localhost/there-is-none:1"));
+    assert!(tenant.agent_fails("no-glibc", "ImageIncompatible").contains("/ash/claude"));
+    assert!(tenant.agent_fails("no-handler", "PodNotStarting").contains("on-no-node"));
+    assert!(tenant.reason("session/handled", "Ready", "PodNotStarting").contains("on-no-node"));
     assert!(tenant.agent_fails("no-gpu", "PodUnschedulable").contains("nvidia.com/gpu"));
     assert!(tenant.agent_fails("no-runtime", "RuntimeClassNotFound").contains("there-is-none"));
     assert!(tenant.agent_fails("no-pool", "NodePoolNotFound").contains("there-is-none"));
@@ -60,7 +84,15 @@ fn what_is_wrong_with_an_agent_is_in_its_conditions_and_goes_with_its_cause() {
     tenant.reason("session/nobodys", "Ready", "AgentNotFound");
     tenant.reason("session/early", "Ready", "AgentNotReady");
     let events = tenant.done(&["get", "events", "--field-selector", "involvedObject.kind=Agent"]);
-    for reason in ["ImagePullFailed", "RuntimeClassNotFound", "NodePoolNotFound", "SourceNotFound", "ClaudeMdMissing"] {
+    for reason in [
+        "ImagePullFailed",
+        "ImageIncompatible",
+        "PodNotStarting",
+        "RuntimeClassNotFound",
+        "NodePoolNotFound",
+        "SourceNotFound",
+        "ClaudeMdMissing",
+    ] {
         assert!(events.contains(reason), "no event of {reason}:\n{events}");
     }
 
@@ -72,10 +104,22 @@ fn what_is_wrong_with_an_agent_is_in_its_conditions_and_goes_with_its_cause() {
     tenant.wait("session/early", "condition=Ready");
     tenant.apply(&agent("there-is-none", &json!({ "warm": { "min": 0, "max": 1 } })));
     tenant.wait("session/nobodys", "condition=Ready");
-    let names =
-        ["no-image", "no-gpu", "no-runtime", "no-pool", "no-secret", "no-files", "no-claude-md", "there-is-none"];
+    let names = [
+        "no-image",
+        "no-glibc",
+        "no-handler",
+        "no-gpu",
+        "no-runtime",
+        "no-pool",
+        "no-secret",
+        "no-files",
+        "no-claude-md",
+        "there-is-none",
+    ];
     let agents: Vec<String> = names.iter().map(|name| format!("agent/{name}")).collect();
-    let mut delete: Vec<&str> = ["delete", "session/nobodys", "session/early", "--timeout=60s"].to_vec();
+    let mut delete: Vec<&str> =
+        ["delete", "session/nobodys", "session/early", "session/handled", "runtimeclass/on-no-node", "--timeout=60s"]
+            .to_vec();
     delete.extend(agents.iter().map(String::as_str));
     tenant.done(&delete);
 }

@@ -6,6 +6,16 @@ use serde_json::json;
 use super::{begun, end, node_of, pod_of};
 use crate::tenant::Tenant;
 
+/// Waits until a session's resource says that it lost its sandbox; why it did.
+fn why_lost(tenant: &Tenant<'_>, session: &str) -> String {
+    tenant.cluster.eventually("the resource says that its sandbox was lost", |_| {
+        let status = tenant.resource(session)?["status"].clone();
+        let ready = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?.clone();
+        (status["pausedReason"] == "lost" && ready["reason"] == "Asleep")
+            .then(|| ready["message"].as_str().unwrap_or_default().to_owned())
+    })
+}
+
 #[test]
 fn a_session_whose_pod_is_deleted_sleeps_and_wakes_in_another() {
     let Some(cluster) = Cluster::alone() else { return };
@@ -20,9 +30,8 @@ fn a_session_whose_pod_is_deleted_sleeps_and_wakes_in_another() {
         (found.status == "paused").then_some(found)
     });
     assert_eq!(asleep.other["pausedReason"], "lost", "{asleep:?}");
-    cluster.eventually("the resource says so, too", |_| {
-        (tenant.resource(&session.id)?["status"]["pausedReason"] == "lost").then_some(())
-    });
+    let why = why_lost(&tenant, &session.id);
+    assert!(why.starts_with("NodeLost: ") && why.contains(&pod), "{why}");
     assert_eq!(tenant.answer(&session.id, "[[count]]"), "2", "with its conversation");
     cluster.eventually("the status names the other pod", |_| {
         let status = tenant.resource(&session.id)?["status"].clone();
@@ -48,6 +57,9 @@ fn sessions_of_a_node_that_dies_answer_on_the_other_with_their_conversation() {
         assert!(sessions.len() < 12, "no pod comes to node2");
     };
     let Some(node) = cluster.kill_node("node2") else { return };
+    // Its runner is missed before its node is.
+    let why = why_lost(&tenant, &doomed.id);
+    assert!(why.starts_with("RunnerLost: "), "{why}");
     for session in &sessions {
         let answer = tenant.answer_in_time(&session.id, "[[count]]");
         assert_eq!(answer, "2", "with its conversation");
