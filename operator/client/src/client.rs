@@ -268,7 +268,13 @@ impl Client {
     /// Sends a message and opens its stream. The message has an `Idempotency-Key`, so that it counts once however often the
     /// connection is cut.
     pub async fn send_message(&self, session: &str, message: &Message) -> Result<FrameStream, Error> {
-        let source = Source::Message { body: encode(message)?, key: Uuid::new_v4().to_string() };
+        self.send_message_as(session, message, &Uuid::new_v4().to_string()).await
+    }
+
+    /// The same under a key of the caller's own. Where an error leaves open whether the message was taken, the same message under
+    /// the same key joins the turn that it began, or begins it: it counts once.
+    pub async fn send_message_as(&self, session: &str, message: &Message, key: &str) -> Result<FrameStream, Error> {
+        let source = Source::Message { body: encode(message)?, key: key.to_owned() };
         let options = StreamOptions { follow: false, include_partial_messages: message.include_partial_messages };
         FrameStream::open(self.clone(), session.to_owned(), source, options, None).await
     }

@@ -86,16 +86,38 @@ pub(crate) struct Target {
 }
 
 impl Registry {
-    /// A registry of this store. Writes the coordinator's own row: from now on nobody is called lost behind its back.
+    /// A coordinator's registry of this store. Writes its own row: from now on nobody is called lost behind its back. Whoever
+    /// starts it has it watch ([`watch`](crate::watch)).
     pub async fn start(
         config: RegistryConfig,
         store: Arc<dyn FleetStore>,
         metrics: &mut MetricsRegistry,
     ) -> Result<Arc<Self>, StoreError> {
+        let registry = Self::new(config, store, metrics);
+        let begun = registry.now();
+        let coordinators = registry.store.coordinator_lives(registry.id).await?;
+        registry.with(|inner| {
+            inner.writes.wrote(begun);
+            inner.coordinators = coordinators;
+        });
+        registry.read().await
+    }
+
+    /// The registry of a process that places sessions and is asked by no runner: it only follows ([`follow`](crate::follow)).
+    /// It has no row among the coordinators: one that nobody writes again would keep every runner from being called lost.
+    pub async fn start_without_runners(
+        config: RegistryConfig,
+        store: Arc<dyn FleetStore>,
+        metrics: &mut MetricsRegistry,
+    ) -> Result<Arc<Self>, StoreError> {
+        Self::new(config, store, metrics).read().await
+    }
+
+    fn new(config: RegistryConfig, store: Arc<dyn FleetStore>, metrics: &mut MetricsRegistry) -> Arc<Self> {
         let own = Metrics::default();
         own.register(metrics);
         let keys = ModelKeySource::new(Arc::clone(&store), config.model_key.clone());
-        let registry = Arc::new(Self {
+        Arc::new(Self {
             config,
             store,
             keys,
@@ -107,16 +129,13 @@ impl Registry {
             refreshing: AsyncMutex::default(),
             placing: AsyncMutex::default(),
             wishes: Mutex::default(),
-        });
-        let begun = registry.now();
-        let coordinators = registry.store.coordinator_lives(registry.id).await?;
-        registry.with(|inner| {
-            inner.writes.wrote(begun);
-            inner.coordinators = coordinators;
-        });
-        registry.refresh(Duration::ZERO).await?;
-        warm::refresh(&registry).await?;
-        Ok(registry)
+        })
+    }
+
+    async fn read(self: Arc<Self>) -> Result<Arc<Self>, StoreError> {
+        self.refresh(Duration::ZERO).await?;
+        warm::refresh(&self).await?;
+        Ok(self)
     }
 
     /// Says that this coordinator stops: it answers nobody any more.
@@ -212,7 +231,9 @@ impl Registry {
         self.with(|inner| {
             if inner.runners.get(&runner.name).is_some_and(|row| row.id == *runner) {
                 inner.runners.remove(&runner.name);
-                inner.peers.remove(&runner.name);
+                if let Some(peer) = inner.peers.remove(&runner.name) {
+                    peer.give_up();
+                }
             }
         });
         self.count();
@@ -252,7 +273,11 @@ impl Inner {
             let address = self.runners.get(&row.id.name).map(|before| before.address.clone());
             if address.as_ref() != Some(&row.address) || !self.peers.contains_key(&row.id.name) {
                 match Peer::new(&row.address, Arc::clone(secret)) {
-                    Ok(peer) => drop(self.peers.insert(row.id.name.clone(), Arc::new(peer))),
+                    Ok(peer) => {
+                        if let Some(before) = self.peers.insert(row.id.name.clone(), Arc::new(peer)) {
+                            before.give_up();
+                        }
+                    }
                     Err(error) => tracing::error!(runner = %row.id.name, %error, "a runner cannot be called"),
                 }
             }
@@ -261,7 +286,13 @@ impl Inner {
             let newer = newer.filter(|newer| newer.id == row.id && newer.version > row.version);
             runners.insert(row.id.name.clone(), newer.unwrap_or(row));
         }
-        self.peers.retain(|name, _| runners.contains_key(name));
+        self.peers.retain(|name, peer| {
+            let stays = runners.contains_key(name);
+            if !stays {
+                peer.give_up();
+            }
+            stays
+        });
         self.runners = runners;
         self.read = Some(begun);
         before != usable(self) || lives_before != lives(&self.runners)

@@ -150,3 +150,16 @@ async fn while_it_cannot_write_a_coordinator_answers_whom_it_knows_and_says_so()
     stop.cancel();
     drop(server);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_places_sessions_has_no_row_that_falls_silent() {
+    let server = Postgres::start();
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn FleetStore> = Arc::new(PostgresStore::open(&server.url("postgres").into()).await.unwrap());
+    let mut metrics = prometheus_client::registry::Registry::default();
+    let config = support::config(folder.path(), None);
+    let _operator = Registry::start_without_runners(config, Arc::clone(&store), &mut metrics).await.unwrap();
+    let own = uuid::Uuid::new_v4();
+    let coordinators = store.coordinator_lives(own).await.unwrap();
+    assert_eq!(coordinators.iter().map(|row| row.id).collect::<Vec<_>>(), [own]);
+}

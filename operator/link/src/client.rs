@@ -28,6 +28,7 @@ use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
@@ -56,6 +57,8 @@ pub struct Peer {
     released: Arc<Notify>,
     /// Counts connections that ended.
     ended: watch::Sender<u64>,
+    /// Nobody is there any more.
+    given_up: CancellationToken,
 }
 
 struct Connection {
@@ -134,12 +137,19 @@ impl Peer {
             connecting: tokio::sync::Mutex::default(),
             released: Arc::default(),
             ended: watch::Sender::new(0),
+            given_up: CancellationToken::new(),
         })
     }
 
     /// The address.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Says that nobody is there any more: whoever waits for a connection, or asks for one, is told so at once. Connections that
+    /// there are stay: what was sent over them may have an answer.
+    pub fn give_up(&self) {
+        self.given_up.cancel();
     }
 
     /// How many connections ended so far; changes when one does.
@@ -280,17 +290,23 @@ impl Peer {
                 released.await;
                 continue;
             }
-            let _connecting = self.connecting.lock().await;
-            if let Some(lease) = self.try_lease() {
-                return Ok(lease);
-            }
-            let connection = timeout(CONNECT_TIMEOUT, self.connect()).await.unwrap_or_else(|_| {
-                Err(self.unreachable(&format!("no handshake within {} s", CONNECT_TIMEOUT.as_secs())))
-            })?;
-            connection.streams.fetch_add(1, Ordering::SeqCst);
-            self.lock().push(Arc::clone(&connection));
-            return Ok(Lease { connection, released: Arc::clone(&self.released) });
+            let leased = self.given_up.run_until_cancelled(self.lease_new()).await;
+            return leased.unwrap_or_else(|| Err(self.unreachable("it is gone")));
         }
+    }
+
+    /// A stream's place on a new connection, or on one that another caller made meanwhile.
+    async fn lease_new(&self) -> Result<Lease, LinkError> {
+        let _connecting = self.connecting.lock().await;
+        if let Some(lease) = self.try_lease() {
+            return Ok(lease);
+        }
+        let connection = timeout(CONNECT_TIMEOUT, self.connect()).await.unwrap_or_else(|_| {
+            Err(self.unreachable(&format!("no handshake within {} s", CONNECT_TIMEOUT.as_secs())))
+        })?;
+        connection.streams.fetch_add(1, Ordering::SeqCst);
+        self.lock().push(Arc::clone(&connection));
+        Ok(Lease { connection, released: Arc::clone(&self.released) })
     }
 
     /// Makes a connection and lets the other side prove itself.

@@ -218,3 +218,27 @@ async fn nobody_there_is_said_and_an_ended_server_is_found_again() {
         assert!(Peer::new(wrong, secret(&path)).is_err(), "{wrong}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_a_peer_that_is_given_up_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "secret", &["a"]);
+    // It takes connections and proves nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = Arc::new(Peer::new(&format!("http://{}", listener.local_addr().unwrap()), secret(&path)).unwrap());
+    let waiting = tokio::spawn({
+        let peer = Arc::clone(&peer);
+        async move { hello(&peer).await }
+    });
+    let _taken = listener.accept().await.unwrap();
+    peer.give_up();
+    for error in [waiting.await.unwrap().unwrap_err(), hello(&peer).await.unwrap_err()] {
+        assert!(error.nothing_happened() && error.to_string().contains("it is gone"), "{error}");
+    }
+    // What is there already goes on.
+    let (address, _) = served(&path).await;
+    let peer = Peer::new(&address, secret(&path)).unwrap();
+    assert_eq!(hello(&peer).await.unwrap(), "hello");
+    peer.give_up();
+    assert_eq!(hello(&peer).await.unwrap(), "hello");
+}

@@ -66,7 +66,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Operator> {
     ));
     let pods = PodsConfig { default_namespace: config.default_namespace.clone(), resources: Some(resources) };
     let fleet = RegistryConfig { secret, token_key, model_key, pods: Some(pods) };
-    let registry = Registry::start(fleet, store.clone(), &mut registered).await?;
+    let registry = Registry::start_without_runners(fleet, store.clone(), &mut registered).await?;
     let ports = Ports {
         store: store.clone(),
         changes: store.clone(),

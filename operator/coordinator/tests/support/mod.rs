@@ -35,6 +35,16 @@ pub async fn serve(folder: &Path, store: Arc<dyn FleetStore>, stop: &Cancellatio
     serve_with(folder, store, None, stop).await
 }
 
+/// What a registry is made from.
+pub fn config(folder: &Path, pods: Option<PodsConfig>) -> RegistryConfig {
+    RegistryConfig {
+        secret: secret(folder),
+        token_key: SecretBox::new(Box::new([7; 32])),
+        model_key: Some(ModelKey::ApiKey(Hidden(MODEL_KEY.to_owned()))),
+        pods,
+    }
+}
+
 /// As [`serve`], with sandboxes that are pods.
 pub async fn serve_with(
     folder: &Path,
@@ -42,12 +52,7 @@ pub async fn serve_with(
     pods: Option<PodsConfig>,
     stop: &CancellationToken,
 ) -> (Arc<Registry>, String) {
-    let config = RegistryConfig {
-        secret: secret(folder),
-        token_key: SecretBox::new(Box::new([7; 32])),
-        model_key: Some(ModelKey::ApiKey(Hidden(MODEL_KEY.to_owned()))),
-        pods,
-    };
+    let config = config(folder, pods);
     let mut metrics = prometheus_client::registry::Registry::default();
     let registry = Registry::start(config, store, &mut metrics).await.unwrap();
     tokio::spawn(ash_coordinator::watch(Arc::clone(&registry), stop.clone()));
