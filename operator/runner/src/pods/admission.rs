@@ -93,8 +93,7 @@ async fn begin(shared: Arc<Shared>, pods: Arc<Pods>, sandbox: Arc<Sandbox>, know
             (Next::WarmForSession, Some(placed)) => give(&shared, &sandbox, placed, true).await,
             (Next::Give, Some(placed)) => give(&shared, &sandbox, placed, false).await,
             (Next::WarmForPool | Next::WarmForSession | Next::Give, _) => {
-                warm(&shared, &sandbox, &For::Pool, false).await?;
-                shared.metrics.sandbox_starts.inc();
+                warm_in_turn(&shared, &sandbox, &For::Pool).await?;
                 tell(&shared, &pods, &sandbox).await
             }
         }
@@ -104,6 +103,18 @@ async fn begin(shared: Arc<Shared>, pods: Arc<Pods>, sandbox: Arc<Sandbox>, know
         tracing::warn!(sandbox = %sandbox.id, %error, "a pod's sandbox is of no use");
         sandbox.end_with(EndReason::Failed(error.to_string()));
     }
+}
+
+/// Starts Claude Code in a pod when it is its turn: a hundred pods that come to a node at once would take its processors from each
+/// other until every one has taken too long.
+async fn warm_in_turn(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, wanted: &For) -> Result<(), StartError> {
+    let started = tokio::select! {
+        started = shared.starts.in_turn(warm(shared, sandbox, wanted, false)) => started,
+        () = sandbox.end.cancelled() => None,
+    };
+    started.ok_or(StartError::Ended)??;
+    shared.metrics.sandbox_starts.inc();
+    Ok(())
 }
 
 fn offer(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>) {
@@ -153,8 +164,7 @@ async fn give_started(
     to_warm: bool,
 ) -> Result<(), StartError> {
     if to_warm {
-        warm(shared, sandbox, &For::Session(Arc::clone(hub)), false).await?;
-        shared.metrics.sandbox_starts.inc();
+        warm_in_turn(shared, sandbox, &For::Session(Arc::clone(hub))).await?;
     } else {
         // The life of the runner before this one may not have got so far, where it was claimed from the pool.
         restore(shared, sandbox, hub).await?;
