@@ -175,6 +175,15 @@ impl FleetReader {
         if pending.is_empty() && !fell { Step::Nothing } else { Step::Given(pending) }
     }
 
+    /// Whether the turn that this reader is for was taken by a runner that lost it before it was written: it is over without an
+    /// end, in no log.
+    async fn is_over_unwritten(&self) -> Result<bool, ReadError> {
+        match self.turn.filter(|_| self.broken && !self.in_progress) {
+            Some(turn) => Ok(self.store.turn(self.session.id, turn).await?.is_none()),
+            None => Ok(false),
+        }
+    }
+
     /// Reads the log, or finds the runner that has what comes.
     async fn search(&mut self) -> Result<Option<Batch>, ReadError> {
         loop {
@@ -210,12 +219,11 @@ impl FleetReader {
                     }
                 }
                 Whereabouts::Nowhere => {
-                    if let Some(turn) = self.turn.filter(|_| self.broken)
-                        && self.store.turn(self.session.id, turn).await?.is_none()
-                    {
+                    let fell = std::mem::replace(&mut self.in_progress, false);
+                    if self.is_over_unwritten().await? {
                         return Err(never_written());
                     }
-                    if std::mem::replace(&mut self.in_progress, false) {
+                    if fell {
                         return Ok(Some(Batch::new()));
                     }
                     // Whatever writes its log, and whatever finds it a runner, is seen within a second.
@@ -234,6 +242,10 @@ fn never_written() -> ReadError {
 impl EntryReader for FleetReader {
     async fn next(&mut self) -> Result<Option<Batch>, ReadError> {
         loop {
+            // What was given was not the turn's end, else nobody would read on: the opening of an epoch that knows nothing of it.
+            if self.live.is_some() && self.is_over_unwritten().await? {
+                return Err(never_written());
+            }
             if self.live.is_none()
                 && let Some(batch) = self.search().await?
             {
@@ -242,12 +254,7 @@ impl EntryReader for FleetReader {
             match self.step().await {
                 Step::Nothing => {}
                 Step::Given(batch) => {
-                    // A turn that a runner took and lost before it was written is over without an end.
-                    if self.broken
-                        && batch.is_empty()
-                        && let Some(turn) = self.turn
-                        && self.store.turn(self.session.id, turn).await?.is_none()
-                    {
+                    if batch.is_empty() && self.is_over_unwritten().await? {
                         return Err(never_written());
                     }
                     return Ok(Some(batch));

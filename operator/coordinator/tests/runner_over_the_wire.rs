@@ -8,7 +8,10 @@
 mod fixtures;
 mod support;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use ash_coordinator::{FleetRunner, Registry};
 use ash_core::{
@@ -38,6 +41,8 @@ use tokio_util::sync::CancellationToken;
 struct Asked {
     calls: Mutex<Vec<String>>,
     error: Mutex<Option<RunnerError>>,
+    /// It stops with each message that it takes, and its next life knows nothing of it.
+    forgets: AtomicBool,
 }
 
 impl Asked {
@@ -105,6 +110,24 @@ impl EntryReader for Batches {
     }
 }
 
+/// What a runner gives that stops.
+struct Stops;
+
+#[async_trait]
+impl EntryReader for Stops {
+    async fn next(&mut self) -> Result<Option<Batch>, ReadError> {
+        Ok(None)
+    }
+
+    fn position(&self) -> Sequence {
+        Sequence::START
+    }
+
+    fn turn_in_progress(&self) -> bool {
+        true
+    }
+}
+
 fn batches(after: Sequence) -> Box<dyn EntryReader> {
     let end = Some(ReadError::Unwritten("the disk is full".to_owned()));
     Box::new(Batches { position: after.max(Epoch(1).opening()), end })
@@ -123,11 +146,17 @@ impl Runner for Asked {
 
     async fn send(&self, session: Session, _: AgentVersion, message: NewMessage) -> Result<Sent, RunnerError> {
         self.note(format!("send {} {} {}", session.id, message.turn, message.content.get()))?;
+        if self.forgets.load(Ordering::Relaxed) {
+            return Ok(Sent { joined: false, reader: Box::new(Stops) });
+        }
         Ok(Sent { joined: true, reader: batches(Sequence::START) })
     }
 
     async fn read(&self, session: &Session, after: Position) -> Result<Box<dyn EntryReader>, RunnerError> {
         self.note(format!("read {} {}", session.id, after.sequence))?;
+        if self.forgets.load(Ordering::Relaxed) {
+            return Ok(Box::new(Batches { position: after.sequence.max(Epoch(1).opening()), end: None }));
+        }
         Ok(batches(after.sequence))
     }
 
@@ -299,4 +328,21 @@ async fn a_session_on_no_runner_is_read_and_ended_without_one() {
     fleet.close(session.clone(), Closing::End).await.unwrap();
     let batch = tokio::time::timeout(support::WAIT, reader.next()).await.unwrap().unwrap().unwrap();
     assert_eq!(batch[0].entry.kind, EntryKind::Opening);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_was_taken_and_lost_unwritten_ends_whatever_else_comes() {
+    let Fixture { asked, fleet, agent, session, .. } = &fixture().await;
+    fleet.place(session.clone(), agent.clone()).await.unwrap();
+    asked.forgets.store(true, Ordering::Relaxed);
+    let Sent { mut reader, .. } = fleet.send(session.clone(), agent.clone(), message("\"hi\"")).await.unwrap();
+    let mut entries = 0;
+    let end = loop {
+        match tokio::time::timeout(support::WAIT, reader.next()).await.unwrap() {
+            Ok(batch) => entries += batch.unwrap().len(),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&end, ReadError::Unwritten(reason) if reason.contains("send the message again")), "{end}");
+    assert_eq!(entries, 4, "what is not the turn's is given");
 }
