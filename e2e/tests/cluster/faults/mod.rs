@@ -3,6 +3,7 @@
 
 mod dependencies;
 mod processes;
+mod random;
 mod sandboxes;
 
 use ash_client::{Error, FrameStream, Message, Session};
