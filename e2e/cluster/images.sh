@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# images.sh FOLDER PROGRAMS: makes FOLDER/ash.tar and FOLDER/ash-bridge.tar, OCI archives of localhost/ash:dev and
-# localhost/ash-bridge:dev, from the Containerfiles that people use, without a registry or a container engine. PROGRAMS
+# images.sh FOLDER PROGRAMS [TAG]: makes FOLDER/ash.tar and FOLDER/ash-bridge.tar, OCI archives of localhost/ash:TAG and
+# localhost/ash-bridge:TAG (dev where there is none), from the Containerfiles that people use, without a registry or a container engine. PROGRAMS
 # is where cargo put `ash` and `ash-bridge`. Needs root, mmdebstrap and buildah.
 #
 # The base is made from the packages of this machine's distribution, once: the programs were linked against its C
@@ -10,6 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 programs=$(cd "$2" && pwd)
+tag=${3:-dev}
 store=$HOME/.cache/ash/images
 # Layers of earlier builds are found again; beyond this all are dropped but those of the images with a name.
 bound_gib=4
@@ -48,7 +49,7 @@ mkdir "$context/prebuilt"
 # image NAME CONTAINERFILE: builds one from the prebuilt programs, and writes its archive where it is another than
 # before.
 image() {
-  local name=localhost/$1:dev before after
+  local name=localhost/$1:$tag before after
   before=$(buildah images -q "$name" 2>/dev/null || true)
   buildah bud -q --isolation chroot --pull-never --layers --build-arg "BASE=$base" --build-arg PACKAGES= \
     --build-arg PROGRAMS=prebuilt -t "$name" -f "$2" "$context" >/dev/null

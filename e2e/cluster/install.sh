@@ -2,6 +2,8 @@
 # install.sh NAMESPACE [HELM ARGUMENT...]: installs or upgrades Ash in the cluster of KUBECONFIG, from this repository's
 # chart. The journeys and `make kind-up` share it.
 #
+# ASH_CHART is the folder of another chart to install: that of an earlier release.
+#
 # Makes the keys where there are none yet (Secret ash-keys), with the model's key from ANTHROPIC_API_KEY. The database
 # is the caller's (Secret ash-database).
 set -euo pipefail
@@ -20,4 +22,4 @@ if ! kubectl get secret -n "$namespace" ash-keys >/dev/null 2>&1; then
   [ -z "${ANTHROPIC_API_KEY:-}" ] || printf '%s' "$ANTHROPIC_API_KEY" >"$keys/anthropic-api-key"
   kubectl create secret generic -n "$namespace" ash-keys --from-file="$keys" >/dev/null
 fi
-helm upgrade --install ash "$top/charts/ash" --namespace "$namespace" --wait --timeout "$bound" "${@:2}"
+helm upgrade --install ash "${ASH_CHART:-$top/charts/ash}" --namespace "$namespace" --wait --timeout "$bound" "${@:2}"

@@ -4,12 +4,15 @@
 //! there is none. The cluster is taken down when the program ends, however it ends; what a machine's failure leaves,
 //! the next run removes.
 
+mod authority;
 mod dump;
 mod install;
 mod kubectl;
 mod local;
 mod namespace;
+mod outside;
 mod reach;
+mod release;
 
 use std::{
     env,
@@ -22,10 +25,13 @@ use std::{
     time::Duration,
 };
 
+pub use authority::{Authority, Certificate};
 pub use install::{Installation, MODEL_SERVICE, SYSTEM_NAMESPACE};
 use local::LocalCluster;
 pub use namespace::Namespace;
+pub use outside::Outside;
 pub use reach::Endpoint;
+pub use release::Release;
 
 use crate::harness::program;
 
@@ -46,12 +52,13 @@ const ATTACH: &str = "ASH_TEST_KUBECONFIG";
 /// Without it the images have to be there.
 const LOAD: &str = "ASH_TEST_LOAD_IMAGE";
 
+/// Read by tests that get along with each other, written by those that do not.
+static USES: RwLock<()> = RwLock::new(());
+
 /// A running cluster.
 #[derive(Debug)]
 pub struct Cluster {
     place: Place,
-    /// Read by tests that get along with each other, written by those that do not.
-    uses: RwLock<()>,
     installation: OnceLock<Result<Installation, String>>,
 }
 
@@ -105,6 +112,21 @@ pub struct Alone {
     _use: RwLockWriteGuard<'static, ()>,
 }
 
+/// A cluster of one test, which no other uses; it goes when this is dropped.
+#[derive(Debug)]
+pub struct Own {
+    cluster: Cluster,
+    _use: RwLockWriteGuard<'static, ()>,
+}
+
+impl Deref for Own {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
 impl Deref for Shared {
     type Target = Cluster;
 
@@ -129,7 +151,7 @@ impl Cluster {
     /// When it does not start, or cannot and is required.
     pub fn shared() -> Option<Shared> {
         let cluster = Self::of_this_program()?;
-        Some(Shared { cluster, _use: cluster.uses.read().unwrap_or_else(PoisonError::into_inner) })
+        Some(Shared { cluster, _use: USES.read().unwrap_or_else(PoisonError::into_inner) })
     }
 
     /// The same for a test that kills nodes or takes parts of the control plane away: no other test runs meanwhile.
@@ -138,7 +160,25 @@ impl Cluster {
     /// As [`Cluster::shared`] does.
     pub fn alone() -> Option<Alone> {
         let cluster = Self::of_this_program()?;
-        Some(Alone { cluster, _use: cluster.uses.write().unwrap_or_else(PoisonError::into_inner) })
+        Some(Alone { cluster, _use: USES.write().unwrap_or_else(PoisonError::into_inner) })
+    }
+
+    /// A new cluster for a test that leaves nothing of one as it was, such as the definitions; no other test runs
+    /// meanwhile. `None`, said on the terminal, where none can run, and where the tests have somebody else's: that is not
+    /// taken apart.
+    ///
+    /// # Panics
+    /// When it does not start, or cannot and is required.
+    pub fn own() -> Option<Own> {
+        let alone = USES.write().unwrap_or_else(PoisonError::into_inner);
+        if env::var_os(ATTACH).is_some_and(|value| !value.is_empty()) {
+            skipped("one of the journeys did not run: it takes a cluster of its own, which it can spoil");
+            return None;
+        }
+        match Self::start_local(LocalCluster::of_a_test) {
+            Ok(cluster) => cluster.map(|cluster| Own { cluster, _use: alone }),
+            Err(error) => panic!("there is no cluster: {error}"),
+        }
     }
 
     fn of_this_program() -> Option<&'static Self> {
@@ -151,31 +191,33 @@ impl Cluster {
     }
 
     fn start() -> Result<Option<Self>, String> {
-        let place = if let Some(kubeconfig) = env::var_os(ATTACH).filter(|value| !value.is_empty()) {
-            Place::Attached { kubeconfig: PathBuf::from(kubeconfig) }
-        } else if let Err(missing) = LocalCluster::check() {
+        let Some(kubeconfig) = env::var_os(ATTACH).filter(|value| !value.is_empty()) else {
+            return Self::start_local(LocalCluster::start);
+        };
+        if let Some(load) = env::var_os(LOAD) {
+            build_images()?.iter().try_for_each(|archive| load_by(&load, archive))?;
+        }
+        let place = Place::Attached { kubeconfig: PathBuf::from(kubeconfig) };
+        Ok(Some(Self { place, installation: OnceLock::new() }))
+    }
+
+    fn start_local(start: fn() -> Result<LocalCluster, String>) -> Result<Option<Self>, String> {
+        if let Err(missing) = LocalCluster::check() {
             if env::var_os(REQUIRED).is_some() {
                 return Err(missing);
             }
-            // Past the capture of the test runner: a skip has to be seen.
-            let text = format!("\nSKIPPED: the journeys on a Kubernetes cluster did not run: {missing}.\n\n");
-            let _ = io::stderr().write_all(text.as_bytes());
+            skipped(&format!("the journeys on a Kubernetes cluster did not run: {missing}"));
             return Ok(None);
-        } else {
-            // Both take some seconds.
-            let (archives, local) = std::thread::scope(|scope| {
-                let archives = scope.spawn(build_images);
-                let local = LocalCluster::start();
-                (archives.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), local)
-            });
-            let local = local?;
-            local.load(&archives?)?;
-            Place::Local(local)
-        };
-        if let (Place::Attached { .. }, Some(load)) = (&place, env::var_os(LOAD)) {
-            build_images()?.iter().try_for_each(|archive| load_by(&load, archive))?;
         }
-        Ok(Some(Self { place, uses: RwLock::default(), installation: OnceLock::new() }))
+        // Both take some seconds.
+        let (archives, local) = std::thread::scope(|scope| {
+            let archives = scope.spawn(build_images);
+            let local = start();
+            (archives.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), local)
+        });
+        let local = local?;
+        local.load(&archives?)?;
+        Ok(Some(Self { place: Place::Local(local), installation: OnceLock::new() }))
     }
 
     /// Brings an image of a test's own onto all nodes: an OCI archive.
@@ -246,6 +288,11 @@ impl Cluster {
             Place::Attached { .. } => None,
         }
     }
+}
+
+/// Says that something did not run, past the capture of the test runner: a skip has to be seen.
+fn skipped(what: &str) {
+    let _ = io::stderr().write_all(format!("\nSKIPPED: {what}.\n\n").as_bytes());
 }
 
 /// Builds the images of this repository from the programs beside this test; their archives.

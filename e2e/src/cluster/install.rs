@@ -6,7 +6,7 @@ use ash_test_postgres::Postgres;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
-use super::{Cluster, Endpoint, script, succeed};
+use super::{Authority, Cluster, Endpoint, Release, release, script, succeed};
 use crate::{
     harness::MODEL_KEY,
     model::{Script, ScriptedModel},
@@ -24,6 +24,9 @@ const DATABASE_SECRET: &str = "ash-database";
 /// The Secret with the keys; `install.sh` makes it.
 const KEYS_SECRET: &str = "ash-keys";
 
+/// The ConfigMap in [`SYSTEM_NAMESPACE`] with the authority of the tests, as `values.yaml` names it.
+const AUTHORITIES: &str = "authorities";
+
 /// An installed chart, with what it needs beside it. All in this process's hands: a test can read what the model was
 /// asked, and take Postgres away.
 #[derive(Debug)]
@@ -35,6 +38,10 @@ pub struct Installation {
     pub postgres: Mutex<Postgres>,
     /// The key with which clients call the API.
     pub api_key: SecretString,
+    /// Who the installation trusts, beside the authorities of its images.
+    pub authority: Authority,
+    /// What `install.sh` hands to Helm.
+    settings: Vec<String>,
 }
 
 impl Cluster {
@@ -43,13 +50,34 @@ impl Cluster {
     /// # Panics
     /// When it does not come up.
     pub fn installation(&self) -> &Installation {
-        match self.installation.get_or_init(|| self.install()) {
+        self.installed(|| self.install(None))
+    }
+
+    /// The same of an earlier release, on a cluster where nothing is installed.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn install_earlier(&self, release: &Release) -> &Installation {
+        self.load_release(release);
+        self.installed(|| self.install(Some(release)))
+    }
+
+    /// `helm upgrade` to the chart and the images of this tree, until every process is ready.
+    ///
+    /// # Panics
+    /// When nothing is installed; when Helm fails.
+    pub fn upgrade(&self) {
+        self.helm_install(&self.installation().settings, None).expect("the upgrade");
+    }
+
+    fn installed(&self, install: impl FnOnce() -> Result<Installation, String>) -> &Installation {
+        match self.installation.get_or_init(install) {
             Ok(installation) => installation,
             Err(error) => panic!("Ash is not installed: {error}"),
         }
     }
 
-    fn install(&self) -> Result<Installation, String> {
+    fn install(&self, release: Option<&Release>) -> Result<Installation, String> {
         let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": SYSTEM_NAMESPACE } });
         self.apply(&namespace.to_string());
         let address = self.host_address();
@@ -75,15 +103,43 @@ impl Cluster {
         });
         self.apply(&secret.to_string());
         let upstream = format!("http://{MODEL_SERVICE}.{SYSTEM_NAMESPACE}.svc:{}", model.address().port());
+        let authority = Authority::new()?;
+        let authorities = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": { "name": AUTHORITIES, "namespace": SYSTEM_NAMESPACE },
+            "data": { "ca.crt": authority.text() },
+        });
+        self.apply(&authorities.to_string());
+        // Git servers of the tests are where the model is.
+        let egress = format!("networkPolicy.gitCloneEgress[0].to[0].ipBlock.cidr={address}/32");
+        let settings = vec![format!("model.baseUrl={upstream}"), egress];
+        // Once: every journey that needs it fails with the error.
+        self.helm_install(&settings, release).inspect_err(|_| eprintln!("{}", self.dump(SYSTEM_NAMESPACE)))?;
+        let path = "go-template={{index .data \"api-key\" | base64decode}}";
+        let api_key = self.done(&["get", "secret", KEYS_SECRET, "-n", SYSTEM_NAMESPACE, "-o", path]);
+        let (postgres, api_key) = (Mutex::new(postgres), SecretString::from(api_key));
+        Ok(Installation { model, postgres, api_key, authority, settings })
+    }
+
+    /// Installs or upgrades to an earlier release, or to this tree.
+    fn helm_install(&self, settings: &[String], release: Option<&Release>) -> Result<(), String> {
         let mut install = self.command(script("install.sh"));
         // Tests of the definitions may have applied them before.
         install.arg(SYSTEM_NAMESPACE).args(["--take-ownership", "--values"]).arg(script("values.yaml"));
-        install.args(["--set", &format!("model.baseUrl={upstream}")]).env("ANTHROPIC_API_KEY", MODEL_KEY);
-        // Once: every journey that needs it fails with the error.
-        succeed(&mut install).inspect_err(|_| eprintln!("{}", self.dump(SYSTEM_NAMESPACE)))?;
-        let path = "go-template={{index .data \"api-key\" | base64decode}}";
-        let api_key = self.done(&["get", "secret", KEYS_SECRET, "-n", SYSTEM_NAMESPACE, "-o", path]);
-        Ok(Installation { model, postgres: Mutex::new(postgres), api_key: SecretString::from(api_key) })
+        install.env("ANTHROPIC_API_KEY", MODEL_KEY);
+        for setting in settings {
+            install.args(["--set", setting]);
+        }
+        if release.is_none() {
+            // People reach the API with nothing but a kubeconfig. Not in values.yaml, which an earlier chart takes too.
+            install.args(["--set", "portForwardRole=true"]);
+        }
+        if let Some(release) = release {
+            let images = format!("image.controlPlane.tag={0},image.sandbox.tag={0}", release::TAG);
+            install.args(["--set", &images]).env("ASH_CHART", &release.chart);
+        }
+        succeed(&mut install)
     }
 
     /// Where a test reaches the API, from inside of [`Cluster::run`].

@@ -9,6 +9,7 @@ use std::{
     os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -25,7 +26,17 @@ pub(super) const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 210, 1));
 pub(super) struct LocalCluster {
     folder: PathBuf,
     /// Its input stays open as long as this process lives; at its end it takes the cluster down.
-    _keeper: Option<Child>,
+    keeper: Option<Child>,
+}
+
+/// Takes it down, and waits for that. One of a whole program is never dropped: its keeper sees the end of the program.
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        if let Some(mut keeper) = self.keeper.take() {
+            drop(keeper.stdin.take());
+            let _ = keeper.wait();
+        }
+    }
 }
 
 impl LocalCluster {
@@ -42,15 +53,25 @@ impl LocalCluster {
     /// Starts two nodes.
     pub(super) fn start() -> Result<Self, String> {
         if let Some(folder) = env::var_os(FOLDER).filter(|value| !value.is_empty()) {
-            let cluster = Self { folder: PathBuf::from(folder), _keeper: None };
+            let cluster = Self { folder: PathBuf::from(folder), keeper: None };
             if !cluster.folder.exists() {
                 cluster.command(["up", "2"])?;
             }
             return Ok(cluster);
         }
+        Self::start_in("")
+    }
+
+    /// The same for one test, beside another.
+    pub(super) fn of_a_test() -> Result<Self, String> {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        Self::start_in(&format!("-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    fn start_in(ending: &str) -> Result<Self, String> {
         succeed(Command::new(script("cluster.sh")).arg("sweep"))?;
         let id = std::process::id();
-        let folder = env::temp_dir().join(format!("ash-cluster-{id}"));
+        let folder = env::temp_dir().join(format!("ash-cluster-{id}{ending}"));
         let log = folder.with_extension("log");
         let errors = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
         let mut keeper = Command::new(script("cluster.sh"))
@@ -73,7 +94,7 @@ impl LocalCluster {
             let _ = keeper.wait();
             return Err(said);
         }
-        Ok(Self { folder, _keeper: Some(keeper) })
+        Ok(Self { folder, keeper: Some(keeper) })
     }
 
     /// Runs a command of `cluster.sh`.
@@ -94,11 +115,14 @@ impl LocalCluster {
 
     /// Moves this thread, and those that it starts from then on, into the network of `node1`.
     pub(super) fn enter(&self) {
+        enter(&self.network());
+    }
+
+    /// The network of `node1`.
+    pub(super) fn network(&self) -> File {
         let process = fs::read_to_string(self.folder.join("node1/pid1")).expect("the first node runs");
         let pid = process.split_whitespace().next().expect("its first process");
-        let network = File::open(format!("/proc/{pid}/ns/net")).expect("its network");
-        move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(LinkNameSpaceType::Network))
-            .expect("a test that runs as root enters a network");
+        File::open(format!("/proc/{pid}/ns/net")).expect("its network")
     }
 
     /// The last lines of what a node's daemons have logged.
@@ -108,4 +132,10 @@ impl LocalCluster {
             nodes.filter(|path| path.is_dir()).flat_map(|node| fs::read_dir(node).into_iter().flatten().flatten());
         files.map(|entry| entry.path()).filter(|path| path.extension() == Some(OsStr::new("log"))).collect()
     }
+}
+
+/// Moves this thread, and those that it starts from then on, into a network.
+pub(super) fn enter(network: &File) {
+    move_into_link_name_space(std::os::fd::AsFd::as_fd(network), Some(LinkNameSpaceType::Network))
+        .expect("a test that runs as root enters a network");
 }
