@@ -46,6 +46,10 @@ if command -v go >/dev/null; then
     done
     command -v ip >/dev/null || missing+=(iproute2)
     command -v strip >/dev/null || missing+=(binutils)
+    # Git over SSH: a server that is only a program, and keys for it.
+    command -v dropbear >/dev/null || missing+=(dropbear-bin)
+    command -v ssh-keygen >/dev/null || missing+=(openssh-client)
+    command -v git >/dev/null || missing+=(git)
     [ -e /usr/include/seccomp.h ] || missing+=(libseccomp-dev)
     if [ ${#missing[@]} -gt 0 ]; then install_packages "${missing[@]}"; fi
   fi

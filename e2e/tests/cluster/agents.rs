@@ -6,16 +6,11 @@ use serde_json::{Value, json};
 
 use crate::{
     images::{self, Image},
-    tenant::{Tenant, agent, session},
+    tenant::{Tenant, agent, bash, session},
 };
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned()
-}
-
-/// The message in which the model calls Bash with a command and says what it printed.
-fn bash(command: &str) -> String {
-    format!("[[tool: Bash {}]] [[result]]", json!({ "command": command }))
 }
 
 impl Tenant<'_> {

@@ -8,6 +8,7 @@ mod attacks;
 mod definitions;
 mod errors;
 mod faults;
+mod git;
 mod images;
 mod load;
 mod network;

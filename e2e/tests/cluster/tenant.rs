@@ -172,6 +172,11 @@ pub(crate) fn session(name: &str, agent: &str, more: &Value) -> Value {
     session
 }
 
+/// The message in which the model calls Bash with a command and says what it printed.
+pub(crate) fn bash(command: &str) -> String {
+    format!("[[tool: Bash {}]] [[result]]", json!({ "command": command }))
+}
+
 fn merge(into: &mut Value, more: &Value) {
     match (into, more) {
         (Value::Object(into), Value::Object(more)) => {

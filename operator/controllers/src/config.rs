@@ -1,9 +1,9 @@
 //! What an operator is told, and what it works with.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use ash_core::ports::{ChangeStore, CredentialStore, MembershipStore, PodStore, Runner, RunnerRow, Store, StoreError};
-use ash_pods::manifest::Installation;
+use ash_pods::{git::Way, manifest::Installation};
 use async_trait::async_trait;
 
 /// What an operator is told.
@@ -21,6 +21,34 @@ pub struct OperatorConfig {
     pub public_url: Option<String>,
     /// What is the same for every sandbox.
     pub installation: Installation,
+    /// How pods that clone repositories reach them.
+    pub clones: Clones,
+}
+
+/// How pods that clone repositories reach them.
+#[derive(Debug, Clone, Default)]
+pub struct Clones {
+    /// The proxy for `https://`, without a password: tenants see it.
+    pub https_proxy: Option<String>,
+    /// What is reached without it.
+    pub no_proxy: Option<String>,
+    /// A file with authorities to trust, as PEM. Read for each clone: it changes while an operator runs.
+    pub authorities: Option<PathBuf>,
+}
+
+impl Clones {
+    /// The same with what is in the file just now. One that cannot be read is said, and left away: Git says what it misses.
+    pub(crate) async fn way(&self) -> Way {
+        let authorities = match &self.authorities {
+            Some(path) => tokio::fs::read_to_string(path).await.map_err(|error| (path, error)).map(Some),
+            None => Ok(None),
+        };
+        let authorities = authorities.unwrap_or_else(|(path, error)| {
+            tracing::warn!(path = %path.display(), %error, "clones go without the installation's authorities");
+            None
+        });
+        Way { https_proxy: self.https_proxy.clone(), no_proxy: self.no_proxy.clone(), authorities }
+    }
 }
 
 /// The runners that there are: all that an operator has to know of membership.

@@ -25,7 +25,7 @@ pub mod resources;
 mod runners;
 mod session;
 
-pub use config::{Fleet, Members, OperatorConfig, Ports};
+pub use config::{Clones, Fleet, Members, OperatorConfig, Ports};
 pub use kube::Client;
 pub use metrics::Metrics;
 pub use operator::{ConnectError, connect, run};

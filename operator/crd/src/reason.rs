@@ -100,7 +100,7 @@ reasons! {
     ClaudeMdMissing: Stalled [Agent] "The agent's folder has no CLAUDE.md at its top." / "Add one; for a Git source check `spec.source.git.path`.";
     GitRevisionNotFound: Stalled [Agent] "The repository has no such branch, tag or commit, or no such folder." / "Correct `spec.source.git.revision` or `path`.";
     GitAccessDenied: Stalled [Agent] "The repository refused the credential, or wants one." / "Put a credential that can read it into the Secret of `spec.source.git.secretRef`; Ash tries again when the Secret changes.";
-    GitUnreachable: Progressing [Agent] "The repository's server did not answer. Ash tries again with growing pauses." / "Check the URL, and that the gateway's network reaches the server.";
+    GitUnreachable: Progressing [Agent] "The repository's server did not answer, or its certificate is not trusted. Ash tries again with growing pauses." / "Read Git's own words in the message. Check the URL, that pods which clone may reach the server (`networkPolicy.gitCloneEgress` of the chart, a proxy), and for a private authority `caBundle` of the chart or the Secret's key `ca.crt`.";
 
     // What can be wrong with both.
     SecretNotFound: Stalled [Agent, Session] "A Secret that the spec names, or a key of it, is not there." / "Create the Secret with that key in this namespace; Ash goes on by itself then.";

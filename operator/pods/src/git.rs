@@ -23,40 +23,26 @@ const MAX_AGENT_IN_NAME: usize = 36;
 /// Where the credential is.
 const CREDENTIAL: &str = "/credential";
 
-/// Clones, packs, prints. The last word goes to the termination message: `ok COMMIT SHA256`, or a word and Git's own sentence.
-const SCRIPT: &str = r#"
-set -u
-end() { printf '%s' "$1" | tail -c 3000 > /dev/termination-log; exit "$2"; }
-failed() {
-  text=$(tail -c 2000 /tmp/error)
-  case "$text" in
-    *"uthentication failed"*|*"could not read Username"*|*"could not read Password"*|*"ermission denied"*|*"403"*|*"Host key verification"*) end "denied: $text" 1 ;;
-    *"find remote ref"*|*"not our ref"*|*"unadvertised object"*|*"epository not found"*|*"not found"*) end "not-found: $text" 1 ;;
-    *) end "unreachable: $text" 1 ;;
-  esac
+/// Clones, packs, prints. The last word goes to the termination message: `ok COMMIT SHA256`, or a word and a sentence, Git's own
+/// where it said one.
+const SCRIPT: &str = include_str!("git/clone.sh");
+/// The longest archive, compressed: 6 MiB. In base64 it is a log of 8 MiB, of which a node keeps 10 MiB.
+pub const MAX_ARCHIVE_BYTES: u64 = 6 << 20;
+/// Text of authorities that a clone takes at the most: 512 KiB, twice what a distribution has. It travels in the pod's manifest.
+pub const MAX_AUTHORITIES_BYTES: usize = 512 << 10;
+/// Text in one variable: the kernel takes 128 KiB.
+const VARIABLE_BYTES: usize = 64 << 10;
+
+/// How clones reach repositories, the same for all of an installation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Way {
+    /// The proxy for `https://`. It is in the pod's manifest, for everybody who may read pods in the agent's namespace.
+    pub https_proxy: Option<String>,
+    /// What is reached without it.
+    pub no_proxy: Option<String>,
+    /// Authorities to trust beside those of the image, as PEM, at most [`MAX_AUTHORITIES_BYTES`]; what is more is left away.
+    pub authorities: Option<String>,
 }
-export GIT_TERMINAL_PROMPT=0 GIT_CONFIG_NOSYSTEM=1
-if [ -f /credential/password ]; then
-  printf '#!/bin/sh\ncase "$1" in Username*) cat /credential/username 2>/dev/null || echo git ;; *) cat /credential/password ;; esac\n' > /tmp/ask
-  chmod 700 /tmp/ask
-  export GIT_ASKPASS=/tmp/ask
-fi
-if [ -f /credential/ssh-privatekey ]; then
-  cp /credential/ssh-privatekey /tmp/key && chmod 600 /tmp/key
-  known="-o StrictHostKeyChecking=yes -o UserKnownHostsFile=/credential/known_hosts"
-  export GIT_SSH_COMMAND="ssh -i /tmp/key -o IdentitiesOnly=yes $known"
-fi
-git init -q /tmp/repository 2> /tmp/error || failed
-cd /tmp/repository
-git -c protocol.file.allow=never fetch -q --depth 1 -- "$ASH_GIT_URL" "$ASH_GIT_REVISION" 2> /tmp/error || failed
-git -c advice.detachedHead=false checkout -q FETCH_HEAD 2> /tmp/error || failed
-commit=$(git rev-parse HEAD)
-cd "./$ASH_GIT_FOLDER" 2> /dev/null || end "not-found: the repository has no folder $ASH_GIT_FOLDER at this revision" 1
-tar -c --exclude=./.git -f /tmp/archive . 2> /tmp/error || failed
-[ "$(stat -c %s /tmp/archive)" -le 6291456 ] || end "too-large: the folder has more than 6 MiB: upload it with ash deploy instead, or name a smaller folder in spec.source.git.path" 1
-base64 /tmp/archive
-end "ok $commit $(sha256sum /tmp/archive | cut -d' ' -f1)" 0
-"#;
 
 /// The name of the pod that clones for one generation of an agent.
 pub fn pod_name(agent: &str, uid: &str, generation: i64) -> String {
@@ -73,6 +59,7 @@ pub fn pod(
     agent: &str,
     owner: Option<OwnerReference>,
     source: &GitSource,
+    way: &Way,
 ) -> Pod {
     let labels = [(names::MANAGED_BY, names::MANAGER), (names::COMPONENT, names::GIT_CLONE), (names::AGENT, agent)];
     let mut volumes = vec![empty_dir("tmp", "1Gi")];
@@ -86,12 +73,14 @@ pub fn pod(
         volumes.push(Volume { name: "credential".to_owned(), secret: Some(secret), ..Volume::default() });
         mounts.push(read_only("credential", CREDENTIAL));
     }
-    let environment: Vec<EnvVar> = vec![
+    let mut environment: Vec<EnvVar> = vec![
         variable("HOME", "/tmp"),
         variable("ASH_GIT_URL", &source.url),
         variable("ASH_GIT_REVISION", &source.revision),
         variable("ASH_GIT_FOLDER", source.path.as_deref().unwrap_or(".")),
+        variable("ASH_GIT_MAX_BYTES", &MAX_ARCHIVE_BYTES.to_string()),
     ];
+    environment.extend(variables(way));
     let quantities = |cpu: &str, memory: &str| {
         Some(BTreeMap::from([
             ("cpu".to_owned(), Quantity(cpu.to_owned())),
@@ -144,11 +133,49 @@ pub fn pod(
     }
 }
 
+/// What tells Git how repositories are reached.
+fn variables(way: &Way) -> Vec<EnvVar> {
+    let proxy = way.https_proxy.as_ref().map(|url| variable("HTTPS_PROXY", url));
+    let direct = way.no_proxy.as_ref().map(|hosts| variable("NO_PROXY", hosts));
+    let mut variables: Vec<EnvVar> = proxy.into_iter().chain(direct).collect();
+    // PEM is ASCII; anything else is a comment that is not missed. A `$` would have the kubelet look for a variable.
+    let plain = |text: &String| -> String {
+        text.chars().filter(|character| character.is_ascii() && *character != '$').take(MAX_AUTHORITIES_BYTES).collect()
+    };
+    let authorities = way.authorities.as_ref().map(plain).unwrap_or_default();
+    let mut rest = authorities.as_str();
+    for part in 1.. {
+        let (first, next) = rest.split_at(rest.len().min(VARIABLE_BYTES));
+        if first.is_empty() {
+            break;
+        }
+        variables.push(variable(&format!("ASH_GIT_CA_{part}"), first));
+        rest = next;
+    }
+    variables
+}
+
 #[cfg(test)]
 mod tests {
     use ash_crd::{GitSource, LocalReference};
 
+    use super::{VARIABLE_BYTES, Way};
     use crate::manifest::Installation;
+
+    #[test]
+    fn authorities_are_in_as_many_variables_as_they_need() {
+        let text = |bytes: usize| Way { authorities: Some("a".repeat(bytes)), ..Way::default() };
+        let lengths = |way: &Way| -> Vec<usize> {
+            super::variables(way).iter().map(|variable| variable.value.as_ref().map_or(0, String::len)).collect()
+        };
+        assert_eq!(lengths(&Way::default()), [0; 0]);
+        assert_eq!(lengths(&text(VARIABLE_BYTES)), [VARIABLE_BYTES]);
+        assert_eq!(lengths(&text(VARIABLE_BYTES + 1)), [VARIABLE_BYTES, 1]);
+        assert_eq!(
+            lengths(&text(super::MAX_AUTHORITIES_BYTES + 1)).iter().sum::<usize>(),
+            super::MAX_AUTHORITIES_BYTES
+        );
+    }
 
     #[test]
     fn a_clone() {
@@ -165,7 +192,12 @@ mod tests {
             &name,
             "helper",
             None,
-            &source
+            &source,
+            &Way {
+                https_proxy: Some("http://proxy.example:3128".to_owned()),
+                no_proxy: Some(".svc".to_owned()),
+                authorities: Some("-----BEGIN CERTIFICATE-----\n".to_owned()),
+            }
         ));
     }
 }

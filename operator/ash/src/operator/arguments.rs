@@ -82,6 +82,15 @@ pub(crate) struct Arguments {
     /// What a sandbox gets whose agent says nothing, as JSON: {"requests":{"cpu":"100m"},"limits":{"memory":"2Gi"}}
     #[arg(long, env = "ASH_SANDBOX_RESOURCES", value_name = "JSON")]
     pub(crate) sandbox_resources: Option<String>,
+    /// Proxy through which pods that clone Git repositories reach https:// ones; tenants can read it, so without a password
+    #[arg(long, env = "ASH_GIT_HTTPS_PROXY", value_name = "URL")]
+    pub(crate) git_https_proxy: Option<String>,
+    /// Names and networks that they reach without it, with commas between
+    #[arg(long, env = "ASH_GIT_NO_PROXY", value_name = "NAMES")]
+    pub(crate) git_no_proxy: Option<String>,
+    /// File with certificate authorities that they trust beside those of the sandbox image, as PEM; read for each clone
+    #[arg(long, env = "ASH_GIT_CA_FILE", value_name = "FILE")]
+    pub(crate) git_ca_file: Option<PathBuf>,
     /// Address and port for GET /metrics and GET /health
     #[arg(long, env = "ASH_METRICS_LISTEN", default_value = "127.0.0.1:4101", value_name = "ADDRESS")]
     pub(crate) metrics_listen: SocketAddr,

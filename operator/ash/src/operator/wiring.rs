@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use ash_controllers::{Client, Members, Metrics, OperatorConfig, Ports};
+use ash_controllers::{Client, Clones, Members, Metrics, OperatorConfig, Ports};
 use ash_coordinator::{FleetRunner, PodsConfig, Registry, RegistryConfig};
 use ash_core::{fleet::ModelKey, id::TenantId};
 use ash_link::SecretFile;
@@ -123,6 +123,11 @@ fn config(arguments: &Arguments) -> anyhow::Result<OperatorConfig> {
             .map(|url| url.trim_end_matches('/').to_owned())
             .filter(|url| !url.is_empty()),
         installation,
+        clones: Clones {
+            https_proxy: arguments.git_https_proxy.clone().filter(|url| !url.is_empty()),
+            no_proxy: arguments.git_no_proxy.clone().filter(|names| !names.is_empty()),
+            authorities: arguments.git_ca_file.clone(),
+        },
     })
 }
 

@@ -1,12 +1,12 @@
 //! Files out of a Git repository, cloned in a pod of the agent's namespace: neither the credential nor Git's own code is ever in
 //! the operator.
 //!
-//! The pod prints a tar archive in base64 into its log and says digest and commit in its termination message, so the operator
-//! knows whether it read the whole of it. A node keeps 10 MiB of a log, hence [`MAX_ARCHIVE_BYTES`].
+//! The pod prints a compressed archive in base64 into its log and says digest and commit in its termination message, so the
+//! operator knows whether it read the whole of it. A node keeps 10 MiB of a log, hence [`git::MAX_ARCHIVE_BYTES`].
 
-use std::{io::Read as _, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use ash_bundle::BundleBuilder;
+use ash_bundle::{Bundle, BundleError};
 use ash_crd::{
     Agent, GitSource, Reason,
     condition::{self, ConditionType},
@@ -30,12 +30,23 @@ use crate::{
     object::{created_at, owner},
 };
 
-/// The longest archive: 6 MiB of tar.
-pub(super) const MAX_ARCHIVE_BYTES: u64 = 6 << 20;
 /// The longest log that is read: the archive in base64.
 const MAX_LOG_BYTES: i64 = 9 << 20;
-/// A clone that failed is tried again after this.
-const RETRY: Duration = Duration::from_secs(60);
+/// A clone that gave no agent is tried again after a quarter of the time for which that has been so, but not before this, at
+/// the next look at its agent ([`crate::limits::POLL`]) ...
+const FIRST_RETRY: SignedDuration = SignedDuration::from_secs(30);
+/// ... and not after this.
+const LAST_RETRY: SignedDuration = SignedDuration::from_secs(300);
+/// Why a clone gave no agent.
+const OUTCOMES: [Reason; 5] = [
+    Reason::GitAccessDenied,
+    Reason::GitRevisionNotFound,
+    Reason::GitUnreachable,
+    Reason::BundleInvalid,
+    Reason::ClaudeMdMissing,
+];
+/// On a clone's pod: the version of the Secret that it has.
+const SECRET_VERSION: &str = "ash.dev/secret-version";
 
 /// Whether the repository was cloned for the spec as it is.
 pub(super) fn is_cloned(agent: &Agent) -> bool {
@@ -87,7 +98,7 @@ pub(super) async fn read(
     let Some(pod) = pods.get_opt(&name).await? else {
         return start(namespace, agent, source, &name).await.map(Err);
     };
-    let waiting = (Reason::FetchingSource, format!("the pod {name} clones {}", source.url));
+    let waiting = fetching(agent, source, &name);
     if pod.metadata.deletion_timestamp.is_some() {
         return Ok(Err(waiting));
     }
@@ -98,28 +109,78 @@ pub(super) async fn read(
             let parameters = LogParams { limit_bytes: Some(MAX_LOG_BYTES), ..LogParams::default() };
             let log = pods.logs(&name, &parameters).await?;
             let unpacked = tokio::task::spawn_blocking(move || unpack(&log, &said)).await;
-            unpacked.map_err(|_| StepError::Internal("a clone could not be unpacked".to_owned()))
+            let unpacked = unpacked.map_err(|_| StepError::Internal("a clone could not be unpacked".to_owned()))?;
+            if unpacked.is_err() {
+                try_again(namespace, agent, source, &pod).await?;
+            }
+            Ok(unpacked)
         }
         "Failed" => {
-            let (reason, message) = refusal(&said);
-            let retry = SignedDuration::try_from(RETRY).unwrap_or_default();
-            if Timestamp::now().duration_since(created_at(&pod)) >= retry {
-                delete(namespace, &name).await?;
-            }
-            Ok(Err((reason, message)))
+            try_again(namespace, agent, source, &pod).await?;
+            Ok(Err(refusal(&said, &pod)))
         }
         _ => Ok(Err(failure::of_pod(&pod).map_or(waiting, |failure| (failure.reason, failure.message)))),
     }
 }
 
-async fn start(namespace: &Namespace, agent: &Agent, source: &GitSource, name: &str) -> Result<Wrong, StepError> {
-    if let Some(secret) = &source.secret_ref
-        && namespace.api::<Secret>().get_opt(&secret.name).await?.is_none()
-    {
-        let text = format!("the Secret {:?} of spec.source.git.secretRef is not in this namespace", secret.name);
-        return Ok((Reason::SecretNotFound, text));
+/// Deletes a pod whose clone gave no agent, once another may do better: after a while, or since its Secret is another now.
+async fn try_again(namespace: &Namespace, agent: &Agent, source: &GitSource, pod: &Pod) -> Result<(), StepError> {
+    let now = Timestamp::now();
+    let since = agent.status.as_ref().and_then(|status| condition::find(&status.conditions, ConditionType::Ready));
+    let since = since.filter(|ready| ready.status == condition::ConditionStatus::False.as_str());
+    let broken = since.map_or(SignedDuration::ZERO, |ready| now.duration_since(ready.last_transition_time.0));
+    let is_due = now.duration_since(created_at(pod)) >= retry_after(broken);
+    let had = pod.annotations().get(SECRET_VERSION);
+    let is_other = || async {
+        Ok::<_, StepError>(match secret_version(namespace, source).await? {
+            Credential::Version(version) => had != Some(&version),
+            Credential::Missing(_) | Credential::Unknown => false,
+        })
+    };
+    if is_due || is_other().await? {
+        delete(namespace, &pod.name_any()).await?;
     }
-    let pod = git::pod(&namespace.config.installation, &namespace.name, name, &agent.name_any(), owner(agent), source);
+    Ok(())
+}
+
+/// How old a clone has to be that is tried again, where none has given an agent for some time.
+fn retry_after(broken: SignedDuration) -> SignedDuration {
+    (broken / 4).clamp(FIRST_RETRY, LAST_RETRY)
+}
+
+/// What is known of the Secret with the credential.
+enum Credential {
+    /// There is none, by this name.
+    Missing(String),
+    /// None is named, or the installation does not let the operator read it: only the pod has to.
+    Unknown,
+    /// It is there, in this version.
+    Version(String),
+}
+
+async fn secret_version(namespace: &Namespace, source: &GitSource) -> Result<Credential, StepError> {
+    let Some(secret) = &source.secret_ref else { return Ok(Credential::Unknown) };
+    match namespace.api::<Secret>().get_metadata_opt(&secret.name).await {
+        Ok(Some(found)) => Ok(Credential::Version(found.metadata.resource_version.unwrap_or_default())),
+        Ok(None) => Ok(Credential::Missing(secret.name.clone())),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(Credential::Unknown),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn start(namespace: &Namespace, agent: &Agent, source: &GitSource, name: &str) -> Result<Wrong, StepError> {
+    let version = match secret_version(namespace, source).await? {
+        Credential::Missing(secret) => {
+            let text = format!("the Secret {secret:?} of spec.source.git.secretRef is not in this namespace");
+            return Ok((Reason::SecretNotFound, text));
+        }
+        Credential::Unknown => None,
+        Credential::Version(version) => Some(version),
+    };
+    let way = namespace.config.clones.way().await;
+    let installation = &namespace.config.installation;
+    let mut pod = git::pod(installation, &namespace.name, name, &agent.name_any(), owner(agent), source, &way);
+    pod.metadata.annotations = version.map(|version| [(SECRET_VERSION.to_owned(), version)].into());
     match namespace.api::<Pod>().create(&PostParams::default(), &pod).await {
         Ok(_) => {}
         Err(error) if is_conflict(&error) => {}
@@ -128,7 +189,18 @@ async fn start(namespace: &Namespace, agent: &Agent, source: &GitSource, name: &
             None => return Err(error.into()),
         },
     }
-    Ok((Reason::FetchingSource, format!("the pod {name} clones {}", source.url)))
+    Ok(fetching(agent, source, name))
+}
+
+/// What is said while a clone runs; where an earlier one of the same spec gave no agent, that stands until it is otherwise.
+fn fetching(agent: &Agent, source: &GitSource, name: &str) -> Wrong {
+    let status = agent.status.as_ref().filter(|status| status.observed_generation == agent.metadata.generation);
+    let ready = status.and_then(|status| condition::find(&status.conditions, ConditionType::Ready));
+    let before = ready.and_then(|ready| {
+        let reason = OUTCOMES.into_iter().find(|reason| reason.as_str() == ready.reason)?;
+        Some((reason, ready.message.clone()))
+    });
+    before.unwrap_or_else(|| (Reason::FetchingSource, format!("the pod {name} clones {}", source.url)))
 }
 
 /// What the pod said at its end.
@@ -137,13 +209,18 @@ fn termination(pod: &Pod) -> Option<String> {
     containers.first()?.state.as_ref()?.terminated.as_ref()?.message.clone()
 }
 
-/// Why a clone failed: `word: text`.
-fn refusal(said: &str) -> Wrong {
+/// Why a clone failed: `word: text`; what the kubelet says of one that was ended before it said anything.
+fn refusal(said: &str, pod: &Pod) -> Wrong {
+    if said.trim().is_empty() {
+        let status = pod.status.clone().unwrap_or_default();
+        let why = status.message.or(status.reason).unwrap_or_else(|| "it ended without a word".to_owned());
+        return (Reason::GitUnreachable, format!("the pod that cloned was ended: {why}"));
+    }
     let (word, text) = said.split_once(": ").unwrap_or(("", said));
     let reason = match word {
         "denied" => Reason::GitAccessDenied,
         "not-found" => Reason::GitRevisionNotFound,
-        "too-large" => Reason::BundleInvalid,
+        "invalid" => Reason::BundleInvalid,
         _ => Reason::GitUnreachable,
     };
     (reason, text.trim().to_owned())
@@ -162,20 +239,10 @@ fn unpack(log: &str, said: &str) -> Result<Files, Wrong> {
     if found != digest {
         return Err(damaged("its digest is another"));
     }
-    let mut builder = BundleBuilder::new();
-    let mut entries = tar::Archive::new(archive.as_slice());
-    for entry in entries.entries().map_err(|_| damaged("it is no archive"))? {
-        let mut entry = entry.map_err(|_| damaged("it is no archive"))?;
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let is_executable = entry.header().mode().is_ok_and(|mode| mode & 0o100 != 0);
-        let mut bytes = Vec::new();
-        entry.by_ref().take(MAX_ARCHIVE_BYTES).read_to_end(&mut bytes).map_err(|_| damaged("it ends too early"))?;
-        builder.add(&path, Some(is_executable), bytes).map_err(|error| wrong(&error))?;
-    }
-    let bundle = builder.finish().map_err(|error| wrong(&error))?;
+    let bundle = Bundle::from_tar_zstd(&archive).map_err(|error| match error {
+        BundleError::Archive(error) => damaged(&error.to_string()),
+        error => wrong(&error),
+    })?;
     Ok(Files { bundle, commit: Some(commit.to_owned()) })
 }
 
@@ -183,19 +250,16 @@ fn unpack(log: &str, said: &str) -> Result<Files, Wrong> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use ash_bundle::BundleBuilder;
+
     use super::*;
 
     #[test]
     fn what_a_clone_prints_is_checked() {
-        let mut archive = tar::Builder::new(Vec::new());
-        for (path, mode) in [("./CLAUDE.md", 0o644), ("./hooks/run", 0o755)] {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(2);
-            header.set_mode(mode);
-            header.set_cksum();
-            archive.append_data(&mut header, path, &b"hi"[..]).unwrap();
-        }
-        let archive = archive.into_inner().unwrap();
+        let mut builder = BundleBuilder::new();
+        builder.add("CLAUDE.md", None, b"hi".to_vec()).unwrap();
+        builder.add("hooks/run", Some(true), b"hi".to_vec()).unwrap();
+        let archive = builder.finish().unwrap().to_tar_zstd().unwrap();
         let digest: String = Sha256::digest(&archive).iter().map(|byte| format!("{byte:02x}")).collect();
         let log = STANDARD.encode(&archive);
         let files = unpack(&format!("{}\n{}\n", &log[..40], &log[40..]), &format!("ok abc {digest}")).ok().unwrap();
@@ -203,7 +267,17 @@ mod tests {
         assert!(files.bundle.file("hooks/run").unwrap().executable);
         assert!(unpack(&log[..log.len() - 4], &format!("ok abc {digest}")).is_err());
         assert!(unpack(&log, "").is_err());
-        assert_eq!(refusal("denied: no").0, Reason::GitAccessDenied);
-        assert_eq!(refusal("").0, Reason::GitUnreachable);
+        assert_eq!(refusal("denied: no", &Pod::default()).0, Reason::GitAccessDenied);
+        let (reason, message) = refusal("", &Pod::default());
+        assert!(reason == Reason::GitUnreachable && message.contains("without a word"), "{message}");
+    }
+
+    #[test]
+    fn clones_that_give_no_agent_are_tried_less_and_less_often() {
+        let seconds = SignedDuration::from_secs;
+        let rows = [(0, 30), (120, 30), (121 * 4, 121), (1200, 300), (1_000_000, 300)];
+        for (broken, after) in rows {
+            assert_eq!(retry_after(seconds(broken)), seconds(after));
+        }
     }
 }

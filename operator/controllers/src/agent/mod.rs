@@ -248,6 +248,10 @@ async fn make(
             return Ok((Made::Ready(Box::new(Version { digest: digest.clone(), settings, commit })), None));
         }
     }
+    if agent.spec.source.git.is_none() {
+        // What cloned for an earlier spec.
+        git::clear(namespace, agent).await?;
+    }
     let files = match source::read(namespace, agent, &agent.spec.source).await? {
         Ok(files) => files,
         Err(wrong) => return not(wrong),

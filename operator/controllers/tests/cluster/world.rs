@@ -126,6 +126,7 @@ impl<'a> World<'a> {
             identity: identity.to_owned(),
             public_url: Some("https://ash.example".to_owned()),
             installation: Installation::new("ash/bridge:1"),
+            clones: ash_controllers::Clones::default(),
         };
         let client = client(self.server, &self.faults);
         tokio::spawn(ash_controllers::run(client, config, ports, Metrics::default(), stop))
