@@ -35,6 +35,8 @@ pub(crate) struct PodView {
     pub(crate) preparing_since: Option<Timestamp>,
     /// The session that its labels name.
     pub(crate) session: Option<SessionId>,
+    /// Its bridge is of another image than the installation's: from before an upgrade.
+    pub(crate) is_outdated: bool,
 }
 
 /// What an agent is to have.
@@ -162,6 +164,12 @@ fn of_pool(observed: &Observed<'_>, agent: AgentId, pool: &Pool, room: usize, st
     // While the cluster says what is wrong with one, another one would have it, too.
     let is_stuck = starting.iter().any(|row| observed.pods.get(&row.id).is_some_and(|pod| pod.failure.is_some()));
     if is_stuck {
+        return;
+    }
+    // One by one, and each only once the one before has its successor: a new image that does not start empties no pool.
+    if rows.len() == target && starting.is_empty() {
+        let is_outdated = |row: &&PodSandbox| observed.pods.get(&row.id).is_some_and(|pod| pod.is_outdated);
+        steps.extend(rows.iter().copied().find(is_outdated).map(|row| Step::Retire(row.id)));
         return;
     }
     let missing = (target - rows.len()).min(WARM_STARTING.saturating_sub(starting.len())).min(room);

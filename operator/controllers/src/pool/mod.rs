@@ -143,10 +143,19 @@ fn views(namespace: &Namespace) -> BTreeMap<SandboxId, PodView> {
             failure: failure::of_pod(pod),
             preparing_since: failure::preparing_since(pod),
             session: label(names::SESSION_UID).and_then(|uid| uid.parse().ok()),
+            is_outdated: !has_image(pod, &namespace.config.installation.bridge_image),
         };
         Some((id, view))
     };
     pods.iter().filter_map(view).collect()
+}
+
+/// Whether a pod has something of an image: a sandbox of an agent's own image has it as an init container.
+fn has_image(pod: &Pod, image: &str) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| {
+        let mut containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        containers.any(|container| container.image.as_deref() == Some(image))
+    })
 }
 
 /// Notes what was asked for: each sandbox that a session has taken, or that was made for one, whichever side the session came

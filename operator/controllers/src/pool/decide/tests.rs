@@ -47,6 +47,7 @@ fn pod(id: u128) -> (SandboxId, PodView) {
         failure: None,
         preparing_since: None,
         session: None,
+        is_outdated: false,
     };
     (SandboxId(Uuid::from_u128(id)), view)
 }
@@ -192,4 +193,23 @@ proptest! {
         }
         prop_assert_eq!(steps(&rows, &pods, target), []);
     }
+}
+
+#[test]
+fn after_an_upgrade_a_pool_is_replaced_one_by_one() {
+    let old = |id| {
+        let (id, view) = pod(id);
+        (id, PodView { is_outdated: true, ..view })
+    };
+    let warm = |id| row(id, PodState::Warm, None, 2, 100);
+    let starting = row(3, PodState::Starting, None, 2, 1);
+    let id = |id| SandboxId(Uuid::from_u128(id));
+    assert_eq!(steps(&[warm(1), warm(2)], &BTreeMap::from([old(1), old(2)]), 2), [Step::Retire(id(1))]);
+    assert_eq!(steps(&[warm(2)], &BTreeMap::from([old(2)]), 2), [Step::Add(AGENT)]);
+    assert_eq!(steps(&[warm(2), starting], &BTreeMap::from([old(2), pod(3)]), 2), []);
+    assert_eq!(steps(&[warm(2), warm(3)], &BTreeMap::from([old(2), pod(3)]), 2), [Step::Retire(id(2))]);
+    assert_eq!(steps(&[warm(3), warm(4)], &BTreeMap::from([pod(3), pod(4)]), 2), []);
+    // Of a session, it stays.
+    let claimed = PodView { session: Some(SessionId(Uuid::from_u128(9))), ..old(1).1 };
+    assert_eq!(steps(&[row(1, PodState::Claimed, Some(9), 2, 1)], &BTreeMap::from([(id(1), claimed)]), 0), []);
 }
