@@ -9,7 +9,7 @@ file=${1:-$top/config/base/ash.yaml}
 {
   echo "# Made from charts/ash by \`make generate\`; edit that, not this."
   # What only Helm's own objects should say.
-  "$helm" template ash "$top/charts/ash" --namespace ash-system --skip-tests --set crds.install=false |
+  "$helm" template ash "$top/charts/ash" --namespace ash-system --no-hooks --set crds.install=false |
     sed -e '/helm.sh\/chart: /d' -e '/app.kubernetes.io\/managed-by: Helm/d'
 } >"$file.new"
 mv "$file.new" "$file"

@@ -13,6 +13,7 @@ const RIGHTS: &[&str] = &[
     "ash-client in default: ash.dev agents,sessions: get,list,create,update,delete",
     "ash-operator in ash-system: coordination.k8s.io leases: create",
     "ash-operator in ash-system: coordination.k8s.io leases [ash-operator]: get,update,patch",
+    "ash-operator in ash-system: core serviceaccounts [ash-operator]: get",
     "ash-operator in ash-system: core services: get",
     "ash-operator in ash-system: core pods: list",
     "ash-operator in default: ash.dev agents: get,list,watch,patch",

@@ -6,7 +6,7 @@ use ash_client::{DEFAULT_RELEASE_NAMESPACE, DEFAULT_RELEASE_SERVICE, DEFAULT_SER
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::SecretString;
 
-use crate::{agent, chat, deploy, operator, runner, serve, session, settings, values};
+use crate::{agent, chat, deploy, operator, runner, serve, session, settings, uninstall, values};
 
 /// Claude Code agents as a service.
 #[derive(Debug, Parser)]
@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Runner(Box<runner::Arguments>),
     /// Make Agent and Session resources of a Kubernetes cluster come true
     Operator(Box<operator::Arguments>),
+    /// Before a release is taken out of a Kubernetes cluster: remove its sandboxes, let go of Agents and Sessions
+    Uninstall(uninstall::Arguments),
     /// Deploy the agent in a folder; the same name again makes a new version
     Deploy(deploy::Arguments),
     /// Talk with an agent

@@ -14,6 +14,7 @@ mod runner;
 mod serve;
 mod session;
 mod settings;
+mod uninstall;
 mod values;
 
 use std::process::ExitCode;

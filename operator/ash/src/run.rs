@@ -10,7 +10,7 @@ use crate::{
     arguments::{Cli, Command},
     chat, connection, deploy, fleet, health, operator,
     output::Output,
-    runner, serve, session,
+    runner, serve, session, uninstall,
 };
 
 /// Processors for each of the server's threads. What it does between two waits takes microseconds, so a second thread mostly
@@ -33,6 +33,10 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Operator(arguments) => server()?.block_on(operator::run(*arguments)).map(|()| ExitCode::SUCCESS),
         Command::Runner(arguments) if arguments.command.is_none() => {
             server()?.block_on(runner::run(*arguments)).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Uninstall(arguments) => {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(uninstall::run(arguments, &global, output))
         }
         command => {
             let runtime = Builder::new_current_thread().enable_all().build()?;

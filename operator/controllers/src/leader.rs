@@ -17,11 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error,
-    limits::{LEASE, LEASE_CALL, LEASE_LOOK, RENEW, RENEW_DEADLINE},
+    limits::{LEASE, LEASE_CALL, LEASE_LOOK, RENEW, RENEW_DEADLINE, UNINSTALL_LEASE},
 };
 
 /// The name of the lease.
 pub const LEASE_NAME: &str = "ash-operator";
+/// Who takes the lease from all operators, before an uninstall ends them.
+pub const UNINSTALLER: &str = "uninstall";
 
 /// What one who waits has seen of the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub fn decide(seen: Option<&Seen>, me: &str, now: Duration) -> Step {
         Some(seen) => match seen.holder.as_deref() {
             None | Some("") => Step::Take,
             Some(holder) if holder == me => Step::Take,
+            // An uninstall that ended in the middle: people look at it, and try again.
+            Some(UNINSTALLER) if now.saturating_sub(seen.since) < UNINSTALL_LEASE => Step::Wait,
             Some(_) if now.saturating_sub(seen.since) >= LEASE => Step::Take,
             Some(_) => Step::Wait,
         },
@@ -174,15 +178,20 @@ impl Election {
     }
 
     fn spec(&self, transitions: i32) -> LeaseSpec {
-        let now = MicroTime(Timestamp::now());
-        LeaseSpec {
-            holder_identity: Some(self.identity.clone()),
-            lease_duration_seconds: i32::try_from(LEASE.as_secs()).ok(),
-            acquire_time: Some(now.clone()),
-            renew_time: Some(now),
-            lease_transitions: Some(transitions),
-            ..LeaseSpec::default()
-        }
+        spec(&self.identity, transitions)
+    }
+}
+
+/// A lease that was taken just now.
+pub(crate) fn spec(holder: &str, transitions: i32) -> LeaseSpec {
+    let now = MicroTime(Timestamp::now());
+    LeaseSpec {
+        holder_identity: Some(holder.to_owned()),
+        lease_duration_seconds: i32::try_from(LEASE.as_secs()).ok(),
+        acquire_time: Some(now.clone()),
+        renew_time: Some(now),
+        lease_transitions: Some(transitions),
+        ..LeaseSpec::default()
     }
 }
 
@@ -212,6 +221,9 @@ mod tests {
         assert_eq!(decide(Some(&seen(Some("me"), 5)), "me", at(5)), Step::Take);
         assert_eq!(decide(Some(&seen(Some("other"), 5)), "me", at(19)), Step::Wait);
         assert_eq!(decide(Some(&seen(Some("other"), 5)), "me", at(20)), Step::Take);
+        // An uninstall ends operators sooner than they take it back.
+        assert_eq!(decide(Some(&seen(Some(super::UNINSTALLER), 5)), "me", at(304)), Step::Wait);
+        assert_eq!(decide(Some(&seen(Some(super::UNINSTALLER), 5)), "me", at(305)), Step::Take);
     }
 
     proptest! {

@@ -24,8 +24,10 @@ mod pool;
 pub mod resources;
 mod runners;
 mod session;
+mod uninstall;
 
 pub use config::{Clones, Fleet, Members, OperatorConfig, Ports};
 pub use kube::Client;
 pub use metrics::Metrics;
-pub use operator::{ConnectError, connect, run};
+pub use operator::{ConnectError, connect, connect_to, run};
+pub use uninstall::{Released, UninstallError, uninstall};

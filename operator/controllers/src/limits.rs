@@ -13,6 +13,12 @@ pub const LEASE_CALL: Duration = Duration::from_secs(4);
 /// Whoever waits for the lease looks this often.
 pub const LEASE_LOOK: Duration = Duration::from_secs(2);
 
+/// A lease that an uninstall took, and that still stands after this, is anybody's again: it did not end the operators.
+pub const UNINSTALL_LEASE: Duration = Duration::from_secs(300);
+/// The longest that an uninstall waits for the pods of a namespace, and for a write that others are in the way of.
+pub const UNINSTALL_BOUND: Duration = Duration::from_secs(120);
+/// It looks so often whether they are gone.
+pub const UNINSTALL_LOOK: Duration = Duration::from_millis(500);
 /// The longest that a finalizer of ours holds a deletion up. After it the sweep clears up what is left.
 pub const FINALIZER_BOUND: Duration = Duration::from_secs(30);
 /// Sessions that are looked at together, in one namespace.

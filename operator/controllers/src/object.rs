@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Resource, ResourceExt as _,
-    api::{Patch, PatchParams},
+    api::{PartialObjectMeta, Patch, PatchParams},
     core::DeserializeGuard,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -35,6 +35,21 @@ pub(crate) fn has_finalizer(object: &impl Resource) -> bool {
 /// Adds or removes our finalizer, with labels; refused with a conflict where the object is not the one that was looked at: others
 /// have finalizers, too.
 pub(crate) async fn set_finalizer<K>(api: &Api<K>, object: &K, on: bool, labels: Value) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    patch_finalizer(api, object, on, labels).await
+}
+
+/// Removes our finalizer from an object of which only the metadata is known.
+pub(crate) async fn take_off<K>(api: &Api<K>, object: &PartialObjectMeta<K>) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    patch_finalizer(api, object, false, Value::Null).await
+}
+
+async fn patch_finalizer<K>(api: &Api<K>, object: &impl Resource, on: bool, labels: Value) -> Result<(), kube::Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {

@@ -9,6 +9,7 @@ use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::PostParams,
+    config::KubeConfigOptions,
     runtime::{
         Config, Controller, Predicate as _, WatchStreamExt as _, controller::Action, predicates, reflector,
         reflector::ObjectRef, watcher,
@@ -69,6 +70,14 @@ pub struct ConnectError(String);
 /// A client for the cluster that this process is in, or that `KUBECONFIG` names.
 pub async fn connect() -> Result<Client, ConnectError> {
     Client::try_default().await.map_err(|error| ConnectError(error.to_string()))
+}
+
+/// A client for the cluster of a kubeconfig's context; without one, as [`connect`].
+pub async fn connect_to(context: Option<&str>) -> Result<Client, ConnectError> {
+    let Some(context) = context else { return connect().await };
+    let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
+    let config = kube::Config::from_kubeconfig(&options).await.map_err(|error| ConnectError(error.to_string()))?;
+    Client::try_from(config).map_err(|error| ConnectError(error.to_string()))
 }
 
 async fn serve(client: Client, config: Arc<OperatorConfig>, ports: Ports, metrics: Metrics, stop: CancellationToken) {
