@@ -5,6 +5,7 @@
 
 mod agents;
 mod attacks;
+mod context;
 mod definitions;
 mod errors;
 mod faults;
@@ -20,3 +21,4 @@ mod secrets;
 mod sessions;
 mod spending;
 mod tenant;
+mod upgrade;

@@ -62,7 +62,7 @@ impl Talk {
 }
 
 /// Does something in the middle of a turn of each session; how often each client had to connect again.
-fn disturbed(
+pub(crate) fn disturbed(
     tenant: &Tenant<'_>,
     sessions: &[Session],
     deltas: usize,
@@ -117,7 +117,7 @@ fn delete_part(cluster: &Cluster, pod: &str, grace: u32) {
 }
 
 /// The session's resource as its status says, once it has a pod.
-fn pod_of(tenant: &Tenant<'_>, session: &Session) -> String {
+pub(crate) fn pod_of(tenant: &Tenant<'_>, session: &Session) -> String {
     tenant.cluster.eventually("the session's status names its pod", |_| {
         Some(tenant.resource(&session.id)?["status"]["pod"].as_str()?.to_owned())
     })
@@ -135,7 +135,7 @@ fn runner_of(cluster: &Cluster, node: &str) -> String {
 }
 
 /// A session of an agent that has said something, so that there is a conversation to keep.
-fn begun(tenant: &Tenant<'_>, agent: &str) -> Session {
+pub(crate) fn begun(tenant: &Tenant<'_>, agent: &str) -> Session {
     let session = tenant.create(agent);
     assert_eq!(tenant.answer(&session.id, "[[count]]"), "1");
     session
