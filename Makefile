@@ -41,7 +41,8 @@ kind-down: ## Take that cluster down
 	@e2e/cluster/kind.sh down
 
 .PHONY: bench
-bench: tools ## Measure what Ash adds, each figure beside its limit
+bench: tools test-tools ## Measure what Ash adds, each figure beside its limit
+	e2e/cluster/build.sh "$$HOME/.cache/ash/k8s-$$(cat e2e/cluster/kubernetes.version)" bench
 	cargo build --release --workspace --bins --locked
 	target/release/ash-bench --markdown docs/benchmarks.md
 

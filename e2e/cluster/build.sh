@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# build.sh FOLDER [server|cluster]: builds the programs of a local Kubernetes from their Go modules into FOLDER.
+# build.sh FOLDER [server|cluster|bench]: builds the programs of a local Kubernetes from their Go modules into FOLDER.
 #   server    the API server, etcd and kubectl (the default): nine minutes on two cores when nothing is there
 #   cluster   those and everything else that cluster.sh starts, gVisor included: 27 minutes
+#   bench     those and kwok, which only says that nodes and pods run: the benchmarks want ten thousand; three minutes
 # A program is built again when its pinned version, its module graph or its flags have changed, and else never. Needs Go
 # 1.26; `cluster` also gcc and libseccomp-dev.
 set -euo pipefail
@@ -15,6 +16,7 @@ runc=1.5.2
 cni=1.9.1
 coredns=1.15.0
 helm=4.3.1
+kwok=0.8.0
 # A commit of gVisor's branch `go`, which has no releases.
 gvisor=v0.0.0-20260905035102-160fafc42237
 
@@ -85,7 +87,7 @@ runsc_shim() {
 from_graph kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver "$here" "$stamp"
 from_graph kubectl k8s.io/kubernetes/cmd/kubectl "$here" "$stamp"
 from_graph etcd go.etcd.io/etcd/server/v3 "$here"
-[ "$what" = cluster ] || exit 0
+[ "$what" != server ] || exit 0
 
 for program in kube-controller-manager kube-scheduler kubelet kube-proxy; do
   from_graph $program k8s.io/kubernetes/cmd/$program "$here" "$stamp"
@@ -108,3 +110,4 @@ if ! current pause "$key"; then
   gcc -Os -static -s -o "$folder/.building" "$here/pause.c"
   keep "$folder/.building" pause "$key"
 fi
+if [ "$what" = bench ]; then from_release kwok sigs.k8s.io/kwok/cmd/kwok v$kwok; fi

@@ -23,6 +23,7 @@
 #
 #   ASH_CLUSTER_DIR   the cluster's folder (default: ash-cluster in the temporary folder)
 #   ASH_CLUSTER_BIN   what build.sh made
+#   ASH_CLUSTER_AUDIT anything: the API server notes who writes what, in node1/audit.log of the folder
 #   ASH_CLUSTER_OWNER the process that it is for: `sweep` takes the cluster down when that is gone
 # shellcheck source-path=SCRIPTDIR
 set -euo pipefail

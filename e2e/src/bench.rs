@@ -4,11 +4,13 @@
 //! on the machine, and `docs/benchmarks.md` says which one they are from.
 
 mod alone;
+mod cluster;
 mod connection;
+mod fleet;
 mod processes;
 mod report;
 mod rows;
 mod statistics;
 
 pub use report::{Row, markdown, table};
-pub use rows::{GROUPS, Group, Scale};
+pub use rows::{GROUPS, Group, Scale, TABLES, Table};

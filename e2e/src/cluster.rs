@@ -181,18 +181,32 @@ impl Cluster {
         }
     }
 
+    /// The same for a program that measures: the API server notes who writes what, in [`Cluster::audit_log`]. Asked for
+    /// before any other use.
+    ///
+    /// # Panics
+    /// As [`Cluster::shared`] does.
+    pub fn audited() -> Option<Shared> {
+        let cluster = Self::started(true)?;
+        Some(Shared { cluster, _use: USES.read().unwrap_or_else(PoisonError::into_inner) })
+    }
+
     fn of_this_program() -> Option<&'static Self> {
+        Self::started(false)
+    }
+
+    fn started(audit: bool) -> Option<&'static Self> {
         static CLUSTER: OnceLock<Result<Option<Cluster>, String>> = OnceLock::new();
         // The outcome is kept: what failed for one test is not tried again for each.
-        match CLUSTER.get_or_init(Self::start) {
+        match CLUSTER.get_or_init(|| Self::start(audit)) {
             Ok(cluster) => cluster.as_ref(),
             Err(error) => panic!("there is no cluster: {error}"),
         }
     }
 
-    fn start() -> Result<Option<Self>, String> {
+    fn start(audit: bool) -> Result<Option<Self>, String> {
         let Some(kubeconfig) = env::var_os(ATTACH).filter(|value| !value.is_empty()) else {
-            return Self::start_local(LocalCluster::start);
+            return Self::start_local(|| LocalCluster::start(audit));
         };
         if let Some(load) = env::var_os(LOAD) {
             build_images()?.iter().try_for_each(|archive| load_by(&load, archive))?;
@@ -201,7 +215,7 @@ impl Cluster {
         Ok(Some(Self { place, installation: OnceLock::new() }))
     }
 
-    fn start_local(start: fn() -> Result<LocalCluster, String>) -> Result<Option<Self>, String> {
+    fn start_local(start: impl FnOnce() -> Result<LocalCluster, String>) -> Result<Option<Self>, String> {
         if let Err(missing) = LocalCluster::check() {
             if env::var_os(REQUIRED).is_some() {
                 return Err(missing);
@@ -279,6 +293,24 @@ impl Cluster {
     /// When it does not come back.
     pub fn start_api_server(&self) {
         self.local().expect("a control plane of ours").command(["start-api"]).expect("the API server is started");
+    }
+
+    /// The kubeconfig of its administrator; it works in the cluster's network.
+    pub fn kubeconfig(&self) -> PathBuf {
+        match &self.place {
+            Place::Local(local) => local.kubeconfig(),
+            Place::Attached { kubeconfig } => kubeconfig.clone(),
+        }
+    }
+
+    /// Where the API server notes who writes what; `None` on a cluster whose control plane is not ours.
+    pub fn audit_log(&self) -> Option<PathBuf> {
+        self.local().map(LocalCluster::audit_log)
+    }
+
+    /// The processes of this machine that run in the cluster's containers; `None` on a cluster that is not ours.
+    pub fn processes(&self) -> Option<Vec<u32>> {
+        self.local().map(LocalCluster::processes)
     }
 
     /// Where the cluster of our own is; `None` for one that is attached to.

@@ -8,7 +8,8 @@ mod turn;
 mod until;
 
 pub use app::{MODEL_KEY, TestApp, TestAppBuilder, real_claude};
-pub use fleet::{TestFleet, TestRunner};
+pub(crate) use fleet::free_port;
+pub use fleet::{FleetOptions, TestFleet, TestRunner};
 pub use log::{check_order, compare_with_log, position, without_superseded, without_withdrawn};
 pub use process::{pid_of, program, signal};
 pub use turn::Turn;

@@ -22,7 +22,23 @@ control_plane() {
     --authentication-kubeconfig="$pki/scheduler.kubeconfig" --authorization-kubeconfig="$pki/scheduler.kubeconfig"
 }
 
+# With ASH_CLUSTER_AUDIT, a line for each write: who wrote what.
+audit() {
+  [ -n "${ASH_CLUSTER_AUDIT:-}" ] || return 0
+  cat >"$cluster/node1/audit.yaml" <<END
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - {level: None, verbs: [get, list, watch]}
+  - {level: None, resources: [{group: coordination.k8s.io}]}
+  - {level: Metadata}
+END
+  echo "--audit-policy-file=$cluster/node1/audit.yaml --audit-log-path=$cluster/node1/audit.log"
+}
+
 # A node that is gone is NotReady after 12 s and loses its pods 5 s later, where a person's cluster takes five minutes.
+# shellcheck disable=SC2046 # one word per argument
 api_server() {
   start node1 api-server "$programs/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 \
     --bind-address=$api --advertise-address=$api --secure-port=6443 \
@@ -37,7 +53,7 @@ api_server() {
     --proxy-client-cert-file="$pki/front-proxy.crt" --proxy-client-key-file="$pki/front-proxy.key" \
     --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --allow-privileged=true \
     --service-cluster-ip-range=$services --profiling=false \
-    --default-not-ready-toleration-seconds=5 --default-unreachable-toleration-seconds=5
+    --default-not-ready-toleration-seconds=5 --default-unreachable-toleration-seconds=5 $(audit)
 }
 
 # The daemons that a node cannot be Ready without.

@@ -167,6 +167,25 @@ impl Postgres {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
+    /// What psql prints for a statement on one of its databases: a line per row, with `|` between columns.
+    ///
+    /// # Errors
+    /// What psql said where it failed.
+    pub fn query(&self, database: &str, statement: &str) -> Result<String, String> {
+        let program = self.programs.join("psql");
+        let program = if program.is_file() { program } else { PathBuf::from("psql") };
+        let output = self
+            .command(program)
+            .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "-v", "ON_ERROR_STOP=1", "-c", statement])
+            .arg(self.url(database))
+            .output()
+            .map_err(|error| format!("psql: {error}"))?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     fn is_ready(&self) -> bool {
         // The last line of this file is the server's state.
         let state = fs::read_to_string(self.path("data/postmaster.pid")).unwrap_or_default();

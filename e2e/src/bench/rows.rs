@@ -11,8 +11,14 @@ mod relay;
 
 use std::{thread, time::Duration};
 
+pub(super) use asleep::mebibytes;
+
 use crate::{
-    bench::report::Row,
+    bench::{
+        cluster::OnCluster,
+        fleet::{creations, hop},
+        report::Row,
+    },
     harness::{TestApp, TestAppBuilder, program},
     model::Script,
 };
@@ -32,15 +38,51 @@ pub struct Scale {
     pub idle: usize,
     /// How long idle bridges are watched.
     pub watch: Duration,
+    /// Sessions that are created or applied on the cluster, one after the other.
+    pub on_cluster: usize,
+    /// Times that twenty sessions begin at once on the cluster.
+    pub crowds: usize,
+    /// Cold starts on the cluster.
+    pub cold: usize,
+    /// Turns, or sessions, whose writes are counted.
+    pub counted: usize,
+    /// Sessions that are created as fast as they can be.
+    pub fleet_creations: usize,
+    /// Sessions that the operator looks after.
+    pub many: usize,
 }
 
 impl Scale {
     /// What the goals ask for.
-    pub const FULL: Self =
-        Self { turns: 250, sessions: 200, creations: 200, bursts: 30, idle: 1000, watch: Duration::from_secs(40) };
+    pub const FULL: Self = Self {
+        turns: 250,
+        sessions: 200,
+        creations: 200,
+        bursts: 30,
+        idle: 1000,
+        watch: Duration::from_secs(40),
+        on_cluster: 40,
+        crowds: 5,
+        cold: 15,
+        counted: 10,
+        fleet_creations: 4000,
+        many: 10_000,
+    };
     /// To see where one stands.
-    pub const QUICK: Self =
-        Self { turns: 40, sessions: 5, creations: 20, bursts: 5, idle: 50, watch: Duration::from_secs(5) };
+    pub const QUICK: Self = Self {
+        turns: 40,
+        sessions: 5,
+        creations: 20,
+        bursts: 5,
+        idle: 50,
+        watch: Duration::from_secs(5),
+        on_cluster: 5,
+        crowds: 1,
+        cold: 2,
+        counted: 2,
+        fleet_creations: 320,
+        many: 300,
+    };
 }
 
 /// A group of rows that are measured together.
@@ -62,10 +104,30 @@ pub enum Group {
     Relay,
     /// What the gateway adds to a model's answer
     Gateway,
+    /// A coordinator and a runner beside a standalone server
+    Hop,
+    /// Sessions created on three runners with stand-in bridges
+    FleetCreations,
+    /// On the cluster: sessions that REST creates from a warm pool
+    ClusterCreate,
+    /// On the cluster: twenty sessions at once, each with its first message
+    ClusterCrowd,
+    /// On the cluster: sessions that are applied, until they are Ready
+    ClusterApply,
+    /// On the cluster: sessions without a pool
+    ClusterCold,
+    /// On the cluster: later turns
+    ClusterTurn,
+    /// On the cluster: rows that a turn writes into Postgres
+    ClusterDatabase,
+    /// On the cluster: writes to the API server per session
+    ClusterResources,
+    /// On the cluster, and the last thing there: the operator with ten thousand sessions
+    ClusterOperator,
 }
 
-/// Every group, in the order of the table.
-pub const GROUPS: [Group; 8] = [
+/// Every group, in the order of the tables.
+pub const GROUPS: [Group; 18] = [
     Group::LaterTurn,
     Group::FirstTurn,
     Group::OwnShare,
@@ -74,6 +136,16 @@ pub const GROUPS: [Group; 8] = [
     Group::Idle,
     Group::Relay,
     Group::Gateway,
+    Group::Hop,
+    Group::FleetCreations,
+    Group::ClusterCreate,
+    Group::ClusterCrowd,
+    Group::ClusterApply,
+    Group::ClusterCold,
+    Group::ClusterTurn,
+    Group::ClusterDatabase,
+    Group::ClusterResources,
+    Group::ClusterOperator,
 ];
 
 impl Group {
@@ -88,24 +160,71 @@ impl Group {
             Self::Idle => idle::measure(scale).await,
             Self::Relay => relay::measure(scale).await,
             Self::Gateway => gateway::measure(),
+            Self::Hop => hop::measure(scale).await,
+            Self::FleetCreations => creations::measure(scale).await,
+            Self::ClusterCreate => OnCluster::Create.measure(scale),
+            Self::ClusterCrowd => OnCluster::Crowd.measure(scale),
+            Self::ClusterApply => OnCluster::Apply.measure(scale),
+            Self::ClusterCold => OnCluster::Cold.measure(scale),
+            Self::ClusterTurn => OnCluster::LaterTurn.measure(scale),
+            Self::ClusterDatabase => OnCluster::DatabaseWrites.measure(scale),
+            Self::ClusterResources => OnCluster::ResourceWrites.measure(scale),
+            Self::ClusterOperator => OnCluster::Operator.measure(scale),
+        }
+    }
+
+    /// The table that its rows are in.
+    pub fn table(self) -> Table {
+        match self {
+            Self::LaterTurn
+            | Self::FirstTurn
+            | Self::OwnShare
+            | Self::Crowd
+            | Self::Asleep
+            | Self::Idle
+            | Self::Relay
+            | Self::Gateway => Table::Standalone,
+            _ => Table::Cluster,
+        }
+    }
+}
+
+/// A table of the page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Table {
+    /// One server on one machine
+    Standalone,
+    /// Coordinators, runners and the operator, most of it on a Kubernetes cluster
+    Cluster,
+}
+
+/// Every table, in the order of the page.
+pub const TABLES: [Table; 2] = [Table::Standalone, Table::Cluster];
+
+impl Table {
+    /// The lines of the page between which it is written.
+    pub const fn marks(self) -> [&'static str; 2] {
+        match self {
+            Self::Standalone => ["<!-- measured: begin -->", "<!-- measured: end -->"],
+            Self::Cluster => ["<!-- measured on the cluster: begin -->", "<!-- measured on the cluster: end -->"],
         }
     }
 }
 
 /// Turns before the first that counts: caches fill, code is compiled.
-const WARM_UP: usize = 10;
+pub(super) const WARM_UP: usize = 10;
 
 /// The bridge's process, which is named after the place where it is bound in the sandbox, and Claude Code's.
 const BRIDGE: &str = "bridge";
 const CLAUDE: &str = "claude";
 
 /// What a partial message has and nothing else.
-const PARTIAL: &[u8] = b"\"type\":\"stream_event\"";
+pub(super) const PARTIAL: &[u8] = b"\"type\":\"stream_event\"";
 
 /// The pause after a turn: what follows one (its commit, its transcript) is over before the next is measured.
 const PAUSE: Duration = Duration::from_millis(20);
 
-fn pause() {
+pub(super) fn pause() {
     thread::sleep(PAUSE);
 }
 
@@ -120,15 +239,15 @@ fn server_with_stand_in() -> TestAppBuilder {
 }
 
 /// A message with its partials.
-fn message(text: &str) -> String {
+pub(super) fn message(text: &str) -> String {
     serde_json::json!({ "content": text, "includePartialMessages": true }).to_string()
 }
 
-fn messages_path(session: &str) -> String {
+pub(super) fn messages_path(session: &str) -> String {
     format!("/api/sessions/{session}/messages")
 }
 
 /// One divided by the other.
-fn ratio(one: Duration, other: Duration) -> Option<f64> {
+pub(super) fn ratio(one: Duration, other: Duration) -> Option<f64> {
     (!other.is_zero()).then(|| one.as_secs_f64() / other.as_secs_f64())
 }

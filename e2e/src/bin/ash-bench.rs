@@ -1,15 +1,17 @@
 //! `make bench`: measures what Ash adds and prints each figure beside its limit.
 #![allow(clippy::print_stdout)]
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::Context;
-use ash_e2e::bench::{GROUPS, Group, Row, Scale, markdown, table};
+use anyhow::{Context, bail};
+use ash_e2e::bench::{GROUPS, Group, Row, Scale, TABLES, Table, markdown, table};
 use clap::Parser;
-
-/// Lines of `docs/benchmarks.md` between which the table is written.
-const BEGIN: &str = "<!-- measured: begin -->";
-const END: &str = "<!-- measured: end -->";
+use futures::FutureExt as _;
 
 /// Measures what Ash adds to Claude Code, each figure beside its limit, which is measured in the same run.
 #[derive(Debug, Parser)]
@@ -17,6 +19,9 @@ const END: &str = "<!-- measured: end -->";
 struct Arguments {
     /// What to measure; without any, everything
     groups: Vec<Group>,
+    /// Only the groups of one table
+    #[arg(long, conflicts_with = "groups")]
+    table: Option<Table>,
     /// A few measurements of each only, to see where one stands
     #[arg(long)]
     quick: bool,
@@ -29,23 +34,53 @@ struct Arguments {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let scale = if arguments.quick { Scale::QUICK } else { Scale::FULL };
-    let groups = if arguments.groups.is_empty() { GROUPS.to_vec() } else { arguments.groups.clone() };
+    let is_meant = |group: &Group| match arguments.table {
+        Some(table) => group.table() == table,
+        None => arguments.groups.is_empty() || arguments.groups.contains(group),
+    };
     let machine = machine();
     println!("{machine}");
-    let mut rows: Vec<Row> = Vec::new();
-    for group in groups {
+    let mut rows: Vec<(Table, Row)> = Vec::new();
+    let mut failed = Vec::new();
+    for group in GROUPS.into_iter().filter(is_meant) {
         eprintln!("measuring {group:?} ...");
-        let measured = group.measure(scale).await.with_context(|| format!("{group:?} could not be measured"))?;
-        print!("{}", table(&measured));
-        rows.extend(measured);
+        // One that cannot be measured takes nothing from the others.
+        match AssertUnwindSafe(group.measure(scale)).catch_unwind().await {
+            Ok(Ok(measured)) => {
+                print!("{}", table(&measured));
+                rows.extend(measured.into_iter().map(|row| (group.table(), row)));
+            }
+            Ok(Err(error)) => {
+                eprintln!("{group:?} could not be measured: {error:#}");
+                failed.push(group);
+            }
+            // Its message was printed.
+            Err(_) => failed.push(group),
+        }
     }
-    println!("\n{}", table(&rows));
-    if let Some(path) = arguments.markdown {
-        let page = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let (head, rest) = page.split_once(BEGIN).with_context(|| format!("{} lacks {BEGIN}", path.display()))?;
-        let (_, tail) = rest.split_once(END).with_context(|| format!("{} lacks {END}", path.display()))?;
-        fs::write(&path, format!("{head}{BEGIN}\n\n{machine}\n\n{}\n{END}{tail}", markdown(&rows)))?;
+    for of in TABLES {
+        let rows: Vec<Row> = rows.iter().filter(|(table, _)| *table == of).map(|(_, row)| row.clone()).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        println!("\n{}", table(&rows));
+        if let Some(path) = &arguments.markdown {
+            write(path, of, &machine, &rows)?;
+        }
     }
+    if !failed.is_empty() {
+        bail!("not measured: {failed:?}");
+    }
+    Ok(())
+}
+
+/// Writes a table of the page between its marks.
+fn write(path: &Path, of: Table, machine: &str, rows: &[Row]) -> anyhow::Result<()> {
+    let [begin, end] = of.marks();
+    let page = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (head, rest) = page.split_once(begin).with_context(|| format!("{} lacks {begin}", path.display()))?;
+    let (_, tail) = rest.split_once(end).with_context(|| format!("{} lacks {end}", path.display()))?;
+    fs::write(path, format!("{head}{begin}\n\n{machine}\n\n{}\n{end}{tail}", markdown(rows)))?;
     Ok(())
 }
 

@@ -50,8 +50,8 @@ impl LocalCluster {
         Err(said.concat())
     }
 
-    /// Starts two nodes.
-    pub(super) fn start() -> Result<Self, String> {
+    /// Starts two nodes; the API server notes who writes what, or does not.
+    pub(super) fn start(audit: bool) -> Result<Self, String> {
         if let Some(folder) = env::var_os(FOLDER).filter(|value| !value.is_empty()) {
             let cluster = Self { folder: PathBuf::from(folder), keeper: None };
             if !cluster.folder.exists() {
@@ -59,16 +59,16 @@ impl LocalCluster {
             }
             return Ok(cluster);
         }
-        Self::start_in("")
+        Self::start_in("", audit)
     }
 
     /// The same for one test, beside another.
     pub(super) fn of_a_test() -> Result<Self, String> {
         static COUNT: AtomicU32 = AtomicU32::new(1);
-        Self::start_in(&format!("-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
+        Self::start_in(&format!("-{}", COUNT.fetch_add(1, Ordering::Relaxed)), false)
     }
 
-    fn start_in(ending: &str) -> Result<Self, String> {
+    fn start_in(ending: &str, audit: bool) -> Result<Self, String> {
         succeed(Command::new(script("cluster.sh")).arg("sweep"))?;
         let id = std::process::id();
         let folder = env::temp_dir().join(format!("ash-cluster-{id}{ending}"));
@@ -78,6 +78,7 @@ impl LocalCluster {
             .args(["hold", "2"])
             .env("ASH_CLUSTER_DIR", &folder)
             .env("ASH_CLUSTER_OWNER", id.to_string())
+            .env("ASH_CLUSTER_AUDIT", if audit { "yes" } else { "" })
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(errors)
@@ -95,6 +96,24 @@ impl LocalCluster {
             return Err(said);
         }
         Ok(Self { folder, keeper: Some(keeper) })
+    }
+
+    pub(super) fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("pki/admin.kubeconfig")
+    }
+
+    pub(super) fn audit_log(&self) -> PathBuf {
+        self.folder.join("node1/audit.log")
+    }
+
+    /// The processes in its control groups, which are named after its folder.
+    pub(super) fn processes(&self) -> Vec<u32> {
+        let name = self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let group = format!("/{name}/");
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        ids.filter(|pid| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&group)))
+            .collect()
     }
 
     /// Runs a command of `cluster.sh`.

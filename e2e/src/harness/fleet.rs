@@ -168,6 +168,23 @@ struct Other {
     client: Client,
 }
 
+/// What of a fleet is not as tests have it.
+#[derive(Debug, Clone, Default)]
+pub struct FleetOptions {
+    /// The database; without one, `SQLite`.
+    pub database: Option<String>,
+    /// Whether there is a second coordinator on the database.
+    pub second_coordinator: bool,
+    /// More arguments of the coordinators.
+    pub coordinator_arguments: Vec<String>,
+    /// More variables of the runners.
+    pub runner_environment: Vec<(&'static str, String)>,
+    /// A stand-in for Claude Code.
+    pub claude: Option<PathBuf>,
+    /// What is logged.
+    pub log: Option<&'static str>,
+}
+
 /// A coordinator, or two, and their runners. Dropped, all is stopped and nothing left behind.
 #[derive(Debug)]
 pub struct TestFleet {
@@ -179,13 +196,13 @@ pub struct TestFleet {
     /// A client of the coordinator.
     pub client: Client,
     coordinator: Process,
-    database: Option<String>,
+    options: FleetOptions,
     other: Option<Other>,
     /// The runners.
     pub runners: Vec<TestRunner>,
 }
 
-fn free_port() -> SocketAddr {
+pub(crate) fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port")
 }
 
@@ -195,7 +212,7 @@ impl TestFleet {
     /// # Panics
     /// When it does not start.
     pub async fn start(runners: usize, arguments: &[&str]) -> Self {
-        Self::start_with(runners, arguments, None).await
+        Self::start_with(runners, arguments, FleetOptions::default()).await
     }
 
     /// Two coordinators that share a Postgres database, and so many runners that know both.
@@ -203,22 +220,28 @@ impl TestFleet {
     /// # Panics
     /// When it does not start.
     pub async fn start_on(database: &str, runners: usize, arguments: &[&str]) -> Self {
-        Self::start_with(runners, arguments, Some(database.to_owned())).await
+        let database = Some(database.to_owned());
+        let options = FleetOptions { database, second_coordinator: true, ..FleetOptions::default() };
+        Self::start_with(runners, arguments, options).await
     }
 
-    async fn start_with(runners: usize, arguments: &[&str], database: Option<String>) -> Self {
+    /// The same with what is not as tests have it.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start_with(runners: usize, arguments: &[&str], options: FleetOptions) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let model = ScriptedModel::start(Script::directives()).expect("the scripted model");
         let (address, fleet_address) = (free_port(), free_port());
         let client = Client::new(&format!("http://{address}"), Some(&API_KEY.into())).expect("a client");
         let coordinator = Process::new(folder.path(), "coordinator");
-        let other = database.is_some().then(|| {
+        let other = options.second_coordinator.then(|| {
             let (address, fleet_address) = (free_port(), free_port());
             let client = Client::new(&format!("http://{address}"), Some(&API_KEY.into())).expect("a client");
             Other { process: Process::new(folder.path(), "other-coordinator"), address, fleet_address, client }
         });
         let mut fleet =
-            Self { folder, model, address, fleet_address, client, coordinator, database, other, runners: Vec::new() };
+            Self { folder, model, address, fleet_address, client, coordinator, options, other, runners: Vec::new() };
         fleet.write_secret(&["s".repeat(40)]);
         fleet.start_coordinator().await;
         if fleet.other.is_some() {
@@ -325,24 +348,39 @@ impl TestFleet {
         fleet_address: SocketAddr,
     ) -> (Vec<String>, Vec<(&'static str, String)>) {
         let data = process.folder.join("data");
-        let arguments = vec![
+        let mut arguments = vec![
             "serve".to_owned(),
             "--mode=coordinator".to_owned(),
             format!("--listen={address}"),
             format!("--fleet-listen={fleet_address}"),
             format!("--data-dir={}", data.display()),
             format!("--fleet-secret-file={}", self.secret_file().display()),
-            format!("--log={LOG}"),
+            format!("--log={}", self.log()),
             "--shutdown-timeout=5s".to_owned(),
         ];
+        arguments.extend(self.options.coordinator_arguments.iter().cloned());
         let mut environment = vec![
             ("ASH_API_KEY", API_KEY.to_owned()),
             ("ASH_TOKEN_KEY", "0f".repeat(32)),
             ("ASH_CREDENTIAL_KEY", "1e".repeat(32)),
             ("ANTHROPIC_API_KEY", MODEL_KEY.to_owned()),
         ];
-        environment.extend(self.database.clone().map(|url| ("ASH_DATABASE_URL", url)));
+        environment.extend(self.options.database.clone().map(|url| ("ASH_DATABASE_URL", url)));
         (arguments, environment)
+    }
+
+    fn log(&self) -> &'static str {
+        self.options.log.unwrap_or(LOG)
+    }
+
+    /// Where clients reach the coordinator.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The key that clients need.
+    pub fn api_key(&self) -> &'static str {
+        API_KEY
     }
 
     /// Kills the coordinator.
@@ -368,13 +406,14 @@ impl TestFleet {
             format!("--metrics-listen={metrics}"),
             format!("--data-dir={}", process.folder.join("data").display()),
             format!("--fleet-secret-file={}", self.secret_file().display()),
-            format!("--claude={}", real_claude().display()),
-            format!("--log={LOG}"),
+            format!("--claude={}", self.options.claude.clone().unwrap_or_else(real_claude).display()),
+            format!("--log={}", self.log()),
             "--shutdown-timeout=5s".to_owned(),
         ];
         arguments.extend(self.other.iter().map(|other| format!("--coordinator=http://{}", other.fleet_address)));
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
-        let environment = vec![("ANTHROPIC_BASE_URL", self.model.base_url())];
+        let mut environment = vec![("ANTHROPIC_BASE_URL", self.model.base_url())];
+        environment.extend(self.options.runner_environment.iter().cloned());
         let mut runner = TestRunner { process, arguments, environment, metrics };
         runner.start();
         self.runners.push(runner);

@@ -42,6 +42,6 @@ pub(super) async fn measure(scale: Scale) -> anyhow::Result<Vec<Row>> {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "far fewer than 2^53 bytes")]
-pub(super) fn mebibytes(bytes: u64) -> f64 {
+pub(in crate::bench) fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }

@@ -221,7 +221,9 @@ fn serving(observed: &Observed<'_>, row: &Row) -> Decision {
         return Decision::rest(reason, message).again(left);
     }
     let age = observed.now.duration_since(observed.created_at);
-    if is_new && observed.from_rest && observed.attempts == 0 && age < signed(REST_HEAD_START) {
+    // The API has asked for one: it found none that is warm.
+    let is_asked = observed.wake_at.is_some();
+    if is_new && observed.from_rest && !is_asked && observed.attempts == 0 && age < signed(REST_HEAD_START) {
         return Decision::rest(reason, message).again(REST_HEAD_START);
     }
     let step = if is_new { Step::FindSandbox } else { Step::MakeSandbox };

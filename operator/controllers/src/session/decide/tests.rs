@@ -184,6 +184,19 @@ fn what_is_next() {
     assert!(FINALIZER_BOUND.as_secs() < 31);
 }
 
+/// A session that REST has just made gets its sandbox from the API, unless the API has found none and asked for one.
+#[test]
+fn the_api_has_a_head_start_until_it_asks() {
+    let mut case = Case::new(SessionState::Active, false);
+    let next = |case: &Case| {
+        let observed = Observed { from_rest: true, created_at: ago(1), ..case.observed() };
+        decide(&observed).step
+    };
+    assert_eq!(next(&case), None);
+    case.wake_at = Some(ago(0));
+    assert_eq!(next(&case), Some(Step::FindSandbox));
+}
+
 #[test]
 fn a_resource_goes_when_its_time_is_over() {
     let mut case = Case::new(SessionState::Ended, false);
