@@ -40,8 +40,10 @@ pub struct Scale {
     pub watch: Duration,
     /// Sessions that are created or applied on the cluster, one after the other.
     pub on_cluster: usize,
-    /// Times that twenty sessions begin at once on the cluster.
+    /// Times that many sessions begin at once on the cluster.
     pub crowds: usize,
+    /// How many they are.
+    pub at_once: usize,
     /// Cold starts on the cluster.
     pub cold: usize,
     /// Turns, or sessions, whose writes are counted.
@@ -63,6 +65,7 @@ impl Scale {
         watch: Duration::from_secs(40),
         on_cluster: 40,
         crowds: 5,
+        at_once: 20,
         cold: 15,
         counted: 10,
         fleet_creations: 4000,
@@ -76,8 +79,9 @@ impl Scale {
         bursts: 5,
         idle: 50,
         watch: Duration::from_secs(5),
-        on_cluster: 5,
+        on_cluster: 2,
         crowds: 1,
+        at_once: 4,
         cold: 2,
         counted: 2,
         fleet_creations: 320,

@@ -27,6 +27,40 @@ macro_rules! pod_columns {
     };
 }
 
+/// What a claim changes.
+macro_rules! claim {
+    () => {
+        "UPDATE sandboxes SET session = $4, state = 'claimed', changed_at = {now} WHERE state = 'warm' AND id = ("
+    };
+}
+
+/// Claims the oldest warm sandbox of the runner with the fewest claims; of several alike any, so that claims at once spread. It reads
+/// one row of the pool. Others may hold all that this runner has.
+const CLAIM_OF_ONE_RUNNER: &str = concat!(
+    claim!(),
+    "SELECT free.id FROM sandboxes AS free \
+     WHERE free.tenant = $1 AND free.agent = $2 AND free.agent_version = $3 AND free.state = 'warm' AND free.runner = ( \
+     SELECT runners.name FROM runners WHERE runners.cordoned = 0 AND runners.ready = 1 AND runners.heard_at > {now} - $5 \
+     AND EXISTS (SELECT 1 FROM sandboxes AS pool WHERE pool.tenant = $1 AND pool.agent = $2 AND pool.agent_version = $3 \
+     AND pool.state = 'warm' AND pool.runner = runners.name) \
+     ORDER BY (SELECT COUNT(*) FROM sandboxes AS busy WHERE busy.runner = runners.name AND busy.state = 'claimed'), \
+     RANDOM() LIMIT 1) \
+     ORDER BY free.changed_at LIMIT 1 {skip} ) RETURNING ",
+    pod_columns!()
+);
+
+/// Claims any warm sandbox that nobody holds: it reads all of the pool.
+const CLAIM_OF_ANY: &str = concat!(
+    claim!(),
+    "SELECT free.id FROM sandboxes AS free JOIN runners ON runners.name = free.runner \
+     LEFT JOIN (SELECT runner, COUNT(*) AS claims FROM sandboxes WHERE state = 'claimed' GROUP BY runner) AS busy \
+     ON busy.runner = free.runner \
+     WHERE free.tenant = $1 AND free.agent = $2 AND free.agent_version = $3 AND free.state = 'warm' \
+     AND runners.cordoned = 0 AND runners.ready = 1 AND runners.heard_at > {now} - $5 \
+     ORDER BY COALESCE(busy.claims, 0), free.changed_at LIMIT 1 {skip} ) RETURNING ",
+    pod_columns!()
+);
+
 fn state_name(state: PodState) -> &'static str {
     match state {
         PodState::Starting => "starting",
@@ -144,28 +178,24 @@ impl<E: Engine> PodStore for SqlStore<E> {
         version: u32,
         session: SessionId,
     ) -> Result<Option<PodSandbox>, StoreError> {
-        let text = concat!(
-            "UPDATE sandboxes SET session = $4, state = 'claimed', changed_at = {now} WHERE state = 'warm' AND id = ( \
-             SELECT free.id FROM sandboxes AS free JOIN runners ON runners.name = free.runner \
-             LEFT JOIN (SELECT runner, COUNT(*) AS claims FROM sandboxes WHERE state = 'claimed' GROUP BY runner) AS busy \
-             ON busy.runner = free.runner \
-             WHERE free.tenant = $1 AND free.agent = $2 AND free.agent_version = $3 AND free.state = 'warm' \
-             AND runners.cordoned = 0 AND runners.ready = 1 AND runners.heard_at > {now} - $5 \
-             ORDER BY COALESCE(busy.claims, 0), free.changed_at LIMIT 1 {skip} \
-             ) RETURNING ",
-            pod_columns!()
-        );
-        let statement = Statement::kept(text.replace("{now}", E::NOW).replace("{skip}", E::SKIP_LOCKED))
-            .text(&tenant.0)
-            .text(agent)
-            .integer(version.into())
-            .text(session)
-            .integer(i64::try_from(LOST_AFTER.as_millis()).unwrap_or(i64::MAX));
-        match self.one_pod(statement).await {
-            // The session has one, or there is none to claim beside the one that it has.
-            Ok(None) | Err(StoreError::Conflict(_)) => self.pod_of(session).await,
-            claimed => claimed,
+        let claim = |text: &str| {
+            Statement::kept(text.replace("{now}", E::NOW).replace("{skip}", E::SKIP_LOCKED))
+                .text(&tenant.0)
+                .text(agent)
+                .integer(version.into())
+                .text(session)
+                .integer(i64::try_from(LOST_AFTER.as_millis()).unwrap_or(i64::MAX))
+        };
+        for text in [CLAIM_OF_ONE_RUNNER, CLAIM_OF_ANY] {
+            match self.one_pod(claim(text)).await {
+                Ok(None) => {}
+                // The session has one already.
+                Err(StoreError::Conflict(_)) => break,
+                claimed => return claimed,
+            }
         }
+        // There is none to claim, beside the one that the session may have.
+        self.pod_of(session).await
     }
 
     async fn delete_unclaimed_pod(&self, id: SandboxId) -> Result<bool, StoreError> {

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use super::site::Site;
-use crate::bench::{report::Row, rows::{Scale, ratio}, statistics::Times};
+use crate::bench::{
+    report::Row,
+    rows::{Scale, ratio},
+    statistics::Times,
+};
 
 /// The agent, and its warm sandboxes.
 const AGENT: &str = "applied";
@@ -11,7 +15,7 @@ const WARM: u32 = 3;
 /// The goal at the median.
 const WITHIN: Duration = Duration::from_millis(100);
 /// Applications before the first that counts.
-const WARM_UP: usize = 3;
+const WARM_UP: usize = 2;
 
 pub(super) fn measure(site: &Site<'_>, scale: Scale) -> anyhow::Result<Vec<Row>> {
     site.agent(AGENT, WARM)?;

@@ -5,7 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use super::site::Site;
-use crate::bench::{connection::Connection, report::Row, rows::{Scale, ratio}, statistics::Times};
+use crate::bench::{
+    connection::Connection,
+    report::Row,
+    rows::{Scale, ratio},
+    statistics::Times,
+};
 
 /// The agent, and its warm sandboxes.
 const AGENT: &str = "created";
@@ -13,7 +18,7 @@ const WARM: u32 = 3;
 /// What Ash may add to the API server's own creation.
 const ADDED: Duration = Duration::from_millis(8);
 /// Creations before the first that counts.
-const WARM_UP: usize = 3;
+const WARM_UP: usize = 2;
 
 pub(super) fn measure(site: &Site<'_>, scale: Scale) -> anyhow::Result<Vec<Row>> {
     site.agent(AGENT, WARM)?;

@@ -8,10 +8,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use super::{
-    create::end,
-    site::Site,
-};
+use super::{create::end, site::Site};
 use crate::bench::{
     connection::Connection,
     report::Row,
@@ -19,11 +16,7 @@ use crate::bench::{
     statistics::Times,
 };
 
-/// The agent, and its warm sandboxes.
 const AGENT: &str = "crowded";
-const WARM: u32 = 30;
-/// Sessions at once.
-const AT_ONCE: usize = 20;
 /// The goal for nearly all of them.
 const WITHIN: Duration = Duration::from_millis(400);
 /// What says that a message was taken.
@@ -38,14 +31,20 @@ struct Seen {
 }
 
 pub(super) fn measure(site: &Site<'_>, scale: Scale) -> anyhow::Result<Vec<Row>> {
-    site.agent(AGENT, WARM)?;
+    let at_once = scale.at_once;
+    // Thirty for twenty.
+    let warm = u32::try_from(at_once * 3 / 2)?;
+    site.agent(AGENT, warm)?;
     let (mut created, mut taken, mut partial) = (Times::default(), Times::default(), Times::default());
     for _ in 0..scale.crowds {
-        site.settled(AGENT, WARM)?;
-        let start = Barrier::new(AT_ONCE);
+        site.settled(AGENT, warm)?;
+        let start = Barrier::new(at_once);
         let seen: Vec<Seen> = thread::scope(|scope| {
-            let started: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(|| one(site.connection()?, &start))).collect();
-            started.into_iter().map(|one| one.join().map_err(|_| anyhow::anyhow!("a client ended"))?).collect::<anyhow::Result<_>>()
+            let started: Vec<_> = (0..at_once).map(|_| scope.spawn(|| one(site.connection()?, &start))).collect();
+            started
+                .into_iter()
+                .map(|one| one.join().map_err(|_| anyhow::anyhow!("a client ended"))?)
+                .collect::<anyhow::Result<_>>()
         })?;
         let mut connection = site.connection()?;
         for seen in seen {
@@ -58,7 +57,7 @@ pub(super) fn measure(site: &Site<'_>, scale: Scale) -> anyhow::Result<Vec<Row>>
     site.forget(AGENT)?;
     Ok(vec![Row {
         what: "20 sessions at once, pool of 30: POST of the session until its first message is taken",
-        measured: taken.summary(),
+        measured: format!("{}, {} sessions {at_once} at a time", taken.summary(), taken.len()),
         beside: format!(
             "until 201 {}; until the first partial {}; agent-sandbox, same kind of cluster, claim to Ready: p50 942 ms, max \
              2008 ms",
@@ -67,7 +66,7 @@ pub(super) fn measure(site: &Site<'_>, scale: Scale) -> anyhow::Result<Vec<Row>>
         ),
         ratio: None,
         reach: "p99 400 ms",
-        reached: taken.percentile(99) <= WITHIN,
+        reached: taken.percentile(99) <= WITHIN && at_once >= 20,
     }])
 }
 

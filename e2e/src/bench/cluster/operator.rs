@@ -237,7 +237,9 @@ fn add_rows(site: &Site<'_>, made: &[Made]) -> anyhow::Result<()> {
     for made in made.chunks(ROWS) {
         let values: Vec<String> = made
             .iter()
-            .map(|made| format!("('{}', '{}', '{}', '{}', '{}')", made.session, made.sandbox, made.pod, made.pod_uid, made.node))
+            .map(|made| {
+                format!("('{}', '{}', '{}', '{}', '{}')", made.session, made.sandbox, made.pod, made.pod_uid, made.node)
+            })
             .collect();
         let values = values.join(", ");
         site.query(&format!(
@@ -263,7 +265,10 @@ impl Kwok {
     fn start(site: &Site<'_>) -> anyhow::Result<Self> {
         let mut command = site.cluster.command("kwok");
         command
-            .args(["--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake", "--node-lease-duration-seconds=20"])
+            .args([
+                "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+                "--node-lease-duration-seconds=20",
+            ])
             .arg(format!("--kubeconfig={}", site.cluster.kubeconfig().display()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -123,7 +123,9 @@ impl Counted {
     }
 
     fn details(&self) -> String {
-        let line = |((kind, verb, who), count): (&(String, String, String), &f64)| format!("{count:.1} {verb} {kind} by {who}");
+        let line = |((kind, verb, who), count): (&(String, String, String), &f64)| {
+            format!("{count:.1} {verb} {kind} by {who}")
+        };
         self.0.iter().map(line).collect::<Vec<_>>().join("; ")
     }
 }

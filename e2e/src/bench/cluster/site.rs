@@ -11,7 +11,9 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Config,
-    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+    },
     config::{KubeConfigOptions, Kubeconfig},
 };
 use secrecy::ExposeSecret as _;
@@ -68,7 +70,8 @@ impl<'cluster> Site<'cluster> {
             let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
             anyhow::Ok(Client::try_from(config)?)
         })?;
-        cluster.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": UNSERVED } }).to_string());
+        cluster
+            .apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": UNSERVED } }).to_string());
         Ok(Self { cluster, ash, runtime, client, api: cluster.api().address })
     }
 
@@ -109,7 +112,14 @@ impl<'cluster> Site<'cluster> {
             },
         });
         self.cluster.apply(&agent.to_string());
-        self.cluster.done(&["wait", "-n", namespace, &format!("agent/{name}"), "--for=condition=Ready", "--timeout=120s"]);
+        self.cluster.done(&[
+            "wait",
+            "-n",
+            namespace,
+            &format!("agent/{name}"),
+            "--for=condition=Ready",
+            "--timeout=120s",
+        ]);
         self.settled(name, warm)
     }
 

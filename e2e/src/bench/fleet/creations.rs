@@ -17,12 +17,7 @@ use super::{
     stand_in_bridges::{Bridges, StandIn},
 };
 use crate::{
-    bench::{
-        connection::Connection,
-        report::Row,
-        rows::Scale,
-        statistics::Times,
-    },
+    bench::{connection::Connection, report::Row, rows::Scale, statistics::Times},
     harness::{FleetOptions, TestFleet, eventually, free_port},
 };
 
@@ -61,7 +56,12 @@ pub(crate) async fn measure(scale: Scale) -> anyhow::Result<Vec<Row>> {
     }
     fleet.wait_runners(RUNNERS).await;
     fleet.deploy("simple").await;
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "thousands")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "thousands"
+    )]
     let sandboxes = (scale.fleet_creations as f64 * SPARE) as usize;
     let pods = pods(sandboxes, &ports)?;
     add(&postgres, &pods)?;
@@ -72,9 +72,8 @@ pub(crate) async fn measure(scale: Scale) -> anyhow::Result<Vec<Row>> {
     })
     .await;
     let per_client = scale.fleet_creations / CLIENTS;
-    let health = together(&fleet, per_client, |connection| {
-        Ok(connection.send("GET", "/health", "", &[])?.status == 200)
-    })?;
+    let health =
+        together(&fleet, per_client, |connection| Ok(connection.send("GET", "/health", "", &[])?.status == 200))?;
     let created = together(&fleet, per_client, |connection| {
         let created = connection.send("POST", "/api/sessions", r#"{"agent":"simple"}"#, &[])?;
         Ok(created.status == 201 && created.json()?["session"]["status"] == "active")
@@ -117,9 +116,8 @@ fn together(
     per_client: usize,
     request: impl Fn(&mut Connection) -> anyhow::Result<bool> + Sync,
 ) -> anyhow::Result<Together> {
-    let connections: Vec<Connection> = (0..CLIENTS)
-        .map(|_| Connection::open(fleet.address(), fleet.api_key()))
-        .collect::<anyhow::Result<_>>()?;
+    let connections: Vec<Connection> =
+        (0..CLIENTS).map(|_| Connection::open(fleet.address(), fleet.api_key())).collect::<anyhow::Result<_>>()?;
     let start = Instant::now();
     let done: Vec<Vec<(Duration, bool)>> = thread::scope(|scope| {
         let one = |mut connection: Connection| {
@@ -135,7 +133,10 @@ fn together(
             })
         };
         let clients: Vec<_> = connections.into_iter().map(one).collect();
-        clients.into_iter().map(|one| one.join().map_err(|_| anyhow::anyhow!("a client ended"))?).collect::<anyhow::Result<_>>()
+        clients
+            .into_iter()
+            .map(|one| one.join().map_err(|_| anyhow::anyhow!("a client ended"))?)
+            .collect::<anyhow::Result<_>>()
     })?;
     let whole = start.elapsed();
     let mut together = Together { times: Times::default(), failed: 0, whole };

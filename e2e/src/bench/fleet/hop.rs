@@ -57,12 +57,7 @@ pub(crate) async fn measure(scale: Scale) -> anyhow::Result<Vec<Row>> {
     let added = [50, 99].map(|percent| with_hop.percentile(percent).saturating_sub(without.percentile(percent)));
     Ok(vec![Row {
         what: "one hop more than standalone, Claude Code answers at once: POST to first event",
-        measured: format!(
-            "+ {} (p99 + {}): {}",
-            milliseconds(added[0]),
-            milliseconds(added[1]),
-            with_hop.summary()
-        ),
+        measured: format!("+ {} (p99 + {}): {}", milliseconds(added[0]), milliseconds(added[1]), with_hop.summary()),
         beside: format!("standalone on Postgres {}", without.summary()),
         ratio: ratio(with_hop.median(), without.median()),
         reach: "p50 + 0.4 ms, p99 + 1.5 ms",
