@@ -14,7 +14,10 @@ use anyhow::{Context, ensure};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{many::Made, site::Site};
+use super::{
+    many::Made,
+    site::{Site, TENANT},
+};
 use crate::{
     bench::{
         processes::{cpu, resident_bytes},
@@ -83,11 +86,13 @@ fn with_rows(site: &Site<'_>, scale: Scale, count: usize) -> anyhow::Result<Vec<
     let begun = Instant::now();
     quiet(site, count)?;
     eprintln!("every status is written after {} s", begun.elapsed().as_secs());
+    // It looks at what other groups have left, too.
+    let all = count + site.count(TENANT)?;
     // Everything again, with nothing to write: in a new process, that has read nothing yet.
     scale_operator(site, 0)?;
     scale_operator(site, 1)?;
     let pid = operator_pid(site)?;
-    let resync = looked_at(site, pid, count)?;
+    let resync = looked_at(site, pid, all)?;
     let written = metric(site, "ash_operator_status_writes_total{kind=\"Session\"")?;
     quiet(site, count)?;
     let before = cpu(pid)?;

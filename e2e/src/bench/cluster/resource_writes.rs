@@ -93,10 +93,11 @@ impl Counted {
         Ok(Self(counted))
     }
 
-    /// Whether a write is about a pod: its creation, its labels, its binding to a node, its status, its end, and what Kubernetes
-    /// itself tells of it.
+    /// Whether a write is about a pod: its creation, its labels, its end, and whatever Kubernetes itself writes: its binding to a
+    /// node, its token, its status, Events.
     fn is_of_pod(kind: &str, who: &str) -> bool {
-        kind.starts_with("pods") || (kind == "events" && !who.contains("ash"))
+        let by_kubernetes = ["system:node:", "system:kube-", "system:serviceaccount:kube-system:"];
+        kind.starts_with("pods") || by_kubernetes.iter().any(|beginning| who.starts_with(beginning))
     }
 
     fn sum(&self, is_meant: impl Fn(&str, &str) -> bool) -> f64 {

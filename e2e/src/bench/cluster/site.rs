@@ -129,20 +129,27 @@ impl<'cluster> Site<'cluster> {
         self.settled(agent, 0)
     }
 
-    /// Waits until an agent has its warm sandboxes and no others, and then a moment.
+    /// Waits until an agent has its warm sandboxes and no others, and no other pods; then a moment.
     pub(super) fn settled(&self, agent: &str, warm: u32) -> anyhow::Result<()> {
+        // The row of a pod that is gone stays for its session to be told.
         let statement = format!(
             "SELECT COUNT(*) FILTER (WHERE sandboxes.state = 'warm'), COUNT(*) FROM sandboxes \
-             JOIN agents ON agents.id = sandboxes.agent WHERE agents.name = '{agent}'"
+             JOIN agents ON agents.id = sandboxes.agent WHERE agents.name = '{agent}' AND sandboxes.state <> 'deleting'"
         );
+        let wanted = format!("{warm}|{warm}");
+        let labelled = ListParams::default().labels(&format!("ash.dev/agent={agent}"));
         let start = Instant::now();
         loop {
             let found = self.query(&statement)?;
-            if found.trim() == format!("{warm}|{warm}") {
-                thread::sleep(REST);
-                return Ok(());
+            let has = found.trim();
+            if has == wanted {
+                let pods = self.block_on(self.pods(TENANT).list_metadata(&labelled))?;
+                if pods.items.len() == warm as usize {
+                    thread::sleep(REST);
+                    return Ok(());
+                }
             }
-            ensure!(start.elapsed() < DEADLINE, "{agent} has {} (warm|all), not {warm}", found.trim());
+            ensure!(start.elapsed() < DEADLINE, "{agent} has {has} (warm|all), not {warm}");
             thread::sleep(LOOK);
         }
     }
