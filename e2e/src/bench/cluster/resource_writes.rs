@@ -89,7 +89,9 @@ impl Counted {
         }
         ensure!(!counted.is_empty(), "the audit log says nothing");
         let sessions = f64::from(u32::try_from(sessions)?);
-        counted.values_mut().for_each(|count| *count /= sessions);
+        for count in counted.values_mut() {
+            *count /= sessions;
+        }
         Ok(Self(counted))
     }
 
