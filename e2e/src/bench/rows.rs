@@ -63,7 +63,7 @@ impl Scale {
         bursts: 30,
         idle: 1000,
         watch: Duration::from_secs(40),
-        on_cluster: 40,
+        on_cluster: 30,
         crowds: 5,
         at_once: 20,
         cold: 15,

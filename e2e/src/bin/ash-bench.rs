@@ -49,6 +49,10 @@ async fn main() -> anyhow::Result<()> {
             Ok(Ok(measured)) => {
                 print!("{}", table(&measured));
                 rows.extend(measured.into_iter().map(|row| (group.table(), row)));
+                // At once: what is measured is not lost with what comes.
+                if let Some(path) = &arguments.markdown {
+                    write(path, group.table(), &machine, &of_table(&rows, group.table()))?;
+                }
             }
             Ok(Err(error)) => {
                 eprintln!("{group:?} could not be measured: {error:#}");
@@ -59,19 +63,20 @@ async fn main() -> anyhow::Result<()> {
         }
     }
     for of in TABLES {
-        let rows: Vec<Row> = rows.iter().filter(|(table, _)| *table == of).map(|(_, row)| row.clone()).collect();
-        if rows.is_empty() {
-            continue;
-        }
-        println!("\n{}", table(&rows));
-        if let Some(path) = &arguments.markdown {
-            write(path, of, &machine, &rows)?;
+        let rows = of_table(&rows, of);
+        if !rows.is_empty() {
+            println!("\n{}", table(&rows));
         }
     }
     if !failed.is_empty() {
         bail!("not measured: {failed:?}");
     }
     Ok(())
+}
+
+/// The rows of a table.
+fn of_table(rows: &[(Table, Row)], of: Table) -> Vec<Row> {
+    rows.iter().filter(|(table, _)| *table == of).map(|(_, row)| row.clone()).collect()
 }
 
 /// Writes a table of the page between its marks.
