@@ -73,6 +73,13 @@ impl Site<'_> {
         Ok(sessions.iter().filter(|session| is_true(&session.data["status"], "Ready")).count())
     }
 
+    /// How many pods run.
+    pub(super) fn running(&self, namespace: &str) -> anyhow::Result<usize> {
+        let pods = self.block_on(pages(&self.pods(namespace)))?;
+        let runs = |pod: &&Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"));
+        Ok(pods.iter().filter(runs).count())
+    }
+
     /// How many sessions a namespace has.
     pub(super) fn count(&self, namespace: &str) -> anyhow::Result<usize> {
         Ok(self.block_on(pages(&self.sessions(namespace)))?.len())

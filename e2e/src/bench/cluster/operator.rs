@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    path::Path,
     process::{Child, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -84,6 +85,10 @@ fn with_rows(site: &Site<'_>, scale: Scale, count: usize) -> anyhow::Result<Vec<
     // It writes every session's status, once.
     scale_operator(site, 1)?;
     let begun = Instant::now();
+    while site.running(NAMESPACE)? < count {
+        ensure!(begun.elapsed() < DEADLINE, "kwok does not run every pod");
+        thread::sleep(LOOK * 20);
+    }
     quiet(site, count)?;
     eprintln!("every status is written after {} s", begun.elapsed().as_secs());
     // It looks at what other groups have left, too.
@@ -228,6 +233,8 @@ fn make_nodes(site: &Site<'_>) {
     };
     let items: Vec<_> = (0..NODES).map(one).collect();
     site.cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string());
+    // kwok says that they are, or it does not run.
+    site.cluster.done(&["wait", "node", "-l", "type=kwok", "--for=condition=Ready", "--timeout=120s"]);
 }
 
 /// What the store has of sessions that are active on pods.
@@ -269,12 +276,14 @@ struct Kwok(Child);
 impl Kwok {
     fn start(site: &Site<'_>) -> anyhow::Result<Self> {
         let mut command = site.cluster.command("kwok");
+        let stages = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bench/cluster/kwok-stages.yaml");
         command
             .args([
                 "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
                 "--node-lease-duration-seconds=20",
             ])
             .arg(format!("--kubeconfig={}", site.cluster.kubeconfig().display()))
+            .arg(format!("--config={}", stages.display()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
