@@ -24,7 +24,7 @@ const DATABASE_SECRET: &str = "ash-database";
 /// The Secret with the keys; `install.sh` makes it.
 const KEYS_SECRET: &str = "ash-keys";
 
-/// The ConfigMap in [`SYSTEM_NAMESPACE`] with the authority of the tests, as `values.yaml` names it.
+/// The `ConfigMap` in [`SYSTEM_NAMESPACE`] with the authority of the tests, as `values.yaml` names it.
 const AUTHORITIES: &str = "authorities";
 
 /// An installed chart, with what it needs beside it. All in this process's hands: a test can read what the model was

@@ -34,9 +34,12 @@ impl Seen {
     }
 
     /// The changes that were not there before.
-    fn take(&mut self, found: Vec<ChangedSession>) -> Vec<ChangedSession> {
+    ///
+    /// The time of a change is that of whoever made it. One whose clock is ahead must not have the next look begin there: it
+    /// would miss what the others do until then.
+    fn take(&mut self, found: Vec<ChangedSession>, now: Timestamp) -> Vec<ChangedSession> {
         let is_full = found.len() >= CHANGES_AT_ONCE as usize;
-        let newest = found.iter().map(|change| change.at).max();
+        let newest = found.iter().map(|change| change.at.min(now)).max();
         let fresh: Vec<_> =
             found.into_iter().filter(|change| self.known.insert(change.id, change.at) != Some(change.at)).collect();
         if let Some(newest) = newest {
@@ -67,7 +70,7 @@ pub(crate) async fn watch(store: Arc<dyn ChangeStore>, namespaces: Vec<Arc<Names
                 continue;
             }
         };
-        let fresh = seen.take(found);
+        let fresh = seen.take(found, Timestamp::now());
         for namespace in &namespaces {
             let tenant = namespace.tenant();
             let ids: HashSet<SessionId> =
@@ -98,12 +101,22 @@ mod tests {
     #[test]
     fn each_change_is_taken_once_and_a_late_clock_is_no_loss() {
         let mut seen = Seen::new(Timestamp::from_second(0).unwrap());
-        assert_eq!(seen.take(vec![change(1, 10), change(2, 20)]).len(), 2);
+        let now = Timestamp::from_second(100).unwrap();
+        assert_eq!(seen.take(vec![change(1, 10), change(2, 20)], now).len(), 2);
         assert_eq!(seen.from.as_second(), 15);
-        assert_eq!(seen.take(vec![change(2, 20)]).len(), 0);
+        assert_eq!(seen.take(vec![change(2, 20)], now).len(), 0);
         // Somebody whose clock is behind.
-        assert_eq!(seen.take(vec![change(3, 16), change(2, 20)]), vec![change(3, 16)]);
-        assert_eq!(seen.take(vec![change(2, 21)]), vec![change(2, 21)]);
-        assert_eq!(seen.take(Vec::new()), Vec::new());
+        assert_eq!(seen.take(vec![change(3, 16), change(2, 20)], now), vec![change(3, 16)]);
+        assert_eq!(seen.take(vec![change(2, 21)], now), vec![change(2, 21)]);
+        assert_eq!(seen.take(Vec::new(), now), Vec::new());
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_hides_no_change_of_others() {
+        let mut seen = Seen::new(Timestamp::from_second(0).unwrap());
+        let now = Timestamp::from_second(100).unwrap();
+        assert_eq!(seen.take(vec![change(1, 9_000)], now).len(), 1);
+        assert_eq!(seen.from.as_second(), 95);
+        assert_eq!(seen.take(vec![change(2, 101), change(1, 9_000)], now), vec![change(2, 101)]);
     }
 }

@@ -11,6 +11,7 @@
 mod agent;
 mod changes;
 mod config;
+mod connect;
 mod error;
 mod event;
 pub mod failure;
@@ -27,7 +28,8 @@ mod session;
 mod uninstall;
 
 pub use config::{Clones, Fleet, Members, OperatorConfig, Ports};
+pub use connect::{ConnectError, client_of, connect, connect_to};
 pub use kube::Client;
 pub use metrics::Metrics;
-pub use operator::{ConnectError, connect, connect_to, run};
+pub use operator::run;
 pub use uninstall::{Released, UninstallError, uninstall};

@@ -19,6 +19,9 @@ pub const UNINSTALL_LEASE: Duration = Duration::from_secs(300);
 pub const UNINSTALL_BOUND: Duration = Duration::from_secs(120);
 /// It looks so often whether they are gone.
 pub const UNINSTALL_LOOK: Duration = Duration::from_millis(500);
+/// A connection to the API server is made within this time.
+pub const API_CONNECT: Duration = Duration::from_secs(5);
+
 /// The longest that a finalizer of ours holds a deletion up. After it the sweep clears up what is left.
 pub const FINALIZER_BOUND: Duration = Duration::from_secs(30);
 /// Sessions that are looked at together, in one namespace.
@@ -93,5 +96,5 @@ pub const SERVICE_AGE: Duration = Duration::from_secs(30);
 pub const POLICIES: Duration = Duration::from_secs(600);
 /// Names of sessions that the API remembers by their ids; over it all are forgotten.
 pub const MAX_NAMES: usize = 50_000;
-/// A call of the API to the API server may take so long.
+/// The API server answers a call within this time, or the call has failed. Watches wait longer.
 pub const API_CALL: Duration = Duration::from_secs(10);

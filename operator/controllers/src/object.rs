@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use ash_crd::names;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Resource, ResourceExt as _,
@@ -13,7 +13,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::error::unless_gone;
+use crate::{error::unless_gone, limits::FINALIZER_BOUND};
 
 /// An object that may be malformed.
 pub(crate) type Guard<K> = DeserializeGuard<K>;
@@ -21,6 +21,17 @@ pub(crate) type Guard<K> = DeserializeGuard<K>;
 /// Since when an object is being deleted.
 pub(crate) fn deleting_since(object: &impl Resource) -> Option<Timestamp> {
     object.meta().deletion_timestamp.as_ref().map(|time| time.0)
+}
+
+/// Whether a deletion that began then has waited for our finalizer for as long as it may.
+pub(crate) fn is_late(deleting_since: Timestamp, now: Timestamp) -> bool {
+    let bound = SignedDuration::try_from(FINALIZER_BOUND).unwrap_or(SignedDuration::MAX);
+    now.duration_since(deleting_since) >= bound
+}
+
+/// Whether an object waits to be deleted for our finalizer, and has for too long.
+pub(crate) fn is_held_up(object: &impl Resource) -> bool {
+    has_finalizer(object) && deleting_since(object).is_some_and(|since| is_late(since, Timestamp::now()))
 }
 
 /// When an object was made.

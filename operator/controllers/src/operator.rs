@@ -9,7 +9,6 @@ use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::PostParams,
-    config::KubeConfigOptions,
     runtime::{
         Config, Controller, Predicate as _, WatchStreamExt as _, controller::Action, predicates, reflector,
         reflector::ObjectRef, watcher,
@@ -34,7 +33,7 @@ use crate::{
 /// Objects that wait to be looked at: over it the next full look takes them.
 const TRIGGERS: usize = 16_384;
 /// How long what is being done may take when the operator stops.
-const DRAIN: Duration = Duration::from_secs(5);
+const DRAIN: Duration = Duration::from_secs(2);
 /// Objects of one page of a listing.
 const PAGE: u32 = 500;
 
@@ -60,24 +59,6 @@ pub async fn run(client: Client, config: OperatorConfig, ports: Ports, metrics: 
         metrics.is_leader.set(0);
         tracing::info!("this operator waits");
     }
-}
-
-/// Why there is no way to an API server.
-#[derive(Debug, thiserror::Error)]
-#[error("no way to the Kubernetes API server: {0}; run this in a pod of the cluster, or with KUBECONFIG set")]
-pub struct ConnectError(String);
-
-/// A client for the cluster that this process is in, or that `KUBECONFIG` names.
-pub async fn connect() -> Result<Client, ConnectError> {
-    Client::try_default().await.map_err(|error| ConnectError(error.to_string()))
-}
-
-/// A client for the cluster of a kubeconfig's context; without one, as [`connect`].
-pub async fn connect_to(context: Option<&str>) -> Result<Client, ConnectError> {
-    let Some(context) = context else { return connect().await };
-    let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
-    let config = kube::Config::from_kubeconfig(&options).await.map_err(|error| ConnectError(error.to_string()))?;
-    Client::try_from(config).map_err(|error| ConnectError(error.to_string()))
 }
 
 async fn serve(client: Client, config: Arc<OperatorConfig>, ports: Ports, metrics: Metrics, stop: CancellationToken) {

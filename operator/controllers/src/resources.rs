@@ -195,7 +195,7 @@ impl Resources for KubeResources {
                     "extraEnv: this server has no key to store variables with".to_owned(),
                 ));
             };
-            let stored = format!("session/{name}");
+            let stored = names::variables_of_session(&name);
             let text = serde_json::to_vec(&request.options.environment)
                 .map_err(|error| ResourceError::Refused(format!("extraEnv: {error}")))?;
             let secret = SecretBox::new(text.into_boxed_slice());

@@ -50,6 +50,11 @@ pub const FIELD_MANAGER_STATUS: &str = "ash-operator-status";
 /// Field manager of the API for resources that REST calls make and change.
 pub const FIELD_MANAGER_API: &str = "ash-api";
 
+/// The stored credential with the variables that a REST call brought for a session, by the resource's name.
+pub fn variables_of_session(name: &str) -> String {
+    format!("session/{name}")
+}
+
 /// The labels of an agent's warm pods, as a selector.
 pub fn warm_selector(agent: &str) -> String {
     format!("{AGENT}={agent},{WARM}=true")

@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ash_protocol::fleet::{
@@ -53,7 +53,7 @@ pub struct Peer {
     secret: Arc<SecretFile>,
     connections: Mutex<Vec<Arc<Connection>>>,
     /// Held by who makes a connection, so that a hundred requests at once make one.
-    connecting: tokio::sync::Mutex<()>,
+    connecting: tokio::sync::Mutex<Option<(Instant, LinkError)>>,
     released: Arc<Notify>,
     /// Counts connections that ended.
     ended: watch::Sender<u64>,
@@ -297,13 +297,21 @@ impl Peer {
 
     /// A stream's place on a new connection, or on one that another caller made meanwhile.
     async fn lease_new(&self) -> Result<Lease, LinkError> {
-        let _connecting = self.connecting.lock().await;
+        let arrived = Instant::now();
+        let mut failed = self.connecting.lock().await;
         if let Some(lease) = self.try_lease() {
             return Ok(lease);
         }
-        let connection = timeout(CONNECT_TIMEOUT, self.connect()).await.unwrap_or_else(|_| {
-            Err(self.unreachable(&format!("no handshake within {} s", CONNECT_TIMEOUT.as_secs())))
-        })?;
+        // An attempt that began later has failed: those who waited for it do not each make one of their own.
+        if let Some((_, error)) = failed.as_ref().filter(|(begun, _)| *begun >= arrived) {
+            return Err(error.clone());
+        }
+        let begun = Instant::now();
+        let connected = timeout(CONNECT_TIMEOUT, self.connect())
+            .await
+            .unwrap_or_else(|_| Err(self.unreachable(&format!("no handshake within {} s", CONNECT_TIMEOUT.as_secs()))));
+        let connection = connected.inspect_err(|error| *failed = Some((begun, error.clone())))?;
+        *failed = None;
         connection.streams.fetch_add(1, Ordering::SeqCst);
         self.lock().push(Arc::clone(&connection));
         Ok(Lease { connection, released: Arc::clone(&self.released) })

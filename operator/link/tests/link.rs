@@ -242,3 +242,29 @@ async fn whoever_waits_for_a_peer_that_is_given_up_is_told_so() {
     peer.give_up();
     assert_eq!(hello(&peer).await.unwrap(), "hello");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_for_a_peer_that_does_not_answer_are_told_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "secret", &["a"]);
+    // It takes connections and says nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = Arc::new(Peer::new(&format!("http://{}", listener.local_addr().unwrap()), secret(&path)).unwrap());
+    let taken = tokio::spawn(async move {
+        let mut taken = Vec::new();
+        loop {
+            taken.push(listener.accept().await.unwrap());
+            assert!(taken.len() <= 3, "each caller makes an attempt of its own");
+        }
+    });
+    let callers = (0..50).map(|_| {
+        let peer = Arc::clone(&peer);
+        tokio::spawn(async move { hello(&peer).await })
+    });
+    let all = tokio::time::timeout(WAIT, futures::future::join_all(callers)).await.unwrap();
+    for one in all {
+        assert!(one.unwrap().unwrap_err().nothing_happened());
+    }
+    assert!(!taken.is_finished());
+    taken.abort();
+}

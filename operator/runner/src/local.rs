@@ -34,7 +34,7 @@ use crate::{
     commit,
     hub::{PermissionGate, Place, Reserve},
     lifecycle::{WAKE_RESUMED, close, open_without_sandbox, rest, wake},
-    limits::{BRIDGE_ANSWER, BRIDGE_AWAY},
+    limits::{BRIDGE_ANSWER, BRIDGE_AWAY, SANDBOX_END},
     metrics::Metrics,
     options::{bounded, effective},
     pods,
@@ -334,7 +334,8 @@ impl Runner for LocalRunner {
         let hub = self.shared.hub(&session).await?;
         let state = loop {
             // A bridge that does not come back after a restart of its host does not keep its session from being closed.
-            let place = timeout(BRIDGE_AWAY, hub.wait_settled()).await.unwrap_or_else(|_| hub.place());
+            let patience = if closing == Closing::End { SANDBOX_END } else { BRIDGE_AWAY };
+            let place = timeout(patience, hub.wait_settled()).await.unwrap_or_else(|_| hub.place());
             let before = hub.session().state;
             let state = before.after(closing.event()).map_err(|impossible| RunnerError::State(impossible.0))?;
             match place {
@@ -345,6 +346,10 @@ impl Runner for LocalRunner {
                     if is_first {
                         self.put_aside(&sandbox, &hub, closing).await;
                     }
+                }
+                // A bridge that does not let its session rest does not keep it from being ended either.
+                Place::Leaving(sandbox) if closing == Closing::End => {
+                    close(&self.shared.metrics, &sandbox, EndReason::Closed(closing)).await;
                 }
                 _ if before == state => return Ok(hub.session()),
                 _ if hub.begin_starting() => break state,

@@ -208,6 +208,11 @@ pub(crate) struct SandboxArguments {
     #[arg(long, env = "ASH_EGRESS_ALLOW", action = ArgAction::Append, value_delimiter = ',', value_name = "TARGET",
         help_heading = "Sandboxes")]
     pub(crate) egress_allow: Vec<String>,
+    /// Network that sandboxes may not reach although it is public, such as that of a cluster's pods, services or nodes: an
+    /// address, or address/length; can be repeated
+    #[arg(long, env = "ASH_EGRESS_FORBID", action = ArgAction::Append, value_delimiter = ',', value_name = "NETWORK",
+        help_heading = "Sandboxes")]
+    pub(crate) egress_forbid: Vec<String>,
 }
 
 /// What only a coordinator needs.

@@ -197,7 +197,9 @@ pub(crate) fn egress(arguments: &SandboxArguments) -> anyhow::Result<EgressConfi
             Err(_) => allow.hosts.push(target.parse().with_context(|| format!("--egress-allow {target}"))?),
         }
     }
-    Ok(EgressConfig { allow, ..EgressConfig::default() })
+    let forbid = |network: &String| network.parse().with_context(|| format!("--egress-forbid {network}"));
+    let forbidden = arguments.egress_forbid.iter().map(forbid).collect::<anyhow::Result<_>>()?;
+    Ok(EgressConfig { allow, forbidden, ..EgressConfig::default() })
 }
 
 pub(crate) fn sandboxes(arguments: &SandboxArguments, data: &Path) -> ProcessConfig {

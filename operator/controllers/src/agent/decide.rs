@@ -12,8 +12,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     failure::Failure,
-    limits::{COUNTS, FINALIZER_BOUND, POLL},
+    limits::{COUNTS, POLL},
     namespace::Counts,
+    object,
 };
 
 /// What there is of an agent.
@@ -86,8 +87,7 @@ pub(crate) struct Decision {
 /// Decides.
 pub(crate) fn decide(observed: &Observed<'_>) -> Decision {
     if let Some(since) = observed.deleting_since {
-        let bound = SignedDuration::try_from(FINALIZER_BOUND).unwrap_or(SignedDuration::MAX);
-        let is_late = observed.now.duration_since(since) >= bound;
+        let is_late = object::is_late(since, observed.now);
         let step = match (observed.has_finalizer, observed.row) {
             (false, _) => None,
             (true, Some(_)) if !is_late => Some(Step::Forget),

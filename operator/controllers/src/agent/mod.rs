@@ -76,6 +76,11 @@ async fn look(namespace: &Namespace, agent: &Agent) -> Result<Option<Duration>, 
     let store = &namespace.ports.store;
     let mut has_finalizer = object::has_finalizer(agent);
     let default = AgentStatus::default();
+    // Before anything is asked that may not answer.
+    if object::is_held_up(agent) {
+        object::set_finalizer(&namespace.api::<Agent>(), agent, false, serde_json::Value::Null).await?;
+        return Ok(None);
+    }
     for _ in 0..STEPS {
         let mut row = store.agent(&tenant, &name).await?;
         // Another agent may be found by this name as its slug.

@@ -5,10 +5,12 @@ use std::{collections::HashSet, sync::Arc};
 
 use ash_core::{
     id::SessionId,
-    ports::{PodState, SessionFilter},
+    ports::{PodSandbox, PodState, SessionFilter},
     session::{Closing, SessionState},
 };
+use ash_crd::Session;
 use jiff::{SignedDuration, Timestamp};
+use kube::api::ListParams;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +41,7 @@ pub(crate) async fn sweep(namespace: &Namespace, with_sessions: bool) -> Result<
     // First the store, then the resources: a resource is there before its row is.
     let rows = namespace.ports.pods.pods(Some(&namespace.tenant())).await?;
     let sessions = if with_sessions { live_sessions(namespace).await? } else { Vec::new() };
-    let resources: HashSet<SessionId> = namespace
+    let known: HashSet<SessionId> = namespace
         .sessions
         .state()
         .iter()
@@ -52,12 +54,21 @@ pub(crate) async fn sweep(namespace: &Namespace, with_sessions: bool) -> Result<
         Timestamp::now().duration_since(since) >= SignedDuration::try_from(ORPHAN_AGE).unwrap_or(SignedDuration::MAX)
     };
     let mut orphans: HashSet<SessionId> =
-        sessions.into_iter().filter(|(id, made)| is_old(*made) && !resources.contains(id)).map(|(id, _)| id).collect();
+        sessions.into_iter().filter(|(id, made)| is_old(*made) && !known.contains(id)).map(|(id, _)| id).collect();
+    // A warm one was made long before a session had it: what counts is when it was claimed.
+    let is_orphan = |row: &PodSandbox| {
+        let is_unknown = row.session.is_some_and(|owner| !known.contains(&owner));
+        is_unknown && row.state != PodState::Deleting && is_old(row.changed_at)
+    };
+    let rows: Vec<PodSandbox> = rows.into_iter().filter(is_orphan).collect();
+    if rows.is_empty() && orphans.is_empty() {
+        return Ok(());
+    }
+    // The watch may be behind, or blind for minutes: what ends a session for good asks the API server itself.
+    let there = sessions_there(namespace).await?;
+    orphans.retain(|id| !there.contains(id));
     for row in rows {
-        let Some(owner) = row.session.filter(|owner| !resources.contains(owner)) else { continue };
-        if row.state == PodState::Deleting || !is_old(row.created_at) {
-            continue;
-        }
+        let Some(owner) = row.session.filter(|owner| !there.contains(owner)) else { continue };
         namespace.ports.pods.delete_pod(row.id).await?;
         namespace.metrics.orphans.inc();
         namespace.pool_wake.notify_one();
@@ -72,6 +83,20 @@ pub(crate) async fn sweep(namespace: &Namespace, with_sessions: bool) -> Result<
         }
     }
     Ok(())
+}
+
+/// The ids of all Session resources that there are, as the API server says now.
+async fn sessions_there(namespace: &Namespace) -> Result<HashSet<SessionId>, StepError> {
+    let mut there = HashSet::new();
+    let mut page = ListParams::default().limit(SWEEP_PAGE);
+    loop {
+        let found = namespace.api::<Session>().list_metadata(&page).await?;
+        there.extend(found.items.iter().filter_map(|found| found.metadata.uid.as_deref()?.parse::<SessionId>().ok()));
+        match found.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page = page.continue_token(&token),
+            None => return Ok(there),
+        }
+    }
 }
 
 /// Every session of the namespace that has not ended, with when it was made.

@@ -15,7 +15,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::{
     failure::Failure,
-    limits::{ATTEMPTS, FINALIZER_BOUND, REST_HEAD_START, START_LOOK},
+    limits::{ATTEMPTS, REST_HEAD_START, START_LOOK},
+    object,
 };
 
 /// What a session says whose credential was refused.
@@ -150,7 +151,7 @@ fn deletion(observed: &Observed<'_>, since: Timestamp) -> Decision {
     if !observed.has_finalizer {
         return nothing(None);
     }
-    let is_late = observed.now.duration_since(since) >= signed(FINALIZER_BOUND);
+    let is_late = object::is_late(since, observed.now);
     let is_live = observed.row.is_some_and(|row| row.state != SessionState::Ended);
     nothing(Some(match (is_late, is_live, observed.sandbox) {
         (true, _, _) => Step::RemoveFinalizer,

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use ash_core::{
     id::{SandboxId, SessionId, TenantId},
     opening::{Opening, OpeningReason},
-    ports::{OpenEpoch, PodSandbox, PodState, StoreError},
+    ports::{OpenEpoch, PodSandbox, PodState, RunnerError, StoreError},
     session::{Closing, PausedReason, Session as Row, SessionEvent, SessionState},
 };
 use ash_crd::{
@@ -24,13 +24,14 @@ use kube::{
     runtime::controller::Action,
 };
 use serde_json::json;
+use tokio::time::timeout;
 
 use self::decide::{Decision, Observed, Step};
 use crate::{
     error::{StepError, unless_gone},
     event::Events,
     failure::Failure,
-    limits::{POLL, START_LOOK, STEPS},
+    limits::{FINALIZER_BOUND, POLL, START_LOOK, STEPS},
     namespace::{Namespace, Trouble},
     object::{self, Guard},
     runners::Room,
@@ -92,6 +93,11 @@ async fn look(namespace: &Arc<Namespace>, session: &Session) -> Result<Option<Du
     let mut has_finalizer = object::has_finalizer(session);
     let default = SessionStatus::default();
     let before = session.status.as_ref().unwrap_or(&default);
+    // Before anything is asked that may not answer.
+    if object::is_held_up(session) {
+        object::set_finalizer(&namespace.api::<Session>(), session, false, serde_json::Value::Null).await?;
+        return Ok(None);
+    }
     for _ in 0..STEPS {
         let row = namespace.ports.store.session(&tenant, id).await?;
         let sandbox = match &row {
@@ -270,7 +276,9 @@ async fn act(
             };
         }
         Step::End => {
-            runner.close(row()?.clone(), Closing::End).await?;
+            // A runner that does not answer does not keep the next look from letting the resource go.
+            let ended = timeout(FINALIZER_BOUND, runner.close(row()?.clone(), Closing::End)).await;
+            ended.map_err(|_| RunnerError::Unreachable("the session's runner does not end it".to_owned()))??;
             if let Some(sandbox) = observed.sandbox {
                 namespace.ports.pods.delete_pod(sandbox.id).await?;
             }

@@ -113,13 +113,20 @@ async fn credential(namespace: &Namespace, id: Option<&str>) -> Result<Result<Ta
     })
 }
 
+/// Where a REST call left the session's variables. An annotation that names anything else is somebody's who wants what is not
+/// theirs: who may make Sessions may not read what others stored.
+fn variables_of(session: &Session) -> Option<String> {
+    let own = names::variables_of_session(&session.name_any());
+    session.annotations().get(names::ENVIRONMENT).filter(|name| **name == own).cloned()
+}
+
 /// Deletes what a REST call left for [`from_rest`], once the row has it: encrypted, too, and for as long as there is a history.
 pub(super) async fn forget_variables(namespace: &Namespace, session: &Session, id: SessionId) -> Result<(), StepError> {
-    let Some(name) = session.annotations().get(names::ENVIRONMENT) else { return Ok(()) };
+    let Some(name) = variables_of(session) else { return Ok(()) };
     if namespace.memory().forgotten.contains(&id) {
         return Ok(());
     }
-    namespace.ports.credentials.delete_credential_named(&namespace.tenant(), name).await?;
+    namespace.ports.credentials.delete_credential_named(&namespace.tenant(), &name).await?;
     let mut memory = namespace.memory();
     if memory.forgotten.len() >= MAX_REMEMBERED {
         memory.forgotten.clear();
@@ -130,11 +137,35 @@ pub(super) async fn forget_variables(namespace: &Namespace, session: &Session, i
 
 /// The variables that a REST call brought: they are in the store, not in the resource, where everybody could read them.
 async fn from_rest(namespace: &Namespace, session: &Session) -> Result<BTreeMap<String, String>, StepError> {
-    let Some(name) = session.annotations().get(names::ENVIRONMENT) else { return Ok(BTreeMap::new()) };
-    let found = namespace.ports.credentials.reveal_credential_named(&namespace.tenant(), name).await?;
+    let Some(name) = variables_of(session) else { return Ok(BTreeMap::new()) };
+    let found = namespace.ports.credentials.reveal_credential_named(&namespace.tenant(), &name).await?;
     let Some((_, secret)) = found.filter(|(credential, _)| credential.kind == CredentialKind::Custom) else {
         return Ok(BTreeMap::new());
     };
     serde_json::from_slice(secret.expose_secret())
         .map_err(|_| StepError::Internal("the stored variables of the session cannot be read".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use ash_crd::{Session, names};
+    use serde_json::json;
+
+    use super::variables_of;
+
+    #[test]
+    fn a_session_is_given_no_variables_but_its_own() {
+        let session = json!({
+            "apiVersion": "ash.dev/v1alpha1", "kind": "Session", "metadata": { "name": "mine" }, "spec": { "agent": "a" },
+        });
+        let mut session: Session = serde_json::from_value(session).unwrap();
+        for (named, is_own) in
+            [("session/mine", true), ("session/theirs", false), ("environment/helper", false), ("", false)]
+        {
+            session.metadata.annotations = Some([(names::ENVIRONMENT.to_owned(), named.to_owned())].into());
+            assert_eq!(variables_of(&session).is_some(), is_own, "{named}");
+        }
+    }
 }

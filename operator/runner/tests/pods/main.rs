@@ -130,6 +130,22 @@ async fn who_pauses_or_resumes_at_once_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_lets_no_session_rest_keeps_none_from_being_ended() {
+    let world = World::with_stand_in().await;
+    let life = world.start().await;
+    let pod = world.warm_pod().await;
+    let session = world.new_session().await;
+    world.claim(&life, &session, &pod).await.unwrap();
+    world.say(&life, &session, "[[count]]").await;
+    pod.stop();
+    let row = world.row_of(&session).await;
+    let pausing = life.runner.close(row.clone(), Closing::Pause);
+    let ending = life.runner.close(row, Closing::End);
+    let (_, ended) = tokio::time::timeout(world::DEADLINE, async { tokio::join!(pausing, ending) }).await.unwrap();
+    assert_eq!(ended.unwrap().state, SessionState::Ended);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_rests_is_found_resting_by_the_next_life() {
     let world = World::with_stand_in().await;
     let life = world.start().await;

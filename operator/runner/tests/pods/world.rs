@@ -146,6 +146,12 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// The bridge says and hears nothing any more, and does not end by itself.
+    pub fn stop(&self) {
+        let bridge = rustix::process::Pid::from_child(&self.bridge);
+        rustix::process::kill_process(bridge, rustix::process::Signal::STOP).unwrap();
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
