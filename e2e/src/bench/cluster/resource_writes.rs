@@ -25,7 +25,6 @@ pub(super) fn measure(site: &Site<'_>, scale: Scale) -> anyhow::Result<Vec<Row>>
     site.agent(AGENT, WARM)?;
     let path = site.cluster.audit_log().context("the API server's audit log: only on a cluster of our own")?;
     let length = |path| fs::metadata(path).map(|meta| meta.len());
-    let mut connection = site.connection()?;
     let hello = message("hello");
     let of = |life: &mut dyn FnMut() -> anyhow::Result<()>| -> anyhow::Result<Counted> {
         site.settled(AGENT, WARM)?;
@@ -50,6 +49,8 @@ pub(super) fn measure(site: &Site<'_>, scale: Scale) -> anyhow::Result<Vec<Row>>
         Ok(())
     })?;
     let by_rest = of(&mut || {
+        // A kept one is closed by the server while the others live.
+        let mut connection = site.connection()?;
         let (_, id) = create(&mut connection, AGENT)?;
         connection.send("POST", &messages_path(&id), &hello, &[b"event: done"])?.at(0)?;
         end(&mut connection, &id)
