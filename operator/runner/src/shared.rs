@@ -26,7 +26,7 @@ use crate::{
     backend::Backend,
     commit::CommitQueue,
     hub::{Hub, Place},
-    limits::{LOG_BOUNDS, REMEMBERED_LOG_BYTES, SLOW_STARTS_PER_CORE, STARTS_PER_CORE},
+    limits::{BATCH_BYTES, LOG_BOUNDS, REMEMBERED_LOG_BYTES, SLOW_STARTS_PER_CORE, STARTS_PER_CORE},
     metering::Metering,
     metrics::Metrics,
     model_keys::ModelKeys,
@@ -198,11 +198,17 @@ impl Shared {
         Ok(row.is_some_and(|row| hub.refresh(row)))
     }
 
-    /// What the store has of a session whose next epoch without a sandbox was opened after all by a try whose answer was lost.
-    pub(crate) async fn opened(&self, hub: &Hub, opening: &Opening, state: SessionState) -> Option<Session> {
+    /// What the store has of a session whose next epoch without a sandbox was opened by a try whose answer was lost, or by whoever
+    /// else saw that the sandbox is gone: its row, and the opening as the log has it, which is what readers are to see.
+    pub(crate) async fn opened(&self, hub: &Hub, opening: &Opening, state: SessionState) -> Option<(Session, Opening)> {
         let row = self.store.session(&hub.session().tenant, hub.session).await.ok().flatten()?;
-        let entry = opening.entry(row.epoch);
-        (row.last == entry.sequence && row.sandbox.is_none() && row.state == state).then_some(row)
+        let sequence = opening.entry(row.epoch).sequence;
+        if row.last != sequence || row.sandbox.is_some() || row.state != state {
+            return None;
+        }
+        let page = self.store.read(hub.session, ash_core::Sequence(sequence.0 - 1), BATCH_BYTES).await.ok()?;
+        let entry = page.entries.into_iter().find(|entry| entry.sequence == sequence)?;
+        Some((row, Opening::read(&entry.body).ok()?))
     }
 
     /// Counts one more, or one less, message that would take a warm sandbox of this version.

@@ -107,8 +107,8 @@ pub(crate) async fn open_without_sandbox(
             // The try before this one got there, and its answer did not.
             Err(StoreError::Overtaken { epoch, .. }) if hub.epoch().next() == Some(epoch) => {
                 match shared.opened(hub, &opening, state).await {
-                    Some(row) => {
-                        hub.open_epoch(row.clone(), &opening, Place::None);
+                    Some((row, logged)) => {
+                        hub.open_epoch(row.clone(), &logged, Place::None);
                         return Some(row);
                     }
                     None => break,
