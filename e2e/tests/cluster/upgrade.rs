@@ -54,14 +54,15 @@ fn objects(cluster: &Cluster, namespace: &str) -> Vec<String> {
     listed.lines().map(str::to_owned).collect()
 }
 
-/// What of a release is in the whole cluster, by its labels: the tenants' namespaces are kept.
+/// What of a release is in the whole cluster, by its labels: the definitions and the tenants' namespaces are kept.
 fn of_release(cluster: &Cluster) -> Vec<String> {
     let kinds = cluster.done(&["api-resources", "--verbs=list", "-o", "name"]);
     let kinds: Vec<&str> = kinds.lines().filter(|kind| !kind.starts_with("events")).collect();
     let mut found = Vec::new();
     for label in ["app.kubernetes.io/name=ash", "app.kubernetes.io/managed-by=ash"] {
         let listed = cluster.done(&["get", &kinds.join(","), "-A", "-l", label, "-o", "name", "--ignore-not-found"]);
-        found.extend(listed.lines().filter(|name| !name.starts_with("namespace/")).map(str::to_owned));
+        let kept = |name: &&str| name.starts_with("namespace/") || name.starts_with("customresourcedefinition.");
+        found.extend(listed.lines().filter(|name| !kept(name)).map(str::to_owned));
     }
     found
 }
