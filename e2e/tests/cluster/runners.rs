@@ -10,7 +10,7 @@ const POOL: &str = "ash.dev/node-pool";
 /// The pool of this journey.
 const STRANGE: &str = "strange";
 
-/// A DaemonSet or Service of the chart's pool, for another one.
+/// A `DaemonSet` or Service of the chart's pool, for another one.
 fn of_strange_pool(cluster: &Cluster, kind: &str) -> Value {
     let mut object = cluster.json(&["get", kind, "ash-runner-default", "-n", SYSTEM_NAMESPACE]);
     let metadata = object["metadata"].clone();

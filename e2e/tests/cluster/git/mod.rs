@@ -37,7 +37,7 @@ impl Tenant<'_> {
         self.cluster.eventually(&format!("{name} has version {version}"), |_| {
             let agent = self.json(&["get", &format!("agent/{name}")]);
             let is_new = agent["status"]["observedGeneration"] == agent["metadata"]["generation"];
-            (is_new && agent["status"]["version"] == version && ready(&agent)["status"] == "True").then(|| agent)
+            (is_new && agent["status"]["version"] == version && ready(&agent)["status"] == "True").then_some(agent)
         })
     }
 
