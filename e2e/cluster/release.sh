@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # release.sh COMMIT BUILD: makes ~/.cache/ash/releases/COMMIT with the programs `ash` and `ash-bridge` and the chart of an
 # earlier commit of this repository, once, and says where that is. BUILD is the folder that this tree was built in: what
-# both need of crates.io is taken from there.
+# both need of crates.io is taken from there. Exit code 3: this is a clone without the commit's history.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/../.." && pwd)
 commit=$1 build=$2
@@ -13,6 +13,8 @@ exec 9>"$release.lock"
 flock 9
 if [ ! -e "$release/complete" ]; then
   if ! git -C "$top" cat-file -e "$commit^{commit}" 2>/dev/null; then
+    # A clone without its history cannot have it, and fetches nothing by itself.
+    if [ "$(git -C "$top" rev-parse --is-shallow-repository 2>/dev/null)" != false ]; then exit 3; fi
     echo "The commit $commit, from which the upgrade starts, is not in this clone. Fetch it:" >&2
     echo "  git fetch --unshallow     (or: git fetch origin $commit)" >&2
     exit 1

@@ -5,11 +5,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::{Cluster, script, succeed};
+use super::{Cluster, script, skipped, succeed};
 use crate::harness::program;
 
 /// The tag of its images on the nodes.
 pub(super) const TAG: &str = "earlier";
+
+/// How `release.sh` ends in a clone without the commit's history.
+const WITHOUT_HISTORY: i32 = 3;
 
 /// An earlier release: its chart, and the archives of its images.
 #[derive(Debug)]
@@ -19,16 +22,21 @@ pub struct Release {
 }
 
 impl Release {
-    /// Builds the release of a commit, unless it is in the cache already.
+    /// Builds the release of a commit, unless it is in the cache already. `None`, said on the terminal, in a clone without
+    /// the history that has the commit.
     ///
     /// # Panics
     /// When the commit is not in this clone, or cannot be built; says what to do.
-    pub fn of(commit: &str) -> Self {
+    pub fn of(commit: &str) -> Option<Self> {
         let program = program("ash");
         // TARGET/debug/ash
         let build = program.parent().and_then(Path::parent).expect("the folder that this tree was built in");
         let mut make = Command::new(script("release.sh"));
         let output = make.arg(commit).arg(build).stderr(Stdio::inherit()).output().expect("release.sh runs");
+        if output.status.code() == Some(WITHOUT_HISTORY) {
+            skipped(&format!("the upgrade from {commit}: this clone has no history; `git fetch --unshallow` gets it"));
+            return None;
+        }
         assert!(output.status.success(), "there is no release of {commit} to upgrade from; what to do is said above");
         let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
         let images = folder.join("images");
@@ -38,7 +46,7 @@ impl Release {
             let mut make = Command::new(script("images.sh"));
             succeed(make.arg(&images).arg(folder.join("programs")).arg(TAG)).expect("the images of the release");
         }
-        Self { chart: folder.join("chart"), archives }
+        Some(Self { chart: folder.join("chart"), archives })
     }
 }
 

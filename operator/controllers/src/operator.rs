@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use ash_crd::{Agent, Session, names};
 use ash_pods::network_policy;
 use futures::{Stream, StreamExt as _, future::join_all};
-use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
+use k8s_openapi::api::{
+    core::v1::{Container, Pod, PodSpec},
+    networking::v1::NetworkPolicy,
+};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::PostParams,
@@ -77,6 +80,19 @@ async fn serve(client: Client, config: Arc<OperatorConfig>, ports: Ports, metric
     tasks.shutdown().await;
 }
 
+/// Labels, owner, status and images are all that is looked at of a pod: the rest would be most of the operator's memory.
+fn keep_what_is_looked_at(pod: &mut Pod) {
+    pod.managed_fields_mut().clear();
+    let Some(spec) = pod.spec.take() else { return };
+    let image =
+        |container: Container| Container { name: container.name, image: container.image, ..Container::default() };
+    pod.spec = Some(PodSpec {
+        containers: spec.containers.into_iter().map(image).collect(),
+        init_containers: spec.init_containers.map(|containers| containers.into_iter().map(image).collect()),
+        ..PodSpec::default()
+    });
+}
+
 type Shared = (Client, Arc<OperatorConfig>, Ports, Metrics, Arc<Runners>);
 
 /// Begins to serve one namespace.
@@ -146,11 +162,7 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
 
     let of_ash = format!("{}={}", names::MANAGED_BY, names::MANAGER);
     let pod_stream = watch::<Pod>(namespace.api(), watcher::Config::default().labels(&of_ash))
-        .modify(|pod| {
-            // Labels, owner and status are all that is looked at.
-            pod.managed_fields_mut().clear();
-            pod.spec = None;
-        })
+        .modify(keep_what_is_looked_at)
         .reflect(pod_writer)
         .inspect(latch(&pods_ready))
         .touched_objects();
