@@ -1,4 +1,5 @@
 //! The chart on a real API server, which has no nodes: what it takes, whom it lets do what, an upgrade, an uninstall.
+//! Without nodes no hook runs; the journeys on a cluster run them.
 
 use std::{fs, path::Path};
 
@@ -104,7 +105,7 @@ fn installs_upgrades_and_goes(installation: &Installation) {
     assert_eq!(replicas, "3");
 
     // The definitions outlive the release, and with them what people made; a release that comes back takes them over.
-    installation.helm_done(&["uninstall", "ash"]);
+    installation.helm_done(&["uninstall", "ash", "--no-hooks"]);
     assert_eq!(left(server), ["agents.ash.dev", "sessions.ash.dev"]);
     assert!(server.done(&["get", "agents,sessions", "-o", "name"], None).contains("agent.ash.dev/assistant"));
     let set = "crds.keep=false,namespaces[0].name=made,namespaces[0].create=true,defaultNamespace=made";
@@ -114,7 +115,7 @@ fn installs_upgrades_and_goes(installation: &Installation) {
         "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: made}\nspec: {containers: [{name: a, image: a}]}\n";
     let said = server.refused(&["apply", "-f", "-"], Some(pod));
     assert!(said.contains("violates PodSecurity \"restricted:latest\""), "{said}");
-    installation.helm_done(&["uninstall", "ash"]);
+    installation.helm_done(&["uninstall", "ash", "--no-hooks"]);
     server.done(&["get", "namespace", "made"], None);
     // The API server removes what is of a definition's kind before the definition.
     let definitions = ["crd/agents.ash.dev", "crd/sessions.ash.dev"];
