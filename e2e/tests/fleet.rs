@@ -269,6 +269,28 @@ async fn a_wrong_secret_is_refused_and_a_changed_one_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_runner_whose_name_a_newer_one_has_ends() {
+    let fleet = TestFleet::start(1, &["--max-sandboxes=2", "--warm=0"]).await;
+    let folder = fleet.secret_file().with_file_name("successor");
+    let mut successor = Command::new(program("ash"))
+        .args(["runner", "--name=runner-0", "--listen=127.0.0.1:0"])
+        .arg(format!("--coordinator=http://{}", fleet.fleet_address()))
+        .arg(format!("--fleet-secret-file={}", fleet.secret_file().display()))
+        .arg(format!("--data-dir={}", folder.display()))
+        .arg(format!("--claude={}", ash_e2e::harness::real_claude().display()))
+        .env("ANTHROPIC_BASE_URL", fleet.model.base_url())
+        .spawn()
+        .expect("a second runner");
+    eventually("the first one has ended", async || {
+        let log = fleet.runners[0].log();
+        (log.contains("another process serves under this runner's name now") && log.contains("stopped")).then_some(())
+    })
+    .await;
+    successor.kill().expect("it runs");
+    successor.wait().expect("it ends");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_without_its_keys_says_what_to_give() {
     let folder = tempfile::tempdir().expect("a folder");
     let secret = folder.path().join("secret");

@@ -1,8 +1,8 @@
 //! The committer: writes what the hubs took to the log, behind the streams, many sessions in one transaction.
 //!
 //! Complete messages are written with whatever else comes within [`COMMIT_SPACING`], because most of a transaction's cost does
-//! not depend on its size. The end of a turn waits for nothing. Partials wait for more, for [`COMMIT_DELAY`] before that, or
-//! until there are many bytes of them. With a store that many servers share both wait longer. A transaction that takes longer delays the next, so that batches grow under
+//! not depend on its size. The end of a turn waits for nothing. Partials wait for more, for [`COMMIT_DELAY`] before that. A store
+//! that many servers share asks for more than both. A transaction that takes longer delays the next, so that batches grow under
 //! load by themselves.
 
 use std::{
@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     hub::{Hub, Place, Urgency},
-    limits::{COMMIT_DELAY, COMMIT_RETRY, COMMIT_SPACING, COMMIT_TRIES, SHARED_COMMIT_DELAY},
+    limits::{COMMIT_DELAY, COMMIT_RETRY, COMMIT_SPACING, COMMIT_TRIES},
     metrics::Metrics,
 };
 
@@ -56,9 +56,7 @@ impl CommitQueue {
 
 /// Commits for as long as the process lives. Dropping the future stops it between two transactions.
 pub(crate) async fn run(queue: Arc<CommitQueue>, store: Arc<dyn RunnerStore>, metrics: Arc<Metrics>) {
-    let shared = store.append_spacing();
-    let delay = if shared.is_zero() { COMMIT_DELAY } else { SHARED_COMMIT_DELAY };
-    let spacing = COMMIT_SPACING.max(shared);
+    let (delay, spacing) = (COMMIT_DELAY.max(store.append_spacing()), COMMIT_SPACING.max(store.append_spacing()));
     loop {
         queue.some.notified().await;
         let _ = timeout(delay, queue.urgent.notified()).await;

@@ -106,11 +106,16 @@ impl Hub {
     }
 
     /// Takes over what the store has of the session, where the hub was made from something older: true where it was. A session
-    /// that is on a sandbox, or leaving one, knows better than a row: it stays as it is.
+    /// that is on a sandbox, or leaving one, knows better than a row: it stays as it is. One whose bridge is waited for learns
+    /// what the host before committed after this one had read the row.
     pub(crate) fn refresh(&self, row: Session) -> bool {
         let mut inner = self.lock();
-        let idle = matches!(inner.place, Place::None | Place::Starting) && inner.last() <= inner.committed;
-        if !idle || (row.epoch, row.last) <= (inner.row.epoch, inner.committed) {
+        let idle = match inner.place {
+            Place::None | Place::Starting => true,
+            Place::Recovering(_) => row.epoch == inner.row.epoch,
+            _ => false,
+        };
+        if !idle || inner.last() > inner.committed || (row.epoch, row.last) <= (inner.row.epoch, inner.committed) {
             return false;
         }
         inner.intake = Intake::new(row.epoch, row.last);

@@ -24,9 +24,6 @@ pub const CLOSING: Duration = Duration::from_secs(15);
 pub(crate) const FLUSH_WAIT: Duration = Duration::from_secs(10);
 /// How long entries wait for more before they are committed, when none of them is a complete message.
 pub(crate) const COMMIT_DELAY: Duration = Duration::from_millis(50);
-/// The same where the store is one that many servers share: what is written of a turn then does not grow with its seconds. The
-/// bridge keeps what is not committed, so that only what is lost with bridge and host together grows.
-pub(crate) const SHARED_COMMIT_DELAY: Duration = Duration::from_secs(2);
 /// How long complete messages wait for more before they are committed; the end of a turn does not wait.
 pub(crate) const COMMIT_SPACING: Duration = Duration::from_millis(25);
 /// Entries of a session in one append.

@@ -183,8 +183,18 @@ async fn catch_up(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, progress: &Progr
         let serves = matches!(progress, Progress::Bound { .. } | Progress::Resting { .. });
         return said(Sequence::START, serves);
     };
-    let row = hub.session();
     let place = hub.place();
+    if matches!(place, Place::Recovering(_)) {
+        // A host that ends beside this one commits until its bridges have left it. What it acknowledged a bridge does not have
+        // any more, and it did that before the bridge came here.
+        let known = hub.session();
+        match shared.store.session(&known.tenant, known.id).await {
+            Ok(Some(latest)) => drop(hub.refresh(latest)),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(session = %known.id, %error, "a session is taken over as it was read first"),
+        }
+    }
+    let row = hub.session();
     let recovers = matches!(place, Place::Recovering(_));
     // The session's epoch is open, and its bridge was to be told.
     let was_told = recovers || matches!(place, Place::Live(_));

@@ -29,6 +29,8 @@ use crate::{
 const CALL: Duration = Duration::from_secs(4);
 /// The shortest and the longest pause before a coordinator that did not answer is asked again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// The status that refuses the registration of a runner under whose name a newer process runs.
+const SUPERSEDED: u16 = 403;
 /// How long leaving may take.
 const LEAVE: Duration = Duration::from_secs(3);
 
@@ -130,7 +132,8 @@ impl Membership {
                     }
                     pause = Duration::ZERO;
                 }
-                Err(error) if error.status() == Some(UNKNOWN_RUNNER) => {
+                // Not known any more, and not taken again either.
+                Err(error) if matches!(error.status(), Some(UNKNOWN_RUNNER | SUPERSEDED)) => {
                     tracing::info!("another process serves under this runner's name now");
                     self.superseded.cancel();
                     return;
