@@ -18,7 +18,10 @@ fn an_ordinary_user_gets_sandboxes_too() {
     if rustix::process::geteuid().is_root() {
         // Where the test program lies may be closed to other users.
         let program = top.path().join("test");
-        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        // By a process of its own: what another test starts meanwhile would keep a file that is written here open, and what
+        // is open for writing cannot be started (ETXTBSY).
+        let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&program).status().unwrap();
+        assert!(copied.success());
         std::fs::set_permissions(top.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let scratch = top.path().join("scratch");
         std::fs::create_dir(&scratch).unwrap();
