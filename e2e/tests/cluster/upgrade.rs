@@ -79,6 +79,8 @@ fn sessions_go_on_through_an_upgrade_and_an_uninstall_leaves_nothing_of_ash() {
     uninstalled(&cluster, &[&tenant, &other]);
     // Whoever installs again finds the sessions as they were.
     cluster.upgrade();
+    // The API's Service is another one, at another address.
+    let tenant = Tenant::of_rest(&cluster);
     assert_eq!(tenant.answer_in_time(&sessions[0].id, "[[count]]"), "6");
     uninstalled(&cluster, &[&tenant, &other]);
     // Nothing of people's own waits for an operator that is gone: neither a namespace nor the definitions.

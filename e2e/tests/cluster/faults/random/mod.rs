@@ -97,9 +97,16 @@ fn nothing_is_left(tenant: &Tenant<'_>, agent: &str) {
         names.sort();
         names
     };
+    let mut before = None;
     tenant.cluster.eventually("no session has anything, and every row its pod", |_| {
-        let rows = Rows::read(tenant);
-        (rows.claimed.is_empty() && rows.placed.is_empty() && rows.pods == pods()).then_some(())
+        let (rows, pods) = (Rows::read(tenant), pods());
+        let is_clear = rows.claimed.is_empty() && rows.placed.is_empty() && rows.pods == pods;
+        let now = Some((rows, pods));
+        if now != before {
+            eprintln!("left: {now:?}");
+        }
+        before = now;
+        is_clear.then_some(())
     });
     tenant.done(&["delete", "agent", agent, "--wait", "--timeout=60s"]);
     tenant
