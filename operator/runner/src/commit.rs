@@ -4,6 +4,9 @@
 //! not depend on its size. The end of a turn waits for nothing. Partials wait for more, for [`COMMIT_DELAY`] before that. A store
 //! that many servers share asks for more than both. A transaction that takes longer delays the next, so that batches grow under
 //! load by themselves.
+//!
+//! An append that cannot be written, or that the store is long about, delays no other session: it is tried again by itself, behind
+//! the others' backs, and its own session waits for it.
 
 use std::{
     mem,
@@ -12,13 +15,16 @@ use std::{
 
 use ash_core::ports::{Append, RunnerStore, StoreError};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 
 use crate::{
     hub::{Hub, Place, Urgency},
-    limits::{COMMIT_DELAY, COMMIT_RETRY, COMMIT_SPACING, COMMIT_TRIES},
+    limits::{
+        COMMIT_BATCHES, COMMIT_DELAY, COMMIT_LANES, COMMIT_RETRY, COMMIT_SPACING, COMMIT_TRIES, COMMIT_TURN,
+    },
     metrics::Metrics,
 };
 
@@ -54,59 +60,151 @@ impl CommitQueue {
     }
 }
 
-/// Commits for as long as the process lives. Dropping the future stops it between two transactions.
+/// Commits for as long as the process lives. Dropping the future gives up what is under way.
 pub(crate) async fn run(queue: Arc<CommitQueue>, store: Arc<dyn RunnerStore>, metrics: Arc<Metrics>) {
-    let (delay, spacing) = (COMMIT_DELAY.max(store.append_spacing()), COMMIT_SPACING.max(store.append_spacing()));
-    loop {
-        queue.some.notified().await;
-        let _ = timeout(delay, queue.urgent.notified()).await;
-        let _ = timeout(spacing, queue.immediate.notified()).await;
-        let hubs = queue.take();
-        commit(&queue, &*store, &metrics, hubs).await;
+    let committer = Committer { queue, store, metrics, failed: Mutex::default(), some_failed: Notify::new() };
+    let committer = Arc::new(committer);
+    tokio::join!(committer.commit(), committer.try_again());
+}
+
+/// The queue's two readers: one writes what is new, the other what could not be written before. A session is in the hands of one
+/// of them from its being queued to the answer, so that its appends follow each other.
+struct Committer {
+    queue: Arc<CommitQueue>,
+    store: Arc<dyn RunnerStore>,
+    metrics: Arc<Metrics>,
+    /// What could not be written when it was last tried; each session at most once.
+    failed: Mutex<Vec<Pending>>,
+    some_failed: Notify,
+}
+
+/// An append on its way to the store.
+struct Pending {
+    hub: Arc<Hub>,
+    append: Append,
+    /// How often it was tried.
+    tries: u32,
+}
+
+impl Pending {
+    /// Whether the session is in the epoch still that this belongs to. Where it left its sandbox meanwhile, what the new epoch did
+    /// not wait for is withdrawn.
+    fn counts(&self) -> bool {
+        self.append.after.epoch() == self.hub.epoch()
     }
 }
 
-async fn commit(queue: &CommitQueue, store: &dyn RunnerStore, metrics: &Metrics, hubs: Vec<Arc<Hub>>) {
-    let (mut pending, appends): (Vec<_>, Vec<_>) = hubs
-        .into_iter()
-        .filter_map(|hub| {
-            let (after, entries) = hub.uncommitted();
-            let session = hub.session;
-            (!entries.is_empty()).then_some((hub, Append { session, after, entries }))
-        })
-        .unzip();
-    let mut appends = appends;
-    for attempt in 1..=COMMIT_TRIES {
-        if appends.is_empty() {
-            return;
+impl Committer {
+    /// Writes what is new, in batches. A store that is long about one keeps the next from nothing but its company.
+    async fn commit(self: &Arc<Self>) {
+        let own = self.store.append_spacing();
+        let (delay, spacing) = (COMMIT_DELAY.max(own), COMMIT_SPACING.max(own));
+        let batches = Arc::new(Semaphore::new(COMMIT_BATCHES));
+        let mut slow = JoinSet::new();
+        loop {
+            let Ok(turn) = Arc::clone(&batches).acquire_owned().await else { return };
+            self.queue.some.notified().await;
+            let _ = timeout(delay, self.queue.urgent.notified()).await;
+            let _ = timeout(spacing, self.queue.immediate.notified()).await;
+            let batch = self.batch(self.queue.take());
+            if batch.is_empty() {
+                continue;
+            }
+            let mut writing = Box::pin(Arc::clone(self).write(batch));
+            if timeout(COMMIT_TURN, &mut writing).await.is_err() {
+                self.metrics.commits_slow.inc();
+                slow.spawn(async move {
+                    writing.await;
+                    drop(turn);
+                });
+            }
+            while slow.try_join_next().is_some() {}
         }
-        let results = store.append(appends.clone()).await;
-        let mut again = (Vec::new(), Vec::new());
-        for ((hub, append), result) in pending.into_iter().zip(appends).zip(results) {
-            match result {
-                Ok(()) => {
-                    metrics.committed(append.entries.len());
-                    acknowledge(queue, &hub, &append);
-                }
-                Err(StoreError::Full | StoreError::Unavailable(_)) if attempt < COMMIT_TRIES => {
-                    again.0.push(hub);
-                    again.1.push(append);
-                }
-                // The session left its sandbox meanwhile; what the new epoch did not wait for is withdrawn.
-                Err(StoreError::Overtaken { .. }) if append.after.epoch() != hub.epoch() => {}
-                Err(error) => {
-                    metrics.commit_failures.inc();
-                    tracing::error!(session = %hub.session, %error, "the log cannot be written: the turn fails");
-                    if let Some(sandbox) = hub.fail(unwritten(&error)) {
-                        sandbox.abandon();
-                    }
+    }
+
+    /// Tries again what could not be written, few of them together, so that one that cannot be written does not take many along.
+    async fn try_again(self: &Arc<Self>) {
+        let lanes = Arc::new(Semaphore::new(COMMIT_LANES));
+        let mut tries = JoinSet::new();
+        loop {
+            self.some_failed.notified().await;
+            sleep(COMMIT_RETRY).await;
+            let failed = mem::take(&mut *self.failed.lock().unwrap_or_else(PoisonError::into_inner));
+            let (failed, left): (Vec<_>, Vec<_>) = failed.into_iter().partition(Pending::counts);
+            for Pending { hub, .. } in left {
+                self.give_back(&hub);
+            }
+            let together = failed.len().div_ceil(COMMIT_LANES);
+            let mut failed = failed.into_iter().peekable();
+            while failed.peek().is_some() {
+                let some: Vec<_> = failed.by_ref().take(together).collect();
+                let Ok(lane) = Arc::clone(&lanes).acquire_owned().await else { return };
+                self.metrics.commits_retried.inc_by(some.len() as u64);
+                let committer = Arc::clone(self);
+                tries.spawn(async move {
+                    committer.write(some).await;
+                    drop(lane);
+                });
+            }
+            while tries.try_join_next().is_some() {}
+        }
+    }
+
+    /// What there is to write of each of these sessions.
+    fn batch(&self, hubs: Vec<Arc<Hub>>) -> Vec<Pending> {
+        let pending = |hub: Arc<Hub>| {
+            let (after, entries) = hub.uncommitted();
+            if entries.is_empty() {
+                self.give_back(&hub);
+                return None;
+            }
+            let append = Append { session: hub.session, after, entries };
+            Some(Pending { hub, append, tries: 0 })
+        };
+        hubs.into_iter().filter_map(pending).collect()
+    }
+
+    /// Writes once, and does with each session what its answer asks for.
+    async fn write(self: Arc<Self>, batch: Vec<Pending>) {
+        let appends = batch.iter().map(|pending| pending.append.clone()).collect();
+        let results = self.store.append(appends).await;
+        let again: Vec<_> = batch
+            .into_iter()
+            .zip(results)
+            .filter_map(|(pending, result)| self.settle(Pending { tries: pending.tries + 1, ..pending }, result))
+            .collect();
+        let Some(tries) = again.iter().map(|pending| pending.tries).max() else { return };
+        tracing::warn!(sessions = again.len(), tries, "the log cannot be written at the moment: trying again");
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).extend(again);
+        self.some_failed.notify_one();
+    }
+
+    /// Does what an answer asks for. Gives back what is to be tried again.
+    fn settle(&self, pending: Pending, result: Result<(), StoreError>) -> Option<Pending> {
+        let Pending { hub, append, tries } = &pending;
+        match result {
+            Ok(()) => {
+                self.metrics.committed(append.entries.len());
+                acknowledge(hub, append);
+            }
+            Err(_) if !pending.counts() => {}
+            Err(StoreError::Full | StoreError::Unavailable(_)) if *tries < COMMIT_TRIES => return Some(pending),
+            Err(error) => {
+                self.metrics.commit_failures.inc();
+                tracing::error!(session = %hub.session, %error, "the log cannot be written: the turn fails");
+                if let Some(sandbox) = hub.fail(unwritten(&error)) {
+                    sandbox.abandon();
                 }
             }
         }
-        (pending, appends) = again;
-        if !pending.is_empty() {
-            tracing::warn!(sessions = pending.len(), attempt, "the log cannot be written at the moment: trying again");
-            sleep(COMMIT_RETRY).await;
+        self.give_back(hub);
+        None
+    }
+
+    /// Lets a session be queued again, and queues it where it wrote more meanwhile.
+    fn give_back(&self, hub: &Arc<Hub>) {
+        if hub.commit_over() {
+            self.queue.push(hub, Urgency::Now);
         }
     }
 }
@@ -120,12 +218,13 @@ pub(crate) fn unwritten(error: &StoreError) -> String {
     }
 }
 
-fn acknowledge(queue: &CommitQueue, hub: &Arc<Hub>, append: &Append) {
+fn acknowledge(hub: &Hub, append: &Append) {
     let Some(last) = append.entries.last() else { return };
-    if hub.committed(last.sequence) {
-        queue.push(hub, Urgency::Now);
-    }
+    hub.committed(last.sequence);
     if let Place::Live(sandbox) | Place::Recovering(sandbox) = hub.place() {
         sandbox.bridge.acknowledge(last.sequence);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,7 +58,7 @@ struct Inner {
     turns: Turns,
     permissions: Permissions,
     place: Place,
-    /// Whether the committer has this hub in its queue.
+    /// Whether the committer has this hub: in its queue, or what it wrote is on its way to the store.
     queued: bool,
     /// Why the log cannot be written; the next epoch clears it.
     broken: Option<String>,
@@ -214,4 +214,4 @@ impl Inner {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

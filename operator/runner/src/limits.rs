@@ -40,7 +40,14 @@ pub(crate) const SLOW_STARTS_PER_CORE: usize = 16;
 pub(crate) const COMMIT_BYTES: usize = 256 << 10;
 /// Bytes of one session in one transaction.
 pub(crate) const COMMIT_SESSION_BYTES: usize = 8 << 20;
-/// Tries to commit a batch while the database is full or unavailable, before the sessions in it fail.
+/// How long a batch that is being committed keeps the next one waiting; then that one begins beside it.
+pub(crate) const COMMIT_TURN: Duration = Duration::from_secs(1);
+/// Batches that are being committed at the same time, of which the store takes longer than [`COMMIT_TURN`]; more entries wait for
+/// one of them to end.
+pub(crate) const COMMIT_BATCHES: usize = 4;
+/// Appends at the same time that are tried again. Sessions beyond that share one with others that could not be written either.
+pub(crate) const COMMIT_LANES: usize = 8;
+/// Tries to commit what a session wrote while the database is full or unavailable, before the session fails.
 pub(crate) const COMMIT_TRIES: u32 = 20;
 /// The pause between two tries.
 pub(crate) const COMMIT_RETRY: Duration = Duration::from_millis(500);

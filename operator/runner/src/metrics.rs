@@ -81,6 +81,10 @@ pub(crate) struct Metrics {
     pub(crate) commit_failures: Counter,
     entries: Counter,
     commits: Counter,
+    /// Batches that the store took so long for that the next one began beside them.
+    pub(crate) commits_slow: Counter,
+    /// Appends that were tried again.
+    pub(crate) commits_retried: Counter,
     /// Connections of bridges that were greeted: more than one of a sandbox means that it dialled again.
     pub(crate) bridge_connections: Counter,
     /// Requests to a bridge that waited, because as many as there is room for waited to be written.
@@ -158,6 +162,8 @@ impl Metrics {
         registry.register("commit_failures", "Sessions whose log could not be written", self.commit_failures.clone());
         registry.register("entries_committed", "Entries written to the log", self.entries.clone());
         registry.register("commits", "Appends written to the log", self.commits.clone());
+        registry.register("commits_slow", "Batches that the next one did not wait for", self.commits_slow.clone());
+        registry.register("commits_retried", "Appends that were tried again", self.commits_retried.clone());
         self.register_bridges(registry);
         self.register_bounds(registry);
         self.register_pods(registry);

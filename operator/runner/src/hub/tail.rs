@@ -86,15 +86,21 @@ impl Hub {
         inner.metering.pace(bytes + frames * ENTRY_COST_BYTES, now)
     }
 
-    /// Puts the hub into the committer's queue: true when it was not there.
+    /// Gives the hub to the committer: true when it did not have it.
     pub(crate) fn queue(&self) -> bool {
         !std::mem::replace(&mut self.lock().queued, true)
     }
 
-    /// The entries to commit next and the one that they follow. Takes the hub off the committer's queue.
-    pub(crate) fn uncommitted(&self) -> (Sequence, Vec<Entry>) {
+    /// Says that the committer is done with the hub for now: true where there is more to commit that may be written.
+    pub(crate) fn commit_over(&self) -> bool {
         let mut inner = self.lock();
         inner.queued = false;
+        inner.broken.is_none() && inner.last() > inner.committed
+    }
+
+    /// The entries to commit next and the one that they follow.
+    pub(crate) fn uncommitted(&self) -> (Sequence, Vec<Entry>) {
+        let inner = self.lock();
         let (mut bytes, mut turn_changes) = (0, 0);
         let start = inner.tail.partition_point(|logged| logged.entry.sequence <= inner.committed);
         let entries = inner
@@ -114,11 +120,11 @@ impl Hub {
         (inner.committed, entries)
     }
 
-    /// Says that everything up to `last` is committed. True when there is more to commit.
-    pub(crate) fn committed(&self, last: Sequence) -> bool {
+    /// Says that everything up to `last` is committed.
+    pub(crate) fn committed(&self, last: Sequence) {
         let mut inner = self.lock();
         if last <= inner.committed || last.epoch() != inner.row.epoch {
-            return inner.last() > inner.committed;
+            return;
         }
         let from = inner.tail.partition_point(|logged| logged.entry.sequence <= inner.committed);
         let to = inner.tail.partition_point(|logged| logged.entry.sequence <= last);
@@ -128,10 +134,8 @@ impl Hub {
         inner.committed_bytes += bytes;
         let keep = if inner.turns.current().is_some() { COMMITTED_TAIL_BYTES } else { 0 };
         inner.trim(keep);
-        let more = inner.last() > inner.committed;
         drop(inner);
         self.changed.notify_waiters();
-        more
     }
 
     /// Whether everything taken is committed, and if not, whether that is still to be hoped for.

@@ -26,7 +26,8 @@ use crate::{
     metering::Metering,
 };
 
-fn session() -> Session {
+/// A session as it is made.
+pub(crate) fn session() -> Session {
     Session {
         id: SessionId::new(),
         tenant: TenantId::default_tenant(),
@@ -47,16 +48,18 @@ fn session() -> Session {
     }
 }
 
-fn hub() -> Hub {
+/// A hub that nobody knows.
+pub(crate) fn hub() -> Hub {
     Hub::new(session(), Arc::new(Metering::new(LOG_BOUNDS)), Arc::default())
 }
 
-fn entry(sequence: Sequence, kind: EntryKind, flags: EntryFlags) -> Entry {
+/// An entry with a body of two bytes.
+pub(crate) fn entry(sequence: Sequence, kind: EntryKind, flags: EntryFlags) -> Entry {
     Entry { sequence, kind, flags, body: Bytes::from_static(b"{}") }
 }
 
 /// Opens the next epoch as the store would.
-fn open(hub: &Hub, interrupted: Option<TurnId>) -> Entry {
+pub(crate) fn open(hub: &Hub, interrupted: Option<TurnId>) -> Entry {
     let before = hub.session();
     let opening = Opening {
         reason: OpeningReason::Claimed,
