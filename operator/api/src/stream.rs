@@ -3,7 +3,7 @@
 use std::{sync::Arc, vec};
 
 use ash_core::{
-    EntryKind,
+    EntryFlags, EntryKind,
     id::{SessionId, TurnId},
     opening::Opening,
     ports::{Batch, LoggedEntry},
@@ -120,6 +120,7 @@ impl Frames {
         let opening;
         let rendered: &Rendered = match entry.kind {
             EntryKind::Partial if !self.partials => return Bytes::new(),
+            _ if entry.flags.contains(EntryFlags::FOR_PARTIALS) && !self.partials => return Bytes::new(),
             EntryKind::Opening if self.is_of_another_turn(&entry.body) => return Bytes::new(),
             EntryKind::Opening => {
                 opening = sse::render_opening(self.session, entry, self.seen);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ash_core::{
     EntryKind, Epoch,
+    compaction::Dropped,
     id::{SessionId, TurnId},
     opening::{Opening, OpeningReason},
     ports::LoggedEntry,
@@ -114,6 +115,33 @@ proptest! {
         prop_assert!(whole.ends_with(&rest));
         prop_assert_eq!(self::ids(&rest), &ids[at + 1..]);
     }
+}
+
+#[test]
+fn what_stands_for_partials_is_for_who_reads_them() {
+    let dropped = Dropped { from: Epoch(1).sequence(3), to: Epoch(1).sequence(5) };
+    let log = [
+        entry(2, EntryKind::User, false, "{}"),
+        Arc::new(LoggedEntry::new(dropped.entry())),
+        assistant(6, "said"),
+        result(7),
+    ];
+    let read = |position: &str, partials| {
+        let mut frames = Frames::after(SESSION, position.parse().unwrap(), partials);
+        frames.feed(log.to_vec());
+        text(&drain(&mut frames))
+    };
+    let at = |n: u32| Epoch(1).sequence(n).to_string();
+    let replaced = format!("event: replaced\ndata: {{\"from\":\"{}\",\"to\":\"{}\"}}\nid: {}.0", at(3), at(5), at(5));
+    let whole = read(&at(1), true);
+    assert!(whole.starts_with(&replaced), "{whole}");
+    assert!(read(&format!("{}.0", at(4)), true).starts_with(&replaced), "one that had seen some of them");
+    let without = read(&at(1), false);
+    assert!(!without.contains("replaced"));
+    for seen in [format!("{}.0", at(5)), at(5)] {
+        assert_eq!(read(&seen, true), without, "one that had seen all of them");
+    }
+    assert_eq!(ids(&whole)[1..], ids(&without)[..]);
 }
 
 #[test]

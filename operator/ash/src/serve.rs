@@ -3,6 +3,7 @@
 mod access;
 pub(crate) mod arguments;
 pub(crate) mod claude;
+mod compaction;
 mod coordinator;
 pub(crate) mod key;
 mod keyed;
@@ -46,11 +47,20 @@ async fn run_standalone(arguments: Arguments) -> anyhow::Result<()> {
     let serving = tokio::spawn(async move {
         ash_api::serve(server.listener, server.router, &server.state, server.limits, stopped).await;
     });
+    let compaction_stop = CancellationToken::new();
+    let compacting = tokio::spawn(compaction::keep(
+        server.store.clone(),
+        arguments.compact_after,
+        server.compaction_metrics,
+        compaction_stop.clone(),
+    ));
     wait_for_signal().await?;
     tracing::info!("stopping: running turns may end within {} s", arguments.shutdown_timeout.as_secs());
     stop.cancel();
     let stopping = async {
+        compaction_stop.cancel();
         server.runner.shut_down(arguments.shutdown_timeout, arguments.handover).await;
+        let _ = timeout(DRAIN, compacting).await;
         // Readers have heard how every turn ended.
         let _ = timeout(DRAIN, serving).await;
         server.store.close().await;

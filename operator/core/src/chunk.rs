@@ -59,21 +59,24 @@ pub enum ChunkError {
 
 /// Encodes a batch of entries of one epoch, in order, as its chunks.
 pub fn encode(entries: &[Entry]) -> Vec<Chunk> {
-    let mut chunks = Vec::new();
-    for class in [ChunkClass::Complete, ChunkClass::Partial, ChunkClass::Transcript] {
-        let of_class = || entries.iter().filter(|entry| ChunkClass::of(entry.kind) == class);
-        let (Some(first), Some(last)) = (of_class().next(), of_class().last()) else { continue };
-        let mut body = BytesMut::with_capacity(of_class().map(|entry| ENTRY_HEADER_BYTES + entry.body.len()).sum());
-        for entry in of_class() {
-            body.put_u32_le(entry.sequence.n());
-            body.put_u8(entry.kind.byte());
-            body.put_u8(entry.flags.0);
-            body.put_u32_le(u32::try_from(entry.body.len()).unwrap_or(u32::MAX));
-            body.put_slice(&entry.body);
-        }
-        chunks.push(Chunk { class, first: first.sequence, last: last.sequence, body: body.freeze() });
+    let classes = [ChunkClass::Complete, ChunkClass::Partial, ChunkClass::Transcript];
+    let of_class = |class| encode_as(class, entries.iter().filter(move |entry| ChunkClass::of(entry.kind) == class));
+    classes.into_iter().filter_map(of_class).collect()
+}
+
+/// Encodes entries of one epoch, in order, as one chunk of a class; `None` where there are none.
+pub fn encode_as<'e>(class: ChunkClass, entries: impl Iterator<Item = &'e Entry> + Clone) -> Option<Chunk> {
+    let (first, last) = (entries.clone().next()?.sequence, entries.clone().last()?.sequence);
+    let size = entries.clone().map(|entry| ENTRY_HEADER_BYTES + entry.body.len()).sum();
+    let mut body = BytesMut::with_capacity(size);
+    for entry in entries {
+        body.put_u32_le(entry.sequence.n());
+        body.put_u8(entry.kind.byte());
+        body.put_u8(entry.flags.0);
+        body.put_u32_le(u32::try_from(entry.body.len()).unwrap_or(u32::MAX));
+        body.put_slice(&entry.body);
     }
-    chunks
+    Some(Chunk { class, first, last, body: body.freeze() })
 }
 
 /// Decodes the entries of one chunk. `epoch` is that of its sequences.

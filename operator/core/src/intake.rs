@@ -4,7 +4,7 @@
 //! its own session's log and nothing else.
 
 use ash_protocol::{
-    Entry, EntryKind, Epoch, Sequence,
+    Entry, EntryFlags, EntryKind, Epoch, Sequence,
     entry::{MAX_LINE_BYTES, MAX_UNACKNOWLEDGED_BYTES},
 };
 
@@ -45,9 +45,9 @@ pub enum Refused {
         /// The last one that was taken.
         last: Sequence,
     },
-    /// A kind that only the store writes.
-    #[error("a bridge may not open an epoch")]
-    Opening,
+    /// Something that only the store writes.
+    #[error("an entry that only the store may write")]
+    Reserved,
     /// More than a bridge may send before it is acknowledged.
     #[error("more unacknowledged bytes than a bridge may send")]
     Overrun,
@@ -74,8 +74,8 @@ impl Intake {
         if entry.sequence.epoch() != self.epoch {
             return Err(Refused::Epoch(entry.sequence.epoch()));
         }
-        if entry.kind == EntryKind::Opening {
-            return Err(Refused::Opening);
+        if entry.kind == EntryKind::Opening || entry.flags.contains(EntryFlags::FOR_PARTIALS) {
+            return Err(Refused::Reserved);
         }
         if entry.sequence <= self.last {
             return Ok(Admission::Repeated);
@@ -162,6 +162,9 @@ mod tests {
     fn a_bridge_cannot_open_an_epoch() {
         let mut opening = entry(2, 2);
         opening.kind = EntryKind::Opening;
-        assert_eq!(Intake::new(Epoch(2), Epoch(2).opening()).admit(&opening), Err(Refused::Opening));
+        assert_eq!(Intake::new(Epoch(2), Epoch(2).opening()).admit(&opening), Err(Refused::Reserved));
+        let mut in_place_of_partials = entry(2, 2);
+        in_place_of_partials.flags = EntryFlags::FOR_PARTIALS;
+        assert_eq!(Intake::new(Epoch(2), Epoch(2).opening()).admit(&in_place_of_partials), Err(Refused::Reserved));
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod chunk;
+pub mod compaction;
 pub mod environment;
 pub mod exit;
 pub mod fleet;

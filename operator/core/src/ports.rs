@@ -3,6 +3,7 @@
 
 mod access;
 mod changes;
+mod compaction;
 mod credentials;
 mod membership;
 mod pods;
@@ -14,6 +15,7 @@ mod store;
 
 pub use access::{ACCESS_AUDIENCE, ACCESS_GROUP, AccessError, AccessResource, AccessReviews, Verb, Who};
 pub use changes::{ChangeStore, ChangedSession};
+pub use compaction::{CompactableTurn, CompactionStore};
 pub use credentials::{Clear, Credential, CredentialKind, CredentialStore};
 pub use membership::{AgentsStamp, CoordinatorRow, MembershipStore, NewRunner, Reserved, RouteRow, RunnerRow};
 pub use pods::{PodIdentity, PodSandbox, PodState, PodStore};

@@ -56,6 +56,9 @@ pub struct EntryFlags(pub u8);
 impl EntryFlags {
     /// The entry ends the turn that is in progress.
     pub const ENDS_TURN: Self = Self(1);
+    /// The entry stands in the log for partial messages that were dropped: who does not read those does not read it. Written by
+    /// the store only; refused from a bridge.
+    pub const FOR_PARTIALS: Self = Self(2);
 
     /// Whether every bit of `other` is set.
     pub fn contains(self, other: Self) -> bool {

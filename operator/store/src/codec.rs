@@ -50,7 +50,8 @@ pub(crate) fn encode_now(entries: &[Entry]) -> Vec<StoredChunk> {
     chunk::encode(entries).into_iter().map(pack).collect()
 }
 
-fn pack(mut chunk: Chunk) -> StoredChunk {
+/// A chunk as it is stored.
+pub(crate) fn pack(mut chunk: Chunk) -> StoredChunk {
     // The stored form replaces the body, so that a large batch is not held twice.
     let body = std::mem::take(&mut chunk.body);
     let size = body.len();

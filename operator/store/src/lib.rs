@@ -14,6 +14,7 @@ mod bundles;
 mod cache;
 mod changes;
 mod codec;
+mod compaction;
 mod credentials;
 mod directory;
 mod fault;

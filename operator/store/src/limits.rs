@@ -122,6 +122,9 @@ pub const MAX_UNFINISHED_UPLOAD_AGE: Duration = Duration::from_secs(24 * 3600);
 /// database that many servers share, and two to five rows.
 pub const APPEND_SPACING: Duration = Duration::from_millis(250);
 
+/// Chunks of partial messages that compaction reads at once, and rewrites in one transaction.
+pub const COMPACTED_CHUNKS: i64 = 8;
+
 /// Runners that a listing gives. Further ones are refused before that.
 pub const MAX_RUNNERS: i64 = 1_024;
 

@@ -59,7 +59,7 @@ impl<E: Engine> EventLog for SqlStore<E> {
 }
 
 impl<E: Engine> SqlStore<E> {
-    async fn page(&self, session: SessionId, after: Sequence, max_bytes: usize) -> Result<Page, Fault> {
+    pub(crate) async fn page(&self, session: SessionId, after: Sequence, max_bytes: usize) -> Result<Page, Fault> {
         let mut reader = self.engine.reader();
         // The end of the log comes first, and nothing beyond it is read: what is committed up to there is whole, so that what "there
         // is nothing more" says belongs to the entries, without a transaction.
@@ -208,7 +208,7 @@ async fn entries(
     Ok(entries)
 }
 
-fn decode(row: &impl Columns) -> Result<Vec<Entry>, Fault> {
+pub(crate) fn decode(row: &impl Columns) -> Result<Vec<Entry>, Fault> {
     let epoch: Epoch = rows::sequence(row, "last_sequence")?.epoch();
     let body = codec::unpack(rows::number(row, "codec")?, rows::number(row, "size")?, row.bytes("data")?)?;
     Ok(chunk::decode(epoch, body)?)

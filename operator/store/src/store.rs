@@ -102,7 +102,7 @@ pub(crate) trait Engine: Send + Sync + 'static {
     /// Its time now: milliseconds since 1970, as SQL.
     const NOW: &'static str;
 
-    /// What makes a claim pass over the rows that others are claiming, as SQL behind a `SELECT` from `sandboxes AS free`.
+    /// What makes a claim pass over the rows that others are claiming, as SQL behind a `SELECT` from what is called `free` there.
     const SKIP_LOCKED: &'static str;
 
     /// Whoever runs statements that only read, each by itself.

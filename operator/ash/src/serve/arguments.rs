@@ -87,6 +87,9 @@ pub(crate) struct Arguments {
         value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", default_missing_value = "true",
         value_name = "BOOLEAN")]
     pub(crate) handover: bool,
+    /// How long the partial messages of a turn are kept after it ended; its complete messages stay
+    #[arg(long, env = "ASH_COMPACT_AFTER", value_parser = values::duration, default_value = "10m", value_name = "TIME")]
+    pub(crate) compact_after: Duration,
     /// How log lines look
     #[arg(long, env = "ASH_LOG_FORMAT", value_enum, default_value = "pretty")]
     pub(crate) log_format: LogFormat,

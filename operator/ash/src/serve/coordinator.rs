@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DRAIN, access,
     arguments::{Arguments, FleetArguments, SandboxKind},
+    compaction,
     key::{self, hexadecimal},
     store_metrics, wait_for_signal, wiring,
 };
@@ -40,6 +41,7 @@ struct Coordinator {
     registry: Arc<Registry>,
     secret: Arc<SecretFile>,
     store: Arc<dyn Database>,
+    compaction_metrics: compaction::Metrics,
     /// Of the data directory, with Postgres: held for as long as the coordinator runs.
     _lock: Option<DirectoryLock>,
 }
@@ -55,6 +57,12 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         tokio::spawn(ash_link::serve(coordinator.fleet_listener, coordinator.secret, service, fleet_stop.clone()));
     let registry = Arc::clone(&coordinator.registry);
     let watching = tokio::spawn(ash_coordinator::watch(registry, fleet_stop.clone()));
+    let compacting = tokio::spawn(compaction::keep(
+        coordinator.store.clone(),
+        arguments.compact_after,
+        coordinator.compaction_metrics,
+        stop.clone(),
+    ));
     let stopped = stop.clone().cancelled_owned();
     let serving = tokio::spawn(async move {
         let router = ash_api::router(coordinator.state.clone());
@@ -68,6 +76,7 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         fleet_stop.cancel();
         let _ = timeout(DRAIN * 2, for_runners).await;
         let _ = timeout(DRAIN, watching).await;
+        let _ = timeout(DRAIN, compacting).await;
         coordinator.registry.leave().await;
         coordinator.store.close().await;
     };
@@ -110,6 +119,7 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
         store: Arc::clone(&store),
         write_ahead_log: data.join(format!("{}-wal", wiring::DATABASE)),
     }));
+    let compaction_metrics = compaction::Metrics::register(&mut metrics);
     let model_key = wiring::credential(arguments).map(|credential| match credential {
         Credential::ApiKey(key) => ModelKey::ApiKey(Hidden(key.expose_secret().to_owned())),
         Credential::AuthToken(token) => ModelKey::AuthToken(Hidden(token.expose_secret().to_owned())),
@@ -134,7 +144,17 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
     let fleet: Arc<dyn MembershipStore> = store.clone();
     let optional = OptionalPorts { credentials: Some(store.clone()), fleet: Some(fleet), resources };
     let state = ApiState::with(store.clone(), runner, optional, shared, config);
-    Ok(Coordinator { listener, fleet_listener, state, limits, registry, secret, store, _lock: lock })
+    Ok(Coordinator {
+        listener,
+        fleet_listener,
+        state,
+        limits,
+        registry,
+        secret,
+        store,
+        compaction_metrics,
+        _lock: lock,
+    })
 }
 
 fn read(path: &Path) -> anyhow::Result<SecretString> {

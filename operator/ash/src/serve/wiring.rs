@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use super::{
     access,
     arguments::{Arguments, SandboxArguments, SandboxPolicy, UpstreamArguments},
-    claude, key,
+    claude, compaction, key,
     keyed::KeyedRunner,
     sinks, store_metrics, system_metrics,
 };
@@ -51,6 +51,7 @@ pub(super) struct Server {
     pub(super) limits: ServeLimits,
     pub(super) runner: Arc<LocalRunner>,
     pub(super) store: Arc<dyn Database>,
+    pub(super) compaction_metrics: compaction::Metrics,
     /// Of the data directory, where the store does not hold it.
     pub(super) _lock: Option<DirectoryLock>,
 }
@@ -88,6 +89,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
         store: Arc::clone(&store),
         write_ahead_log: data.join(format!("{DATABASE}-wal")),
     }));
+    let compaction_metrics = compaction::Metrics::register(&mut runner_metrics);
     runner_metrics.register_collector(Box::new(system_metrics::SystemMetrics(Arc::clone(&backend))));
     let as_port: Arc<dyn Store> = store.clone();
     let runner = LocalRunner::start(
@@ -116,7 +118,16 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let optional = OptionalPorts { credentials: Some(store.clone()), fleet: None, resources: None };
     let keyed = KeyedRunner::start(Arc::clone(&runner), store.clone()).await?;
     let state = ApiState::with(as_port, Arc::new(keyed), optional, registry, config);
-    Ok(Server { listener, router: ash_api::router(state.clone()), state, limits, runner, store, _lock: lock })
+    Ok(Server {
+        listener,
+        router: ash_api::router(state.clone()),
+        state,
+        limits,
+        runner,
+        store,
+        compaction_metrics,
+        _lock: lock,
+    })
 }
 
 /// The database in the data directory, or Postgres. The directory is this server's in both cases: sandboxes are in it.

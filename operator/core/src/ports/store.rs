@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ChangeStore, CredentialStore, MembershipStore, PodStore};
+use super::{ChangeStore, CompactionStore, CredentialStore, MembershipStore, PodStore};
 use crate::{
     agent::{Agent, AgentSettings, AgentVersion},
     id::{AgentId, KeyId, SandboxId, SessionId, TenantId, TurnId},
@@ -24,9 +24,9 @@ pub trait Store: AgentStore + SessionStore + EventLog + KeyStore {}
 impl<T: AgentStore + SessionStore + EventLog + KeyStore> Store for T {}
 
 /// Everything that is kept, with what coordinators share.
-pub trait FleetStore: Store + MembershipStore + PodStore + CredentialStore + ChangeStore {}
+pub trait FleetStore: Store + MembershipStore + PodStore + CredentialStore + ChangeStore + CompactionStore {}
 
-impl<T: Store + MembershipStore + PodStore + CredentialStore + ChangeStore> FleetStore for T {}
+impl<T: Store + MembershipStore + PodStore + CredentialStore + ChangeStore + CompactionStore> FleetStore for T {}
 
 /// Why the store did not do something.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]

@@ -65,17 +65,19 @@ const APPEND_WITH_TURNS: &str = concat!(
          model_refused = COALESCE(given.refused, model_refused)"
     ),
     ", changed AS ( \
-        INSERT INTO turns (session, turn, tenant, first_sequence, last_sequence) \
-        SELECT unfinished.session, unfinished.turn, unfinished.tenant, unfinished.first_sequence, ending.last \
+        INSERT INTO turns (session, turn, tenant, first_sequence, last_sequence, compactable_since) \
+        SELECT unfinished.session, unfinished.turn, unfinished.tenant, unfinished.first_sequence, ending.last, $25::BIGINT \
         FROM UNNEST($13::TEXT[], $14::BIGINT[]) AS ending (session, last) \
         JOIN taken ON taken.id = ending.session \
         JOIN turns AS unfinished ON unfinished.session = ending.session AND unfinished.last_sequence IS NULL \
         UNION ALL \
-        SELECT taken.id, begun.turn, taken.tenant, begun.first, begun.last \
+        SELECT taken.id, begun.turn, taken.tenant, begun.first, begun.last, \
+            CASE WHEN begun.last IS NULL THEN NULL ELSE $25::BIGINT END \
         FROM UNNEST($15::TEXT[], $16::TEXT[], $17::BIGINT[], $18::BIGINT[]) AS begun (session, turn, first, last) \
         JOIN taken ON taken.id = begun.session \
         WHERE NOT EXISTS (SELECT 1 FROM turns AS known WHERE known.session = begun.session AND known.turn = begun.turn) \
-        ON CONFLICT (session, turn) DO UPDATE SET last_sequence = excluded.last_sequence \
+        ON CONFLICT (session, turn) DO UPDATE SET last_sequence = excluded.last_sequence, \
+            compactable_since = excluded.compactable_since \
     ) SELECT id FROM taken"
 );
 
@@ -187,7 +189,8 @@ impl<'b> Batches<'b> {
                 .bind(each(|spending| spending.tokens.cache_read))
                 .bind(each(|spending| spending.tokens.cache_creation))
                 .bind(each(|spending| spending.cost_micros))
-                .bind(spending().map(|spending| spending.refused.map(i64::from)).collect::<Vec<Option<i64>>>());
+                .bind(spending().map(|spending| spending.refused.map(i64::from)).collect::<Vec<Option<i64>>>())
+                .bind(self.now.as_millisecond());
         }
         let taken = query.fetch_all(lease.round_trip()).await?;
         taken.iter().map(|row| rows::parsed(row, "id")).collect()

@@ -35,7 +35,7 @@ const OPEN: &str = concat!(
         INSERT INTO log_chunks (session, batch_last, class, tenant, first_sequence, last_sequence, codec, size, data) \
         SELECT opened.id, $3, $11, opened.tenant, $3, $3, $12, $13, $14 FROM opened \
     ), ended AS ( \
-        UPDATE turns SET last_sequence = $3 FROM opened \
+        UPDATE turns SET last_sequence = $3, compactable_since = $8 FROM opened \
         WHERE turns.session = opened.id AND turns.turn = $15 AND turns.last_sequence IS NULL \
     ) SELECT * FROM opened"
 );

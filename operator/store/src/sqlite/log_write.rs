@@ -65,9 +65,10 @@ impl Write for Open {
             insert_chunk(&mut script, last, &chunk, &format!("FROM sessions WHERE id = {id}"));
         }
         if let Some(turn) = open.opening.interrupted {
-            let turn = script.bind(turn.to_string());
+            let (turn, now) = (script.bind(turn.to_string()), script.bind(session.last_active_at.as_millisecond()));
             script.push(format_args!(
-                "UPDATE turns SET last_sequence = {last} WHERE session = {id} AND turn = {turn} AND last_sequence IS NULL"
+                "UPDATE turns SET last_sequence = {last}, compactable_since = {now} \
+                 WHERE session = {id} AND turn = {turn} AND last_sequence IS NULL"
             ));
         }
         script.run(connection).await?;
@@ -223,7 +224,7 @@ impl Batch {
             insert_chunk(script, last, chunk, &taken);
         }
         for change in &self.turns {
-            change.write(script, session, &taken);
+            change.write(script, session, &taken, now);
         }
     }
 }
@@ -259,7 +260,7 @@ async fn was_there(batch: &Batch, connection: &mut SqliteConnection) -> Result<A
 }
 
 impl TurnChange {
-    fn write(self, script: &mut Script, session: Parameter, taken: &str) {
+    fn write(self, script: &mut Script, session: Parameter, taken: &str, now: Timestamp) {
         match self {
             // A bridge is not trusted: a turn that it begins twice stays as it was first.
             Self::Begins(turn, sequence) => {
@@ -270,9 +271,9 @@ impl TurnChange {
                 ));
             }
             Self::Ends(sequence) => {
-                let sequence = script.bind(rows::column(sequence));
+                let (sequence, now) = (script.bind(rows::column(sequence)), script.bind(now.as_millisecond()));
                 script.push(format_args!(
-                    "UPDATE turns SET last_sequence = {sequence} \
+                    "UPDATE turns SET last_sequence = {sequence}, compactable_since = {now} \
                      WHERE session = {session} AND last_sequence IS NULL AND first_sequence < {sequence} AND EXISTS (SELECT 1 {taken})"
                 ));
             }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code, unused_macros, unused_imports, missing_docs)]
 
 pub mod changes;
+pub mod compaction;
 pub mod credentials;
 pub mod membership;
 pub mod places;
@@ -114,6 +115,9 @@ macro_rules! fleet_tests {
             changes:
                 changes_and_ended_turns_are_found,
                 what_is_spent_is_added_up;
+            compaction:
+                partials_of_finished_turns_are_dropped,
+                turns_are_given_out_once_until_they_are_compacted;
             credentials:
                 a_credential_is_kept_encrypted,
                 variables_of_a_session_are_kept_encrypted,
