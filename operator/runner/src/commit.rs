@@ -2,8 +2,8 @@
 //!
 //! Complete messages are written with whatever else comes within [`COMMIT_SPACING`], because most of a transaction's cost does
 //! not depend on its size. The end of a turn waits for nothing. Partials wait for more, for [`COMMIT_DELAY`] before that. A store
-//! that many servers share asks for more than both. A transaction that takes longer delays the next, so that batches grow under
-//! load by themselves.
+//! that many servers share asks for a longer spacing, and there partials wait for [`SHARED_COMMIT_DELAY`], or for a complete
+//! message of their session. A transaction that takes longer delays the next, so that batches grow under load by themselves.
 //!
 //! An append that cannot be written, or that the store is long about, delays no other session: it is tried again by itself, behind
 //! the others' backs, and its own session waits for it.
@@ -11,19 +11,21 @@
 use std::{
     mem,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use ash_core::ports::{Append, RunnerStore, StoreError};
 use tokio::{
     sync::{Notify, Semaphore},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
     hub::{Hub, Place, Urgency},
     limits::{
         COMMIT_BATCHES, COMMIT_DELAY, COMMIT_LANES, COMMIT_RETRY, COMMIT_SPACING, COMMIT_TRIES, COMMIT_TURN,
+        SHARED_COMMIT_DELAY,
     },
     metrics::Metrics,
 };
@@ -31,10 +33,17 @@ use crate::{
 /// The queue of sessions with something to commit. Holds each at most once, so it is bounded by their number.
 #[derive(Debug, Default)]
 pub(crate) struct CommitQueue {
-    dirty: Mutex<Vec<Arc<Hub>>>,
+    dirty: Mutex<Vec<Waiting>>,
     some: Notify,
     urgent: Notify,
     immediate: Notify,
+}
+
+/// A session in the queue.
+#[derive(Debug)]
+struct Waiting {
+    hub: Arc<Hub>,
+    since: Instant,
 }
 
 impl CommitQueue {
@@ -43,8 +52,9 @@ impl CommitQueue {
         if urgency == Urgency::None {
             return;
         }
-        if hub.queue() {
-            self.dirty.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(hub));
+        if hub.queue(urgency) {
+            let waiting = Waiting { hub: Arc::clone(hub), since: Instant::now() };
+            self.dirty.lock().unwrap_or_else(PoisonError::into_inner).push(waiting);
             self.some.notify_one();
         }
         if urgency >= Urgency::Soon {
@@ -55,8 +65,23 @@ impl CommitQueue {
         }
     }
 
-    fn take(&self) -> Vec<Arc<Hub>> {
-        mem::take(&mut *self.dirty.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Since when the first of them waits.
+    async fn oldest(&self) -> Instant {
+        loop {
+            let some = self.some.notified();
+            let first = self.dirty.lock().unwrap_or_else(PoisonError::into_inner).first().map(|waiting| waiting.since);
+            match first {
+                Some(since) => return since,
+                None => some.await,
+            }
+        }
+    }
+
+    /// Takes those whose time has come: what is more than partials, or waits for so long.
+    fn take(&self, delay: Duration) -> Vec<Arc<Hub>> {
+        let mut dirty = self.dirty.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = |waiting: &mut Waiting| waiting.since.elapsed() >= delay || waiting.hub.urgency() >= Urgency::Soon;
+        dirty.extract_if(.., is_due).map(|waiting| waiting.hub).collect()
     }
 }
 
@@ -97,16 +122,18 @@ impl Pending {
 impl Committer {
     /// Writes what is new, in batches. A store that is long about one keeps the next from nothing but its company.
     async fn commit(self: &Arc<Self>) {
-        let own = self.store.append_spacing();
-        let (delay, spacing) = (COMMIT_DELAY.max(own), COMMIT_SPACING.max(own));
+        let shared = self.store.append_spacing();
+        let (delay, spacing) =
+            if shared.is_zero() { (COMMIT_DELAY, COMMIT_SPACING) } else { (SHARED_COMMIT_DELAY, shared) };
         let batches = Arc::new(Semaphore::new(COMMIT_BATCHES));
         let mut slow = JoinSet::new();
         loop {
             let Ok(turn) = Arc::clone(&batches).acquire_owned().await else { return };
-            self.queue.some.notified().await;
-            let _ = timeout(delay, self.queue.urgent.notified()).await;
+            let oldest = self.queue.oldest().await;
+            let _ = timeout_at(oldest + delay, self.queue.urgent.notified()).await;
             let _ = timeout(spacing, self.queue.immediate.notified()).await;
-            let batch = self.batch(self.queue.take());
+            // The partials of others hardly make a transaction dearer, where they do not take rows of a shared database.
+            let batch = self.batch(self.queue.take(if shared.is_zero() { Duration::ZERO } else { delay }));
             if batch.is_empty() {
                 continue;
             }
@@ -203,9 +230,7 @@ impl Committer {
 
     /// Lets a session be queued again, and queues it where it wrote more meanwhile.
     fn give_back(&self, hub: &Arc<Hub>) {
-        if hub.commit_over() {
-            self.queue.push(hub, Urgency::Now);
-        }
+        self.queue.push(hub, hub.commit_over());
     }
 }
 

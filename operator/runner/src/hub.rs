@@ -60,6 +60,8 @@ struct Inner {
     place: Place,
     /// Whether the committer has this hub: in its queue, or what it wrote is on its way to the store.
     queued: bool,
+    /// How soon the committer should come for what it was not given yet.
+    urgency: Urgency,
     /// Why the log cannot be written; the next epoch clears it.
     broken: Option<String>,
 }
@@ -82,6 +84,7 @@ impl Hub {
                 permissions: Permissions::default(),
                 place: Place::None,
                 queued: false,
+                urgency: Urgency::None,
                 broken: None,
                 row,
             }),

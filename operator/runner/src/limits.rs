@@ -24,6 +24,9 @@ pub const CLOSING: Duration = Duration::from_secs(15);
 pub(crate) const FLUSH_WAIT: Duration = Duration::from_secs(10);
 /// How long entries wait for more before they are committed, when none of them is a complete message.
 pub(crate) const COMMIT_DELAY: Duration = Duration::from_millis(50);
+/// ... where the database is one that many servers share. Before a turn's next complete message nobody needs them there: readers
+/// have them from memory, and the bridge keeps what is not committed.
+pub(crate) const SHARED_COMMIT_DELAY: Duration = Duration::from_secs(2);
 /// How long complete messages wait for more before they are committed; the end of a turn does not wait.
 pub(crate) const COMMIT_SPACING: Duration = Duration::from_millis(25);
 /// Entries of a session in one append.

@@ -38,6 +38,8 @@ struct Appends {
     /// What was written of each session, in order.
     written: Mutex<HashMap<SessionId, Vec<Sequence>>>,
     tried: watch::Sender<()>,
+    /// What the store asks for.
+    spacing: Duration,
 }
 
 impl Appends {
@@ -57,6 +59,10 @@ impl Appends {
 
 #[async_trait]
 impl RunnerStore for Appends {
+    fn append_spacing(&self) -> Duration {
+        self.spacing
+    }
+
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {
         let mut results = Vec::new();
         let mut answers = true;
@@ -136,15 +142,23 @@ struct World {
 
 impl World {
     fn start(fates: impl IntoIterator<Item = (SessionId, Fate)>) -> Self {
-        let store = Arc::new(Appends { fates: fates.into_iter().collect(), ..Appends::default() });
+        Self::with(Appends { fates: fates.into_iter().collect(), ..Appends::default() })
+    }
+
+    fn with(store: Appends) -> Self {
+        let store = Arc::new(store);
         let (queue, metrics) = (Arc::<CommitQueue>::default(), Arc::<Metrics>::default());
         tokio::spawn(run(Arc::clone(&queue), Arc::clone(&store) as _, Arc::clone(&metrics)));
         Self { queue, store, metrics }
     }
 
-    /// The session's bridge says something.
+    /// The session's bridge ends a turn.
     fn say(&self, hub: &Arc<Hub>, n: u32) -> Sequence {
-        let said: Entry = entry(hub.epoch().sequence(n), EntryKind::Claude, EntryFlags::ENDS_TURN);
+        self.log(hub, n, EntryKind::Claude, EntryFlags::ENDS_TURN)
+    }
+
+    fn log(&self, hub: &Arc<Hub>, n: u32, kind: EntryKind, flags: EntryFlags) -> Sequence {
+        let said: Entry = entry(hub.epoch().sequence(n), kind, flags);
         let sequence = said.sequence;
         self.queue.push(hub, hub.take(vec![said]).unwrap().urgency);
         sequence
@@ -216,4 +230,33 @@ async fn a_session_that_went_on_without_what_could_not_be_written_is_written_aga
     let first = world.say(&hub, 2);
     assert_eq!(timeout(LONG, hub.wait_committed()).await, Ok(true));
     assert_eq!(world.store.written(&hub), [first], "what was withdrawn is not written");
+}
+
+#[tokio::test(start_paused = true)]
+async fn partials_take_few_rows_of_a_shared_database_and_a_turns_end_waits_for_nothing() {
+    const SPACING: Duration = Duration::from_millis(250);
+    let (talking, busy) = (opened(), opened());
+    let world = World::with(Appends { spacing: SPACING, ..Appends::default() });
+    for n in 2..1002 {
+        world.log(&talking, n, EntryKind::Partial, EntryFlags::default());
+        if n % 100 == 0 {
+            // The complete messages of others take no partials of this one along.
+            world.log(&busy, n / 100 + 1, EntryKind::Claude, EntryFlags::default());
+        }
+        sleep(Duration::from_millis(3)).await;
+    }
+    assert_eq!(world.store.tries(&talking), 1, "3 s of partials");
+    assert!(world.store.tries(&busy) >= 5, "{}", world.store.tries(&busy));
+    let end = world.say(&talking, 1002);
+    assert_eq!(timeout(COMMIT_SPACING, talking.wait_committed()).await, Ok(true));
+    assert_eq!((world.store.tries(&talking), world.store.written(&talking).last()), (2, Some(&end)));
+    assert_eq!(world.store.written(&talking).len(), 1001);
+}
+
+#[tokio::test(start_paused = true)]
+async fn partials_alone_are_written_in_the_end() {
+    let hub = opened();
+    let world = World::with(Appends { spacing: Duration::from_millis(250), ..Appends::default() });
+    world.log(&hub, 2, EntryKind::Partial, EntryFlags::default());
+    assert_eq!(timeout(SHARED_COMMIT_DELAY * 2, hub.wait_committed()).await, Ok(true));
 }

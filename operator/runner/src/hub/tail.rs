@@ -25,7 +25,7 @@ pub(crate) enum Urgency {
     None,
     /// Partials only: they may wait for more.
     Later,
-    /// A complete message.
+    /// A complete message, or a part of the transcript.
     Soon,
     /// The end of a turn, many bytes, or somebody waits for it.
     Now,
@@ -86,24 +86,33 @@ impl Hub {
         inner.metering.pace(bytes + frames * ENTRY_COST_BYTES, now)
     }
 
-    /// Gives the hub to the committer: true when it did not have it.
-    pub(crate) fn queue(&self) -> bool {
-        !std::mem::replace(&mut self.lock().queued, true)
+    /// Gives the hub to the committer, which should come so soon: true when it did not have it.
+    pub(crate) fn queue(&self, urgency: Urgency) -> bool {
+        let mut inner = self.lock();
+        inner.urgency = inner.urgency.max(urgency);
+        !std::mem::replace(&mut inner.queued, true)
     }
 
-    /// Says that the committer is done with the hub for now: true where there is more to commit that may be written.
-    pub(crate) fn commit_over(&self) -> bool {
+    /// How soon the committer should come for what it was not given yet.
+    pub(crate) fn urgency(&self) -> Urgency {
+        self.lock().urgency
+    }
+
+    /// Says that the committer is done with the hub for now: how soon it should come again, where there is more that may be
+    /// written.
+    pub(crate) fn commit_over(&self) -> Urgency {
         let mut inner = self.lock();
         inner.queued = false;
-        inner.broken.is_none() && inner.last() > inner.committed
+        let is_more = inner.broken.is_none() && inner.last() > inner.committed;
+        if is_more { inner.urgency.max(Urgency::Later) } else { Urgency::None }
     }
 
     /// The entries to commit next and the one that they follow.
     pub(crate) fn uncommitted(&self) -> (Sequence, Vec<Entry>) {
-        let inner = self.lock();
+        let mut inner = self.lock();
         let (mut bytes, mut turn_changes) = (0, 0);
         let start = inner.tail.partition_point(|logged| logged.entry.sequence <= inner.committed);
-        let entries = inner
+        let entries: Vec<Entry> = inner
             .tail
             .range(start..)
             .take(COMMIT_ENTRIES)
@@ -117,6 +126,8 @@ impl Hub {
             })
             .cloned()
             .collect();
+        let is_all = start + entries.len() == inner.tail.len();
+        inner.urgency = if is_all { Urgency::None } else { Urgency::Now };
         (inner.committed, entries)
     }
 
@@ -209,8 +220,9 @@ impl Inner {
         self.intake = intake;
         let urgency = match ChunkClass::of(entry.kind) {
             _ if entry.ends_turn() => Urgency::Now,
-            ChunkClass::Complete => Urgency::Soon,
-            _ => Urgency::Later,
+            // A conversation without its last lines could not be gone on with.
+            ChunkClass::Complete | ChunkClass::Transcript => Urgency::Soon,
+            ChunkClass::Partial => Urgency::Later,
         };
         taken.urgency = taken.urgency.max(urgency);
         if entry.kind == EntryKind::Bridge
