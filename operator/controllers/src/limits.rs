@@ -39,7 +39,7 @@ pub const MAX_REMEMBERED: usize = 20_000;
 /// Something that nobody announces (a Secret, a ConfigMap) is read again after this.
 pub const POLL: Duration = Duration::from_secs(30);
 /// An agent's counts are written at most this often.
-pub const COUNTS: Duration = Duration::from_secs(5);
+pub const COUNTS: Duration = Duration::from_secs(10);
 /// A session that a REST call made is given its sandbox by the API; the operator waits this long before it does it.
 pub const REST_HEAD_START: Duration = Duration::from_secs(2);
 /// A session whose pod starts is looked at again after this.
@@ -59,6 +59,10 @@ pub const POOL_BUSY: Duration = Duration::from_secs(5);
 pub const PODS_AT_ONCE: usize = 32;
 /// Pods of one agent that start together for its warm pool.
 pub const WARM_STARTING: usize = 10;
+/// Warm sandboxes that are to replace claimed ones are started this long after the last claim, while enough are left...
+pub const REFILL_AFTER: Duration = Duration::from_secs(1);
+/// ... that is this part of them: one of so many.
+pub const REFILL_PART: usize = 4;
 /// Demand of the past that a warm pool is sized for.
 pub const DEMAND_WINDOW: Duration = Duration::from_secs(120);
 /// Claims that are remembered of an agent: more do not make a pool larger, its greatest size is 1,000.

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     failure::Failure,
-    limits::{PODS_AT_ONCE, START_BOUND, TELL_AFTER, WARM_STARTING},
+    limits::{PODS_AT_ONCE, REFILL_AFTER, REFILL_PART, START_BOUND, TELL_AFTER, WARM_STARTING},
 };
 
 /// What there is in a namespace.
@@ -172,8 +172,23 @@ fn of_pool(observed: &Observed<'_>, agent: AgentId, pool: &Pool, room: usize, st
         steps.extend(rows.iter().copied().find(is_outdated).map(|row| Step::Retire(row.id)));
         return;
     }
+    if is_being_claimed(observed, agent, rows.len() - starting.len(), target) {
+        return;
+    }
     let missing = (target - rows.len()).min(WARM_STARTING.saturating_sub(starting.len())).min(room);
     steps.extend(std::iter::repeat_n(Step::Add(agent), missing));
+}
+
+/// Whether sessions are taking sandboxes at this moment and enough are left: those that are to follow wait until that is over,
+/// because a pod that starts takes the processors from the sessions that begin.
+fn is_being_claimed(observed: &Observed<'_>, agent: AgentId, warm: usize, target: usize) -> bool {
+    let lately = SignedDuration::try_from(REFILL_AFTER).unwrap_or(SignedDuration::ZERO);
+    let was_claimed = |row: &PodSandbox| {
+        row.agent == agent
+            && row.state == PodState::Claimed
+            && observed.now.duration_since(row.changed_at).abs() < lately
+    };
+    warm >= (target / REFILL_PART).max(1) && observed.rows.iter().any(was_claimed)
 }
 
 #[cfg(test)]

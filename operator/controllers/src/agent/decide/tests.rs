@@ -13,6 +13,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{Made, Observed, Step, Version, decide};
+use crate::limits::COUNTS;
 use crate::{failure::Failure, namespace::Counts};
 
 fn now() -> Timestamp {
@@ -88,7 +89,7 @@ fn only_what_differs_is_deployed() {
         ..observed(&spec, &status, Some(&new), &made)
     };
     let waits = decide(&more);
-    assert_eq!((waits.status, waits.again.map(|again| again.as_secs())), (None, Some(5)));
+    assert_eq!((waits.status, waits.again.map(|again| again.as_secs())), (None, Some(COUNTS.as_secs())));
     let unknown = Observed { counts: None, ..observed(&spec, &status, Some(&new), &made) };
     assert_eq!(decide(&unknown).status, None);
 }

@@ -58,6 +58,25 @@ fn steps(rows: &[PodSandbox], pods: &BTreeMap<SandboxId, PodView>, target: u32) 
 }
 
 #[test]
+fn a_pool_is_filled_when_the_claims_are_over_or_little_is_left() {
+    let pods = (1..=8).map(pod).map(|(id, mut pod)| {
+        pod.session = None;
+        (id, pod)
+    });
+    let pods: BTreeMap<_, _> = pods.collect();
+    let added = |claimed: u128, age: i64| {
+        let mut rows: Vec<_> = (1..=claimed).map(|id| row(id, PodState::Claimed, Some(100 + id), 2, age)).collect();
+        rows.extend((claimed + 1..=8).map(|id| row(id, PodState::Warm, None, 2, 60)));
+        steps(&rows, &pods, 8).iter().filter(|step| matches!(step, Step::Add(_))).count()
+    };
+    assert_eq!(added(3, 0), 0, "sessions begin at this moment");
+    assert_eq!(added(3, 1), 3);
+    assert_eq!(added(7, 0), 7, "too little is left to wait");
+    let one = row(1, PodState::Claimed, Some(100), 2, 0);
+    assert!(steps(&[one], &pods, 1).contains(&Step::Add(AGENT)), "the only one is replaced at once");
+}
+
+#[test]
 fn what_each_sandbox_gets() {
     let id = |id| SandboxId(Uuid::from_u128(id));
     let of = |row: PodSandbox, pod: Option<PodView>| {
@@ -141,7 +160,11 @@ proptest! {
         let mut claimed = Vec::new();
         for event in story.into_iter().chain(std::iter::repeat_n(Happens::Start, 30)) {
             match event {
+                // Which takes its time.
                 Happens::Start => for row in &mut rows {
+                    if row.state == PodState::Claimed {
+                        row.changed_at = now().checked_sub(SignedDuration::from_secs(2)).unwrap();
+                    }
                     if row.state == PodState::Starting && pods.contains_key(&row.id) {
                         row.state = PodState::Warm;
                         row.pod_uid = Some("uid".into());
