@@ -37,6 +37,8 @@ pub struct PodsConfig {
     pub gateway: SocketAddr,
     /// Claude Code's program in the pods.
     pub claude: String,
+    /// The audience of pods' tokens.
+    pub audience: String,
     /// Who says which pod a token is of.
     pub reviews: Arc<dyn TokenReviews>,
     /// Who says which sandbox a pod is.
@@ -50,6 +52,7 @@ pub struct Pods {
     pub(crate) node: String,
     pub(crate) gateway: SocketAddr,
     pub(crate) claude: String,
+    pub(crate) audience: String,
     pub(crate) reviews: Arc<dyn TokenReviews>,
     pub(crate) calls: Arc<dyn RunnerPods>,
     pub(crate) tickets: Tickets,
@@ -94,9 +97,10 @@ impl fmt::Debug for Pods {
 
 impl From<PodsConfig> for Backend {
     fn from(config: PodsConfig) -> Self {
-        let PodsConfig { node, gateway, claude, reviews, calls, ticket_key } = config;
+        let PodsConfig { node, gateway, claude, audience, reviews, calls, ticket_key } = config;
         let tickets = Tickets::new(ticket_key, node.clone());
-        Self::Pods(Arc::new(Pods { node, gateway, claude, reviews, calls, tickets, admitting: Mutex::default() }))
+        let admitting = Mutex::default();
+        Self::Pods(Arc::new(Pods { node, gateway, claude, audience, reviews, calls, tickets, admitting }))
     }
 }
 

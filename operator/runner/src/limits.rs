@@ -98,10 +98,26 @@ pub(crate) const MEASURED_GROWTH_BYTES: u64 = 64 << 20;
 pub(crate) const PREAMBLE: Duration = Duration::from_secs(10);
 /// How long it may take to take the answer.
 pub(crate) const PREAMBLE_ANSWER: Duration = Duration::from_secs(5);
-/// Connections to the port of bridges that have proven nothing yet; more wait in the kernel's queue.
+/// Connections to the port of bridges that have not sent their first line; at one more the one that has been silent for longest is
+/// cut off.
+pub(crate) const SILENT_BRIDGES: usize = 128;
+/// ... for which somebody is being asked who they are: half of the places are for tokens, half for tickets. At the bound one more is
+/// closed at once.
 pub(crate) const UNPROVEN_BRIDGES: usize = 256;
-/// ... and from one address: one more is closed at once.
+/// ... and of either from one address: one more is closed at once.
 pub(crate) const UNPROVEN_BRIDGES_OF_ADDRESS: usize = 8;
+/// Questions to the API server and to coordinators for which one address may be the cause at once; a bridge that comes asks one.
+pub(crate) const QUESTIONS_AT_ONCE: u32 = 8;
+/// How often it may be after that.
+pub(crate) const QUESTION_INTERVAL: Duration = Duration::from_millis(500);
+/// Addresses of which it is known that they asked lately; a further one may not ask. A node has some hundred pods at the most.
+pub(crate) const QUESTIONERS: usize = 1024;
+/// How long nobody is asked again about a token that the API server refused.
+pub(crate) const REFUSED_TOKEN: Duration = Duration::from_secs(5);
+/// So many such tokens are remembered.
+pub(crate) const REFUSED_TOKENS: usize = 1024;
+/// How long after its own end a token is asked about still: the API server's clock decides, and may be another.
+pub(crate) const EXPIRED_TOKEN_SECONDS: u64 = 60;
 /// How long an API server that does not say whose a token is is waited for, before its bridge has to dial again. Less than the
 /// 30 s that a bridge waits for an answer.
 pub(crate) const REVIEW_WAIT: Duration = Duration::from_secs(15);

@@ -61,8 +61,12 @@ pub(crate) struct Metrics {
     /// Times a bridge was not read from for a while, because it wrote faster than a session may.
     pub(crate) bridges_paused: Counter,
     pub(crate) logs_full: Counter,
-    /// Times nothing was taken at the port of bridges, because too many had proven nothing.
+    /// Connections to the port of bridges that had to go because too many had proven nothing.
     pub(crate) bridges_unproven_at_bound: Counter,
+    /// ... because their address asked too much.
+    pub(crate) bridges_asked_too_much: Counter,
+    /// Tokens that were refused without asking the API server.
+    pub(crate) reviews_spared: Counter,
     /// Connections to the port of bridges that were refused.
     pub(crate) bridges_refused: Counter,
     /// Bridges of pods that were let in, by what they proved it with.
@@ -174,9 +178,15 @@ impl Metrics {
         for (name, help, counter) in [
             (
                 "bridges_unproven_at_bound",
-                "Times nothing was taken at the port of bridges because too many had proven nothing",
+                "Connections to the port of bridges that had to go because too many had proven nothing",
                 &self.bridges_unproven_at_bound,
             ),
+            (
+                "bridges_asked_too_much",
+                "Connections to the port of bridges that had to go because of their address's questions to others",
+                &self.bridges_asked_too_much,
+            ),
+            ("reviews_spared", "Tokens refused without asking the API server", &self.reviews_spared),
             ("bridges_refused", "Connections to the port of bridges that were refused", &self.bridges_refused),
             ("bridges_by_token", "Bridges of pods let in with their pod's token", &self.bridges_by_token),
             ("bridges_by_ticket", "Bridges of pods that showed a ticket of this node", &self.bridges_by_ticket),

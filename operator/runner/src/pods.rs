@@ -5,7 +5,10 @@ mod admission;
 mod bridges;
 mod claim;
 mod decide;
+mod questions;
+mod room;
 mod ticket;
+mod token;
 
 pub(crate) use self::{
     bridges::{now, serve_bridges},

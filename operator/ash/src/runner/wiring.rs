@@ -11,7 +11,7 @@ use anyhow::Context;
 use ash_core::{fleet::RunnerId, ports::TokenReviews};
 use ash_gateway::{Gateway, GatewayConfig, Limits, TokenSigner};
 use ash_link::SecretFile;
-use ash_pods::token_reviews::ApiServerReviews;
+use ash_pods::{manifest::TOKEN_AUDIENCE, token_reviews::ApiServerReviews};
 use ash_runner::{
     Coordinators, LocalRunner, Membership, MembershipConfig, ModelKeys, PodsConfig, RemoteStore, RunnerConfig,
     RunnerService,
@@ -159,6 +159,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Runner> {
                 node: arguments.node.clone(),
                 gateway: ports.advertised,
                 claude: CLAUDE_IN_PODS.to_owned(),
+                audience: TOKEN_AUDIENCE.to_owned(),
                 reviews: Arc::clone(&ports.reviews),
                 calls: Arc::clone(&store) as _,
                 ticket_key,

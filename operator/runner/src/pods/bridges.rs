@@ -1,13 +1,13 @@
 //! The port of all bridges: takes their connections, has them prove which pod they are in, and hands them to their sandboxes.
 //!
-//! A pod that does not prove itself has one of few places, for a bounded time: it keeps nobody else out.
+//! A pod that does not prove itself has one of few places, for a bounded time ([`super::room`]), and makes nobody be asked more than
+//! at a rate ([`super::questions`]): it keeps nobody else out.
 
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -18,33 +18,37 @@ use rustix::net::sockopt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::SemaphorePermit,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{self, NotAdmitted};
+use super::{
+    admission::{self, NotAdmitted},
+    questions::Questions,
+    room::{Room, Visitor},
+    token,
+};
 use crate::{
     backend::Pods,
     enclosure::{Enclosure, Proven},
-    limits::{
-        COMMIT_RETRY, PREAMBLE, PREAMBLE_ANSWER, REVIEW_RETRY, REVIEW_WAIT, TCP_KEEP_ALIVE, TCP_UNANSWERED_MS,
-        UNPROVEN_BRIDGES, UNPROVEN_BRIDGES_OF_ADDRESS,
-    },
+    limits::{COMMIT_RETRY, PREAMBLE, PREAMBLE_ANSWER, REVIEW_RETRY, REVIEW_WAIT, TCP_KEEP_ALIVE, TCP_UNANSWERED_MS},
     sandbox::Sandbox,
     shared::Shared,
 };
 
-/// Who is refused, and whether dialling again can change it.
+/// Who is refused.
 #[derive(Debug)]
-struct Refused {
-    why: String,
-    is_final: bool,
+enum Refused {
+    /// It is told why, and whether dialling again can change it.
+    Told { why: String, is_final: bool },
+    /// It is not even told so, and may dial again with what it showed: there is no room for it now.
+    Crowded(&'static str),
 }
 
 impl Refused {
     fn for_now(why: impl Into<String>) -> Self {
-        Self { why: why.into(), is_final: false }
+        Self::Told { why: why.into(), is_final: false }
     }
 }
 
@@ -53,47 +57,12 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Unproven connections by address.
-#[derive(Default)]
-struct Addresses(Mutex<HashMap<IpAddr, usize>>);
-
-impl Addresses {
-    fn change(&self, address: IpAddr, change: impl FnOnce(&mut usize) -> bool) -> bool {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        let done = change(count);
-        if *count == 0 {
-            counts.remove(&address);
-        }
-        done
-    }
-}
-
-/// The place of a connection that has proven nothing yet.
-struct Unproven {
-    addresses: Arc<Addresses>,
-    address: IpAddr,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Unproven {
-    fn new(addresses: &Arc<Addresses>, address: IpAddr, place: OwnedSemaphorePermit) -> Option<Self> {
-        let room = addresses.change(address, |count| {
-            let room = *count < UNPROVEN_BRIDGES_OF_ADDRESS;
-            *count += usize::from(room);
-            room
-        });
-        room.then(|| Self { addresses: Arc::clone(addresses), address, _place: place })
-    }
-}
-
-impl Drop for Unproven {
-    fn drop(&mut self) {
-        self.addresses.change(self.address, |count| {
-            *count = count.saturating_sub(1);
-            true
-        });
-    }
+/// What all connections to the port share.
+struct Port {
+    shared: Arc<Shared>,
+    pods: Arc<Pods>,
+    room: Arc<Room>,
+    questions: Questions,
 }
 
 /// Takes the connections of bridges until `stop`.
@@ -103,17 +72,9 @@ pub(crate) async fn serve_bridges(
     listener: TcpListener,
     stop: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(UNPROVEN_BRIDGES));
-    let addresses = Arc::new(Addresses::default());
-    loop {
-        let next = async {
-            if places.available_permits() == 0 {
-                shared.metrics.bridges_unproven_at_bound.inc();
-            }
-            let place = Arc::clone(&places).acquire_owned().await.ok()?;
-            Some((listener.accept().await, place))
-        };
-        let Some(Some((accepted, place))) = stop.run_until_cancelled(next).await else { return };
+    let room = Arc::new(Room::new(Arc::clone(&shared.metrics)));
+    let port = Arc::new(Port { shared, pods, room, questions: Questions::default() });
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -122,23 +83,26 @@ pub(crate) async fn serve_bridges(
                 continue;
             }
         };
-        let Some(unproven) = Unproven::new(&addresses, peer.ip(), place) else {
-            shared.metrics.bridges_refused.inc();
+        let Some(visitor) = port.room.enter(peer.ip()) else {
+            port.shared.metrics.bridges_refused.inc();
             continue;
         };
-        tokio::spawn(stop.clone().run_until_cancelled_owned(meet(
-            Arc::clone(&shared),
-            Arc::clone(&pods),
-            stream,
-            peer,
-            unproven,
-        )));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(meet(Arc::clone(&port), stream, peer, visitor)));
     }
 }
 
-async fn meet(shared: Arc<Shared>, pods: Arc<Pods>, mut stream: TcpStream, peer: SocketAddr, unproven: Unproven) {
+async fn meet(port: Arc<Port>, mut stream: TcpStream, peer: SocketAddr, visitor: Visitor) {
+    let Port { shared, pods, .. } = &*port;
     let mut received = BytesMut::new();
-    let preamble = match timeout(PREAMBLE, read_preamble(&mut stream, &mut received)).await {
+    let read = tokio::select! {
+        read = timeout(PREAMBLE, read_preamble(&mut stream, &mut received)) => read,
+        () = visitor.cut() => {
+            shared.metrics.bridges_refused.inc();
+            return;
+        }
+    };
+    visitor.spoke();
+    let preamble = match read {
         Ok(Ok(preamble)) => preamble,
         Ok(Err(error)) => {
             shared.metrics.bridges_refused.inc();
@@ -151,14 +115,19 @@ async fn meet(shared: Arc<Shared>, pods: Arc<Pods>, mut stream: TcpStream, peer:
             return;
         }
     };
-    let admitted = prove(&shared, &pods, preamble.proof).await;
-    drop(unproven);
+    let admitted = port.prove(peer.ip(), preamble.proof).await;
+    drop(visitor);
     let answer = match &admitted {
         Ok((sandbox, pod)) => Answer::accepted(pods.ticket(sandbox, pod)),
-        Err(refused) => {
+        Err(Refused::Told { why, is_final }) => {
             shared.metrics.bridges_refused.inc();
-            tracing::info!(%peer, error = refused.why, is_final = refused.is_final, "a bridge was refused");
-            Answer::refused(refused.why.as_str(), refused.is_final)
+            tracing::info!(%peer, error = why, is_final, "a bridge was refused");
+            Answer::refused(why.as_str(), *is_final)
+        }
+        Err(Refused::Crowded(why)) => {
+            shared.metrics.bridges_refused.inc();
+            tracing::debug!(%peer, why, "a bridge has to dial again");
+            return;
         }
     };
     let sent = timeout(PREAMBLE_ANSWER, async {
@@ -185,45 +154,111 @@ async fn read_preamble(stream: &mut TcpStream, received: &mut BytesMut) -> io::R
     }
 }
 
-/// The sandbox of a pod that proves itself, met anew where this life of the runner does not know it yet.
-async fn prove(shared: &Arc<Shared>, pods: &Arc<Pods>, proof: Proof) -> Result<(Arc<Sandbox>, PodIdentity), Refused> {
-    if shared.closing.is_cancelled() {
-        return Err(Refused::for_now("this runner stops: dial its successor"));
-    }
-    let pod = match proof {
-        Proof::Ticket(ticket) => {
-            let claims = pods.tickets.read(&ticket.0, now()).map_err(|error| Refused::for_now(error.to_string()))?;
-            shared.metrics.bridges_by_ticket.inc();
-            if let Some(sandbox) = shared.sandbox(claims.sandbox) {
-                let newer = sandbox.hub().is_some_and(|hub| claims.epoch > hub.epoch());
-                if newer {
-                    return Err(Refused::for_now("the ticket is of an epoch that is still to come"));
+impl Port {
+    /// The sandbox of a pod that proves itself, met anew where this life of the runner does not know it yet. A ticket of a sandbox
+    /// that is known needs no room and asks nobody.
+    async fn prove(&self, from: IpAddr, proof: Proof) -> Result<(Arc<Sandbox>, PodIdentity), Refused> {
+        let Self { shared, pods, .. } = self;
+        if shared.closing.is_cancelled() {
+            return Err(Refused::for_now("this runner stops: dial its successor"));
+        }
+        match proof {
+            Proof::Ticket(ticket) => {
+                let claims =
+                    pods.tickets.read(&ticket.0, now()).map_err(|error| Refused::for_now(error.to_string()))?;
+                shared.metrics.bridges_by_ticket.inc();
+                if let Some(sandbox) = shared.sandbox(claims.sandbox) {
+                    let newer = sandbox.hub().is_some_and(|hub| claims.epoch > hub.epoch());
+                    if newer {
+                        return Err(Refused::for_now("the ticket is of an epoch that is still to come"));
+                    }
+                    return here(sandbox, claims.pod);
                 }
-                return here(sandbox, claims.pod);
+                let _place = self.place(false)?;
+                self.question(from)?;
+                self.admit(claims.pod).await
             }
-            claims.pod
+            Proof::Token(token) => {
+                self.look(&token.0)?;
+                let _place = self.place(true)?;
+                self.question(from)?;
+                let pod = self.review(from, &token.0).await?;
+                if pod.node != pods.node {
+                    return Err(Refused::for_now(token::elsewhere(&pod.node, &pods.node)));
+                }
+                shared.metrics.bridges_by_token.inc();
+                let known = shared.sandboxes().into_iter().find(|sandbox| {
+                    matches!(&sandbox.enclosure, Enclosure::Pod(known)
+                        if known.identity().is_some_and(|known| known.pod_uid == pod.pod_uid))
+                });
+                match known {
+                    Some(sandbox) => here(sandbox, pod),
+                    None => self.admit(pod).await,
+                }
+            }
         }
-        Proof::Token(token) => {
-            let pod = review(shared, pods, &token.0).await?;
-            if pod.node != pods.node {
-                let why = format!("the pod is on node {}, this runner serves {}", pod.node, pods.node);
-                return Err(Refused::for_now(why));
-            }
-            shared.metrics.bridges_by_token.inc();
-            let known = shared.sandboxes().into_iter().find(|sandbox| {
-                matches!(&sandbox.enclosure, Enclosure::Pod(known)
-                    if known.identity().is_some_and(|known| known.pod_uid == pod.pod_uid))
-            });
-            if let Some(sandbox) = known {
-                return here(sandbox, pod);
-            }
-            pod
+    }
+
+    async fn admit(&self, pod: PodIdentity) -> Result<(Arc<Sandbox>, PodIdentity), Refused> {
+        match admission::admit(&self.shared, &self.pods, &pod).await {
+            Ok(sandbox) => here(sandbox, pod),
+            Err(error @ NotAdmitted::Unknown) => Err(Refused::Told { why: error.to_string(), is_final: true }),
+            Err(error) => Err(Refused::for_now(error.to_string())),
         }
-    };
-    match admission::admit(shared, pods, &pod).await {
-        Ok(sandbox) => here(sandbox, pod),
-        Err(error @ NotAdmitted::Unknown) => Err(Refused { why: error.to_string(), is_final: true }),
-        Err(error) => Err(Refused::for_now(error.to_string())),
+    }
+
+    fn place(&self, token: bool) -> Result<SemaphorePermit<'_>, Refused> {
+        self.room.ask(token).ok_or(Refused::Crowded("too many are being asked about"))
+    }
+
+    /// Takes a question of an address.
+    fn question(&self, from: IpAddr) -> Result<(), Refused> {
+        if self.questions.may_ask(from, Instant::now()) {
+            return Ok(());
+        }
+        self.shared.metrics.bridges_asked_too_much.inc();
+        Err(Refused::Crowded("its address asked too much"))
+    }
+
+    /// Refuses a token of which it is known, without asking, that it proves nothing.
+    fn look(&self, token: &str) -> Result<(), Refused> {
+        let looked = token::look(token, &self.pods.audience, &self.pods.node, now());
+        let refused = match self.questions.refused(token, Instant::now()) {
+            Some(why) => Err(why),
+            None => looked,
+        };
+        refused.map_err(|why| {
+            self.shared.metrics.reviews_spared.inc();
+            Refused::for_now(why)
+        })
+    }
+
+    /// Asks whose a token is; an API server that is away is waited for, within bounds. The bridge dials again after them.
+    async fn review(&self, from: IpAddr, token: &str) -> Result<PodIdentity, Refused> {
+        let until = Instant::now() + REVIEW_WAIT;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let error = match timeout(left, self.pods.reviews.review(token)).await {
+                Ok(Ok(pod)) => return Ok(pod),
+                Ok(Err(error @ ReviewError::Refused(_))) => {
+                    self.questions.note_refused(token, error.to_string(), Instant::now());
+                    return Err(Refused::for_now(error.to_string()));
+                }
+                Ok(Err(error)) => error,
+                Err(_) => ReviewError::Unavailable(format!("no answer within {} s", REVIEW_WAIT.as_secs())),
+            };
+            self.shared.metrics.reviews_failed.inc();
+            // Another try is another question.
+            loop {
+                if Instant::now() + REVIEW_RETRY >= until {
+                    return Err(Refused::for_now(error.to_string()));
+                }
+                sleep(REVIEW_RETRY).await;
+                if self.questions.may_ask(from, Instant::now()) {
+                    break;
+                }
+            }
+        }
     }
 }
 
@@ -235,28 +270,9 @@ fn here(sandbox: Arc<Sandbox>, identity: PodIdentity) -> Result<(Arc<Sandbox>, P
     }
     pod.is(&identity);
     if pod.identity().is_some_and(|known| known.pod_uid != identity.pod_uid) {
-        return Err(Refused { why: "the sandbox is in another pod".to_owned(), is_final: true });
+        return Err(Refused::Told { why: "the sandbox is in another pod".to_owned(), is_final: true });
     }
     Ok((sandbox, identity))
-}
-
-/// Asks whose a token is; an API server that is away is waited for, within bounds. The bridge dials again after them.
-async fn review(shared: &Shared, pods: &Pods, token: &str) -> Result<PodIdentity, Refused> {
-    let until = Instant::now() + REVIEW_WAIT;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let error = match timeout(left, pods.reviews.review(token)).await {
-            Ok(Ok(pod)) => return Ok(pod),
-            Ok(Err(error @ ReviewError::Refused(_))) => return Err(Refused::for_now(error.to_string())),
-            Ok(Err(error)) => error,
-            Err(_) => ReviewError::Unavailable(format!("no answer within {} s", REVIEW_WAIT.as_secs())),
-        };
-        shared.metrics.reviews_failed.inc();
-        if Instant::now() + REVIEW_RETRY >= until {
-            return Err(Refused::for_now(error.to_string()));
-        }
-        sleep(REVIEW_RETRY).await;
-    }
 }
 
 /// A pod that is gone without a word is noticed; small frames are not held back.

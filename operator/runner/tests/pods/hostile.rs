@@ -1,5 +1,7 @@
 //! What somebody can do who reaches the port of bridges and is no bridge, or another one than it says.
 
+use std::{net::SocketAddr, sync::atomic::Ordering, time::Instant};
+
 use ash_core::ports::PodState;
 use ash_protocol::{
     frame::{Frame, FrameKind},
@@ -10,11 +12,11 @@ use ash_protocol::{
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
-use crate::world::{DEADLINE, NODE, World, eventually, valid};
+use crate::world::{DEADLINE, NODE, World, eventually, token, valid};
 
 /// Dials and says something; the answer, where one comes.
 async fn dial(world: &World, first: &[u8]) -> (Option<Answer>, TcpStream) {
@@ -60,7 +62,8 @@ async fn nobody_gets_in_who_proves_nothing() {
     assert!(elsewhere.error.unwrap().contains("n2"));
     assert!(!refused(&world, &with_ticket("e30.e30")).await.is_final);
     // A pod that nobody made a row for: it ends itself.
-    assert!(refused(&world, &with_token("valid/stranger/uid-1/n1")).await.is_final);
+    assert_eq!(world.reviews.asked.load(Ordering::SeqCst), 0, "nobody has to be asked about these");
+    assert!(refused(&world, &with_token(&token("stranger", "uid-1", NODE, "valid"))).await.is_final);
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"{}\n", b"\0\xff\n", &vec![b'x'; 2 * MAX_LINE_BYTES]] {
         assert!(dial(&world, garbage).await.0.is_none(), "closed without a word");
     }
@@ -76,7 +79,7 @@ async fn a_token_or_ticket_of_one_pod_is_worth_nothing_for_another() {
     let pod = world.warm_pod().await;
     let row = world.rows.known.lock().unwrap()[&pod.sandbox].clone();
     // A pod of the same name that came later, with another uid.
-    let impostor = format!("valid/{}/uid-other/{NODE}", row.pod);
+    let impostor = token(&row.pod, "uid-other", NODE, "valid");
     assert!(refused(&world, &with_token(&impostor)).await.is_final);
     // Who has the pod's own token is the pod: it gets what the pod has, and loses it by what it says.
     let other = world.row(None);
@@ -138,4 +141,58 @@ async fn the_slow_and_the_many_keep_no_bridge_out() {
     let session = world.new_session().await;
     world.claim(&life, &session, &pod).await.unwrap();
     assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_dials_with_garbage_makes_the_api_server_be_asked_at_a_rate() {
+    let world = World::with_stand_in().await;
+    let _life = world.start().await;
+    let row = world.row(None);
+    let began = Instant::now();
+    for number in 0..500 {
+        // Each is another one, and looks as if it could be a pod's.
+        let forged = token(&row.pod, &format!("uid-{number}"), NODE, "forged");
+        let mut stream = TcpStream::connect(world.bridges).await.unwrap();
+        stream.write_all(&with_token(&forged)).await.unwrap();
+        let mut said = Vec::new();
+        timeout(DEADLINE, stream.read_to_end(&mut said)).await.unwrap().unwrap();
+        assert!(!String::from_utf8_lossy(&said).contains("\"ok\":true"));
+    }
+    // As documented: 8 at once, then 2 in a second.
+    let asked = world.reviews.asked.load(Ordering::SeqCst);
+    assert!(asked <= 8 + 2 * (began.elapsed().as_secs() + 1), "{asked} times for 500 dials");
+    // The same one again is known.
+    let same = with_token(&token(&row.pod, "uid-same", NODE, "forged"));
+    eventually("it may ask again", async || dial(&world, &same).await.0).await;
+    let asked = world.reviews.asked.load(Ordering::SeqCst);
+    for _ in 0..20 {
+        refused(&world, &same).await;
+    }
+    assert_eq!(world.reviews.asked.load(Ordering::SeqCst), asked);
+    // The pod itself comes in.
+    let pod = world.pod(&row, &valid(&row, NODE));
+    world.wait_state(&pod, PodState::Warm).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_silent_at_many_addresses_keeps_nobody_out() {
+    let world = World::with_stand_in().await;
+    let _life = world.start().await;
+    let mut silent = Vec::new();
+    for host in 2..=60 {
+        for _ in 0..8 {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from(([127, 0, 0, host], 0))).unwrap();
+            silent.push(socket.connect(world.bridges).await.unwrap());
+        }
+    }
+    let row = world.row(None);
+    let (answer, _stream) = dial(&world, &with_token(&valid(&row, NODE))).await;
+    assert!(answer.unwrap().ok);
+    // Those that came last are there still: it did not wait until their time was over.
+    let mut byte = [0; 1];
+    let last = silent.last().unwrap().try_read(&mut byte);
+    assert_eq!(last.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    let first = timeout(DEADLINE, silent[0].read(&mut byte)).await.unwrap();
+    assert!(matches!(first, Ok(0) | Err(_)), "the first ones had to go");
 }

@@ -8,7 +8,10 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,6 +40,7 @@ use ash_protocol::options::{SessionOptions, TurnOptions};
 use ash_runner::{LocalRunner, ModelKeys, PodsConfig, RunnerConfig};
 use ash_store::SqliteStore;
 use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use secrecy::SecretBox;
 use tempfile::TempDir;
@@ -70,28 +74,41 @@ impl EgressSink for Nowhere {
     fn refused(&self, _: EgressRefusal) {}
 }
 
+/// What the tokens of these tests are for.
+const AUDIENCE: &str = "ash-runner";
+/// What makes one valid.
+const SIGNATURE: &str = "valid";
+
 /// Says which pod a token is of: it stands in the token.
 #[derive(Default)]
 pub struct Reviews {
     pub away: Mutex<bool>,
+    /// How often it was asked.
+    pub asked: AtomicU64,
 }
 
 #[async_trait]
 impl TokenReviews for Reviews {
     async fn review(&self, token: &str) -> Result<PodIdentity, ReviewError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         if *self.away.lock().unwrap() {
             return Err(ReviewError::Unavailable("it is away".to_owned()));
         }
-        let parts: Vec<&str> = token.split('/').collect();
-        match parts.as_slice() {
-            ["valid", pod, pod_uid, node] => Ok(PodIdentity {
-                namespace: "default".to_owned(),
-                pod: (*pod).to_owned(),
-                pod_uid: (*pod_uid).to_owned(),
-                node: (*node).to_owned(),
-            }),
-            _ => Err(ReviewError::Refused("it is not valid".to_owned())),
+        let refused = || ReviewError::Refused("it is not valid".to_owned());
+        let mut parts = token.split('.').skip(1);
+        let payload = parts.next().and_then(|part| URL_SAFE_NO_PAD.decode(part).ok()).ok_or_else(refused)?;
+        if parts.next() != Some(SIGNATURE) {
+            return Err(refused());
         }
+        let claims: serde_json::Value = serde_json::from_slice(&payload).map_err(|_| refused())?;
+        let of = &claims["kubernetes.io"];
+        let word = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(PodIdentity {
+            namespace: word(&of["namespace"]),
+            pod: word(&of["pod"]["name"]),
+            pod_uid: word(&of["pod"]["uid"]),
+            node: word(&of["node"]["name"]),
+        })
     }
 }
 
@@ -259,6 +276,7 @@ impl World {
             node: NODE.to_owned(),
             gateway: self.gateway,
             claude: self.claude.to_str().unwrap().to_owned(),
+            audience: AUDIENCE.to_owned(),
             reviews: Arc::clone(&self.reviews) as _,
             calls: Arc::clone(&self.rows) as _,
             ticket_key: SecretBox::new(Box::new([9; 32])),
@@ -429,7 +447,17 @@ impl World {
 
 /// A token that the API server calls valid.
 pub fn valid(row: &PodSandbox, node: &str) -> String {
-    format!("valid/{}/uid-{}/{node}", row.pod, row.id)
+    token(&row.pod, &format!("uid-{}", row.id), node, SIGNATURE)
+}
+
+/// A token of a pod, with a signature.
+pub fn token(pod: &str, pod_uid: &str, node: &str, signature: &str) -> String {
+    let of = serde_json::json!({
+        "namespace": "default", "node": { "name": node }, "pod": { "name": pod, "uid": pod_uid },
+    });
+    let end = Timestamp::now().as_second() + 3600;
+    let claims = serde_json::json!({ "aud": [AUDIENCE], "exp": end, "kubernetes.io": of });
+    format!("e30.{}.{signature}", URL_SAFE_NO_PAD.encode(claims.to_string()))
 }
 
 pub struct Turn {
