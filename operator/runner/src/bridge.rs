@@ -96,12 +96,15 @@ pub(crate) enum ConnectionError {
     /// The bridge dialled anew.
     #[error("the bridge dialled anew")]
     Superseded,
+    /// The bridge was told that its session went on without it.
+    #[error("the session went on without this bridge")]
+    Overtaken,
 }
 
 impl ConnectionError {
     /// Whether the peer broke the protocol, so that its sandbox cannot be trusted to go on.
     pub(crate) fn is_violation(&self) -> bool {
-        !matches!(self, Self::Io(_) | Self::Superseded | Self::Entry(NotTaken::Full(_)))
+        !matches!(self, Self::Io(_) | Self::Superseded | Self::Overtaken | Self::Entry(NotTaken::Full(_)))
     }
 }
 
@@ -235,7 +238,7 @@ impl Bridge {
     }
 
     /// Serves a greeted connection until it breaks. `incoming` is called in order and must not block; it gives how long the
-    /// connection is not read from after that. It ends with `newer` too.
+    /// connection is not read from after that. It ends with `newer` too, and at once where the bridge is `overtaken`.
     pub(crate) async fn serve(
         &self,
         greeted: Greeted,
@@ -251,6 +254,9 @@ impl Bridge {
         Frame::json(FrameKind::Welcome, 0, &welcome).encode(&mut first);
         if let Err(error) = write.write_all(&first).await {
             return error.into();
+        }
+        if overtaken {
+            return ConnectionError::Overtaken;
         }
         let reading = async {
             loop {

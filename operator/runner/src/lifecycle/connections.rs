@@ -1,4 +1,5 @@
-//! Serves the connections of a sandbox's bridge, one after the other: a bridge dials again when one breaks.
+//! Serves the connections of a sandbox's bridge, one after the other: a bridge dials again when one breaks. One whose session went
+//! on without it is told so, and heard no more.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use crate::{
     bridge::{ConnectionError, Greeted, Incoming, greet},
     enclosure::{Dialled, Enclosure},
     hub::{Hub, NotTaken, Place, Turn},
-    limits::{BRIDGE_AWAY, BRIDGE_START, COMMIT_RETRY, CONNECTION_SPACING, TICKET_RENEWAL},
+    limits::{BRIDGE_AWAY, BRIDGE_START, COMMIT_RETRY, CONNECTION_SPACING, SANDBOX_END, TICKET_RENEWAL},
     sandbox::{EndReason, Sandbox},
     shared::Shared,
 };
@@ -59,6 +60,11 @@ pub(super) async fn serve_connections(shared: &Arc<Shared>, sandbox: &Arc<Sandbo
         };
         let error = serve_connection(shared, sandbox, greeted, newer).await;
         tracing::debug!(sandbox = %sandbox.id, %error, "a bridge's connection ended");
+        if matches!(error, ConnectionError::Overtaken) {
+            // A bridge ends its sandbox now. Whoever goes on all the same is heard no more.
+            sleep(SANDBOX_END).await;
+            return;
+        }
         if error.is_violation() {
             shared.metrics.bridge_violations.inc();
             tracing::warn!(sandbox = %sandbox.id, %error, "a bridge was cut off");
@@ -199,8 +205,9 @@ async fn catch_up(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, progress: &Progr
     // The session's epoch is open, and its bridge was to be told.
     let was_told = recovers || matches!(place, Place::Live(_));
     match progress {
+        // In the epoch of a session that rests no bridge has served it.
         Progress::Bound { session, epoch, turn, permissions, .. }
-            if SessionId(*session) == row.id && *epoch == row.epoch =>
+            if SessionId(*session) == row.id && *epoch == row.epoch && row.state == SessionState::Active =>
         {
             // A connection that broke while this host lives changes nothing that the hub does not know.
             if recovers {

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 mod hostile;
+mod stand_in;
+mod takeover;
 mod world;
 
 use std::time::Duration;

@@ -402,12 +402,22 @@ impl World {
 
     /// Claims a pod for a session as a coordinator does: in the rows first, then by the call to the runner.
     pub async fn claim(&self, life: &Life, session: &Session, pod: &Pod) -> Result<Session, RunnerError> {
+        self.claim_sandbox(life, session, pod.sandbox).await
+    }
+
+    /// The same, where the pod is none of these.
+    pub async fn claim_sandbox(
+        &self,
+        life: &Life,
+        session: &Session,
+        sandbox: SandboxId,
+    ) -> Result<Session, RunnerError> {
         {
             let mut rows = self.rows.known.lock().unwrap();
-            let row = rows.get_mut(&pod.sandbox).unwrap();
+            let row = rows.get_mut(&sandbox).unwrap();
             (row.state, row.session) = (PodState::Claimed, Some(session.id));
         }
-        life.runner.claim(session.clone(), pod.sandbox).await
+        life.runner.claim(session.clone(), sandbox).await
     }
 
     /// Sends a message.

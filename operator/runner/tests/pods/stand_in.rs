@@ -1,0 +1,132 @@
+//! A bridge of which a test says every word.
+
+use ash_core::{
+    Entry, EntryFlags, EntryKind, Sequence,
+    id::SandboxId,
+    ports::{PodSandbox, PodState},
+};
+use ash_protocol::{
+    fleet::Hidden,
+    frame::{Frame, FrameKind},
+    message::{Hello, Progress, Reply, Request, Welcome},
+    preamble::{Answer, Preamble, Proof, line, take_line},
+    version,
+};
+use bytes::{Bytes, BytesMut};
+use serde::Serialize;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::world::{DEADLINE, NODE, World, eventually, valid};
+
+/// One connection of it.
+pub struct StandIn {
+    stream: TcpStream,
+    received: BytesMut,
+    pub sandbox: SandboxId,
+    /// What the host answered to its greeting.
+    pub welcome: Welcome,
+}
+
+impl StandIn {
+    /// Dials the life of the runner that listens, once it does, and says that it got so far.
+    pub async fn dial(world: &World, row: &PodSandbox, progress: Progress) -> Self {
+        let preamble = line(&Preamble::of_bridge(Proof::Token(Hidden(valid(row, NODE)))));
+        let (mut stream, mut received) = eventually("the runner takes the bridge", async || {
+            let mut stream = TcpStream::connect(world.bridges).await.ok()?;
+            stream.write_all(&preamble).await.ok()?;
+            let mut received = BytesMut::new();
+            let answer = loop {
+                if let Some(answer) = take_line(&mut received).unwrap() {
+                    break answer;
+                }
+                if stream.read_buf(&mut received).await.ok()? == 0 {
+                    return None;
+                }
+            };
+            let answer: Answer = serde_json::from_slice(&answer).unwrap();
+            answer.ok.then_some((stream, received))
+        })
+        .await;
+        let hello = Hello {
+            protocol: version::CURRENT,
+            bridge: "0".to_owned(),
+            sandbox: row.id.to_string(),
+            progress,
+            gateway_port: None,
+        };
+        let mut bytes = BytesMut::new();
+        Frame::json(FrameKind::Hello, 0, &hello).encode(&mut bytes);
+        stream.write_all(&bytes).await.unwrap();
+        let welcome = loop {
+            if let Some(frame) = Frame::decode(&mut received).unwrap() {
+                break serde_json::from_slice(&frame.body).unwrap();
+            }
+            assert!(timeout(DEADLINE, stream.read_buf(&mut received)).await.unwrap().unwrap() > 0, "no welcome");
+        };
+        Self { stream, received, sandbox: row.id, welcome }
+    }
+
+    /// One of the warm pool, with its row.
+    pub async fn warm(world: &World) -> (Self, PodSandbox) {
+        let row = world.row(None);
+        let bridge = Self::dial(world, &row, Progress::Warm).await;
+        eventually("the pod is warm", async || {
+            (world.rows.known.lock().unwrap()[&row.id].state == PodState::Warm).then_some(())
+        })
+        .await;
+        (bridge, row)
+    }
+
+    /// The next frame that the host sends.
+    pub async fn next(&mut self) -> Frame {
+        loop {
+            if let Some(frame) = Frame::decode(&mut self.received).unwrap() {
+                return frame;
+            }
+            let read = timeout(DEADLINE, self.stream.read_buf(&mut self.received)).await;
+            assert!(read.unwrap().unwrap() > 0, "the host closed the connection");
+        }
+    }
+
+    /// Answers the next request that is meant; what else comes before it is not looked at.
+    pub async fn answer(&mut self, is_meant: impl Fn(&Request) -> bool, value: &impl Serialize) {
+        let number = loop {
+            let frame = self.next().await;
+            if frame.kind == FrameKind::Request && is_meant(&serde_json::from_slice(&frame.body).unwrap()) {
+                break frame.number;
+            }
+        };
+        let value = serde_json::value::to_raw_value(value).unwrap();
+        self.send(&Frame::json(FrameKind::Reply, number, &Reply::Ok(value))).await;
+    }
+
+    /// Waits until everything up to here is acknowledged.
+    pub async fn acknowledged(&mut self, last: Sequence) {
+        loop {
+            let frame = self.next().await;
+            if frame.kind == FrameKind::Acknowledge && frame.number >= last.0 {
+                return;
+            }
+        }
+    }
+
+    /// Sends a frame, unless the host has gone.
+    pub async fn send(&mut self, frame: &Frame) {
+        let _ = self.stream.write_all(&frame.header()).await;
+        let _ = self.stream.write_all(&frame.body).await;
+    }
+
+    /// Says that everything was sent that is not acknowledged.
+    pub async fn synced(&mut self) {
+        self.send(&Frame::new(FrameKind::Synced, 0, Bytes::new())).await;
+    }
+}
+
+/// An entry as Claude Code's lines are.
+pub fn said(sequence: Sequence, body: Bytes) -> Entry {
+    Entry { sequence, kind: EntryKind::Claude, flags: EntryFlags::default(), body }
+}
