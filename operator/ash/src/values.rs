@@ -78,6 +78,16 @@ pub(crate) fn memory(text: &str) -> Result<Size, String> {
     Ok(size)
 }
 
+/// Memory for what sessions wrote and the log has not: a [`Size`] in which the longest line fits.
+pub(crate) fn log_memory(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse()?;
+    if size.bytes() < ash_runner::MIN_LOG_MEMORY_BYTES {
+        let least = Size(ash_runner::MIN_LOG_MEMORY_BYTES.div_ceil(1 << 20) << 20);
+        return Err(format!("the longest line of Claude Code has to fit: give {least} or more"));
+    }
+    Ok(size)
+}
+
 /// Processors, in parts: `0.5`, `2`. From 0.01, which is the least that a control group takes, to 1024; counted in thousandths.
 pub(crate) fn processors(text: &str) -> Result<u32, String> {
     let number: f64 = text.parse().map_err(|_| "write it like 2 or 0.5".to_owned())?;
@@ -114,7 +124,7 @@ mod tests {
 
     use std::time::Duration;
 
-    use super::{Size, duration, memory, pair, processors, variable};
+    use super::{Size, duration, log_memory, memory, pair, processors, variable};
 
     #[test]
     fn durations() {
@@ -146,6 +156,14 @@ mod tests {
             assert!(memory(text).unwrap_err().contains("less than 8MiB"), "{text}");
         }
         assert!(memory("much").is_err());
+    }
+
+    #[test]
+    fn memory_in_which_a_line_does_not_fit_is_refused() {
+        assert_eq!(log_memory("65MiB").unwrap().bytes(), 65 << 20);
+        for text in ["64MiB", "1"] {
+            assert!(log_memory(text).unwrap_err().contains("65MiB"), "{text}");
+        }
     }
 
     #[test]

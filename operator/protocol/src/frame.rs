@@ -162,6 +162,12 @@ impl Frame {
         buffer.put_slice(&self.body);
     }
 
+    /// The length of the frame that begins a buffer, its header included; `None` while that is not known.
+    pub fn announced(buffer: &[u8]) -> Option<usize> {
+        let length = u32::from_le_bytes(*buffer.get(..HEADER_BYTES)?.first_chunk()?);
+        Some(HEADER_BYTES + length as usize)
+    }
+
     /// Takes the next whole frame off the front of a buffer; `None` while it is not complete.
     ///
     /// Reserves no more than the bytes that the header announces, which are bounded by [`MAX_BODY_BYTES`].

@@ -26,14 +26,15 @@ use tokio::{
         mpsc::{self, error::TrySendError},
         oneshot, watch,
     },
-    time::{Duration, sleep, timeout},
+    time::{Duration, Instant, sleep, timeout, timeout_at},
 };
 
 pub(crate) use self::greeting::greet;
 use self::stream::{ReadHalf, WriteHalf};
 use crate::{
+    budget::{Budget, Share},
     hub::NotTaken,
-    limits::{BRIDGE_QUEUE, BRIDGE_READ_BYTES},
+    limits::{BRIDGE_QUEUE, BRIDGE_READ_BYTES, COPIED_BYTES, LONG_LINE},
     metrics::Metrics,
 };
 
@@ -49,6 +50,8 @@ pub(crate) struct Bridge {
     acknowledged: watch::Sender<Sequence>,
     pending: Mutex<Pending>,
     next: AtomicU64,
+    /// How often it was begun and ended not to read from it because the sessions have as much in memory as they may together.
+    holds: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
@@ -99,12 +102,18 @@ pub(crate) enum ConnectionError {
     /// The bridge was told that its session went on without it.
     #[error("the session went on without this bridge")]
     Overtaken,
+    /// A long line, for which room was made, did not come.
+    #[error("a line of {} bytes did not come within {} s", .0, LONG_LINE.as_secs())]
+    Late(usize),
 }
 
 impl ConnectionError {
     /// Whether the peer broke the protocol, so that its sandbox cannot be trusted to go on.
     pub(crate) fn is_violation(&self) -> bool {
-        !matches!(self, Self::Io(_) | Self::Superseded | Self::Overtaken | Self::Entry(NotTaken::Full(_)))
+        !matches!(
+            self,
+            Self::Io(_) | Self::Superseded | Self::Overtaken | Self::Late(_) | Self::Entry(NotTaken::Full(_))
+        )
     }
 }
 
@@ -119,6 +128,37 @@ pub(crate) enum Incoming {
     Status(Status),
     /// Frames that were no entries came, with so many bytes in all: reading them costs too.
     Beside { frames: usize, bytes: usize },
+}
+
+/// What bounds the reading of a connection beside its own rate.
+pub(crate) struct Reading<'a> {
+    /// The memory of all sessions.
+    pub(crate) budget: &'a Arc<Budget>,
+    /// Bytes of the session that are not committed.
+    pub(crate) uncommitted_bytes: &'a (dyn Fn() -> usize + Send + Sync),
+}
+
+/// A line that is longer than one read, while it comes.
+struct LongLine {
+    bytes: usize,
+    until: Instant,
+    _share: Share,
+}
+
+/// Counts the beginning of a time in which a bridge is not read, and its end.
+struct Held<'a>(&'a AtomicU64);
+
+impl<'a> Held<'a> {
+    fn new(holds: &'a AtomicU64) -> Self {
+        holds.fetch_add(1, Ordering::Relaxed);
+        Self(holds)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// A greeted connection.
@@ -142,6 +182,7 @@ impl Bridge {
             acknowledged,
             pending: Mutex::new(HashMap::new()),
             next: AtomicU64::new(1),
+            holds: AtomicU64::new(0),
             metrics,
         }
     }
@@ -245,6 +286,7 @@ impl Bridge {
         acknowledged: Sequence,
         overtaken: bool,
         newer: impl Future<Output = ()>,
+        bounds: Reading<'_>,
         mut incoming: impl FnMut(Incoming) -> Result<Duration, ConnectionError>,
     ) -> ConnectionError {
         let Greeted { mut read, mut write, mut buffer, hello, .. } = greeted;
@@ -259,14 +301,35 @@ impl Bridge {
             return ConnectionError::Overtaken;
         }
         let reading = async {
+            let mut long: Option<LongLine> = None;
             loop {
-                match self.deliver(&mut buffer, &mut incoming) {
-                    Ok(Duration::ZERO) => {}
-                    Ok(pause) => sleep(pause).await,
+                let whole = long.as_ref().is_some_and(|line| buffer.len() >= line.bytes);
+                let pause = match self.deliver(&mut buffer, &mut incoming) {
+                    Ok(pause) => pause,
                     Err(error) => return error,
+                };
+                if whole {
+                    // Its session holds it now.
+                    long = None;
                 }
-                if let Err(error) = fill(&mut read, &mut buffer).await {
-                    return error.into();
+                if !pause.is_zero() {
+                    sleep(pause).await;
+                }
+                if long.is_none() {
+                    long = self.make_room(&buffer, &bounds).await;
+                }
+                let filled = fill(&mut read, &mut buffer);
+                let filled = match &long {
+                    None => Ok(filled.await),
+                    Some(line) => timeout_at(line.until, filled).await.map_err(|_| line.bytes),
+                };
+                match filled {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return error.into(),
+                    Err(bytes) => {
+                        self.metrics.lines_late.inc();
+                        return ConnectionError::Late(bytes);
+                    }
                 }
             }
         };
@@ -279,6 +342,34 @@ impl Bridge {
         while source.frames.try_recv().is_ok() {}
         self.fail_pending();
         error
+    }
+
+    /// Waits until there is room for what is read next, which a buffer begins. Most of the time there is, and nothing is counted.
+    async fn make_room(&self, buffer: &[u8], bounds: &Reading<'_>) -> Option<LongLine> {
+        let Reading { budget, uncommitted_bytes } = bounds;
+        let Some(bytes) = Frame::announced(buffer).filter(|bytes| *bytes > BRIDGE_READ_BYTES) else {
+            if !budget.is_tight() || budget.may_read(uncommitted_bytes()) {
+                return None;
+            }
+            self.hold_back(budget.wait_read(uncommitted_bytes)).await;
+            return None;
+        };
+        let share = match budget.draw(bytes) {
+            Some(share) => share,
+            None => self.hold_back(budget.wait_draw(bytes)).await,
+        };
+        Some(LongLine { bytes, until: Instant::now() + LONG_LINE, _share: share })
+    }
+
+    async fn hold_back<T>(&self, waiting: impl Future<Output = T>) -> T {
+        self.metrics.bridges_held_back.inc();
+        let _held = Held::new(&self.holds);
+        waiting.await
+    }
+
+    /// How often the host, for want of memory, began and ended not to read it: odd while it does not.
+    pub(crate) fn holds(&self) -> u64 {
+        self.holds.load(Ordering::Relaxed)
     }
 
     /// Hands over every whole frame of the buffer; entries that follow each other go together.
@@ -296,7 +387,7 @@ impl Bridge {
                 let mut entry = frame.into_entry()?;
                 // An entry would keep the buffer alive that it was read into, and what else came in it: copying 300 bytes costs
                 // less than a bridge could cost that sends much and little of it entries.
-                if entry.body.len() < BRIDGE_READ_BYTES / 2 {
+                if entry.body.len() < COPIED_BYTES {
                     entry.body = Bytes::copy_from_slice(&entry.body);
                 }
                 entries.push(entry);

@@ -30,7 +30,13 @@ pub(crate) use self::{
     turn::{Reserve, Turn},
 };
 use self::{permission::Permissions, turn::Turns};
-use crate::{limits::ENTRY_COST_BYTES, metering::Metering, metrics::Metrics, sandbox::Sandbox};
+use crate::{
+    budget::Share,
+    limits::{ENTRY_COST_BYTES, OWN_BYTES},
+    metering::Metering,
+    metrics::Metrics,
+    sandbox::Sandbox,
+};
 
 /// The live state of one session. There is at most one per session in a process.
 #[derive(Debug)]
@@ -48,6 +54,8 @@ struct Inner {
     row: Session,
     intake: Intake,
     metering: Arc<Metering>,
+    /// What is not committed, beyond what every session may have.
+    share: Share,
     metrics: Arc<Metrics>,
     committed: Sequence,
     /// Everything after this position is in `tail`.
@@ -67,7 +75,7 @@ struct Inner {
 }
 
 impl Hub {
-    pub(crate) fn new(row: Session, metering: Arc<Metering>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(row: Session, metering: Arc<Metering>, share: Share, metrics: Arc<Metrics>) -> Self {
         let last = row.last;
         Self {
             session: row.id,
@@ -75,6 +83,7 @@ impl Hub {
             inner: Mutex::new(Inner {
                 intake: Intake::new(row.epoch, last),
                 metering,
+                share,
                 metrics,
                 committed: last,
                 tail_after: last,
@@ -122,6 +131,7 @@ impl Hub {
             return false;
         }
         inner.intake = Intake::new(row.epoch, row.last);
+        inner.count_uncommitted();
         inner.committed = row.last;
         inner.tail.clear();
         inner.committed_bytes = 0;
@@ -156,6 +166,7 @@ impl Hub {
             inner.end_turn("interrupted");
         }
         inner.intake = Intake::new(row.epoch, opening.sequence);
+        inner.count_uncommitted();
         inner.committed = opening.sequence;
         inner.committed_bytes += opening.body.len() + ENTRY_COST_BYTES;
         inner.turns.move_to(opening.sequence);
@@ -200,6 +211,11 @@ impl Inner {
     /// The last entry there is, committed or not.
     fn last(&self) -> Sequence {
         self.intake.last().max(self.committed)
+    }
+
+    /// Counts what is taken and not committed towards the memory of all sessions.
+    fn count_uncommitted(&mut self) {
+        self.share.set(self.intake.pending_bytes().saturating_sub(OWN_BYTES));
     }
 
     fn end_turn(&mut self, how: &'static str) {

@@ -4,6 +4,7 @@
 
 mod backend;
 mod bridge;
+mod budget;
 mod commit;
 mod coordinators;
 mod enclosure;
@@ -30,6 +31,7 @@ mod starts;
 mod turns;
 
 pub use backend::{Backend, Pods, PodsConfig};
+pub use budget::MIN_LOG_MEMORY_BYTES;
 pub use coordinators::Coordinators;
 pub use limits::{CAPACITY_WAIT, CLOSING};
 pub use local::LocalRunner;

@@ -82,6 +82,13 @@ pub(crate) const ROOM_RETRY: Duration = Duration::from_millis(250);
 pub(crate) const BRIDGE_QUEUE: usize = 64;
 /// Bytes read from a bridge at once.
 pub(crate) const BRIDGE_READ_BYTES: usize = 256 << 10;
+/// Uncommitted bytes that every session may have whatever the others have; beyond them the budget of all is drawn from.
+pub(crate) const OWN_BYTES: usize = COMMIT_BYTES;
+/// Entries that are shorter are copied out of what was read, which they would keep in memory otherwise with all that came beside
+/// them: 3/4 MiB at the most, so that no entry takes twice its length.
+pub(crate) const COPIED_BYTES: usize = 4 * BRIDGE_READ_BYTES;
+/// How long a line that is longer than one read may take from being let in to its end. An honest bridge takes a second.
+pub(crate) const LONG_LINE: Duration = Duration::from_secs(60);
 /// Sandboxes that start at the same time, per core.
 pub(crate) const STARTS_PER_CORE: usize = 2;
 /// How long a start that is not done keeps others from starting; it goes on without its turn. Most take 1 to 3 s.

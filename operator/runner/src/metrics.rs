@@ -61,6 +61,12 @@ pub(crate) struct Metrics {
     /// Times a bridge was not read from for a while, because it wrote faster than a session may.
     pub(crate) bridges_paused: Counter,
     pub(crate) logs_full: Counter,
+    /// Bytes of the budget that all sessions share which are in use.
+    pub(crate) unwritten_bytes: Gauge,
+    /// Times a bridge was not read from for a while, because the sessions have as much in memory as they may together.
+    pub(crate) bridges_held_back: Counter,
+    /// Connections that ended because a long line did not come to its end in time.
+    pub(crate) lines_late: Counter,
     /// Connections to the port of bridges that had to go because too many had proven nothing.
     pub(crate) bridges_unproven_at_bound: Counter,
     /// ... because their address asked too much.
@@ -155,6 +161,17 @@ impl Metrics {
             "Times a bridge was not read from at the bound of a log's rate",
             self.bridges_paused.clone(),
         );
+        registry.register(
+            "unwritten_bytes",
+            "Bytes of the memory that sessions share for what is not in the log yet",
+            self.unwritten_bytes.clone(),
+        );
+        registry.register(
+            "bridges_held_back",
+            "Times a bridge was not read at the bound of the sessions' memory",
+            self.bridges_held_back.clone(),
+        );
+        registry.register("lines_late", "Connections of bridges cut off in a long line", self.lines_late.clone());
         registry.register("logs_full", "Sandboxes ended because their session's log is full", self.logs_full.clone());
         registry.register(
             "bridges_silent",

@@ -175,14 +175,16 @@ pub(crate) async fn take_over(
     let hub = Arc::clone(hub);
     tokio::spawn(async move {
         // One that is connected may still be sending what was not acknowledged. To its host a bridge is an untrusted client: one
-        // that sends nothing, or does not come to an end, has lost its session.
-        let mut last = hub.last();
+        // that sends nothing, or does not come to an end, has lost its session. One that is not read for want of memory is no such.
+        let progress = || (hub.last(), sandbox.bridge.holds());
+        let mut last = progress();
         for _ in 0..RECOVERY_PERIODS {
             if timeout(BRIDGE_AWAY, hub.wait_settled()).await.is_ok() {
                 return;
             }
-            let now = hub.last();
-            if now == last {
+            let now = progress();
+            let is_held_back = now.1 % 2 == 1;
+            if now == last && !is_held_back {
                 break;
             }
             last = now;

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backend::Backend,
+    budget::Budget,
     commit::CommitQueue,
     hub::{Hub, Place},
     limits::{BATCH_BYTES, LOG_BOUNDS, REMEMBERED_LOG_BYTES, SLOW_STARTS_PER_CORE, STARTS_PER_CORE},
@@ -51,6 +52,9 @@ pub struct RunnerConfig {
     pub limits: Limits,
     /// Resident bytes over which Claude Code is restarted between turns.
     pub memory_bound_bytes: u64,
+    /// Bytes that all sessions may have in memory together which are not in the log yet, beside 2 MiB for each;
+    /// [`MIN_LOG_MEMORY_BYTES`](crate::MIN_LOG_MEMORY_BYTES) at the least.
+    pub log_memory_bytes: u64,
     /// How long a sandbox may be unused before its session sleeps.
     pub idle_timeout: Duration,
     /// How long a permission request waits for an answer before it is denied.
@@ -71,6 +75,8 @@ pub(crate) struct Shared {
     pub(crate) folders: Folders,
     pub(crate) queue: Arc<CommitQueue>,
     pub(crate) metrics: Arc<Metrics>,
+    /// The memory for what is not in the log yet.
+    pub(crate) budget: Arc<Budget>,
     /// The capacity: a permit is a sandbox's place.
     pub(crate) places: Arc<Semaphore>,
     /// Starts at the same time.
@@ -131,6 +137,7 @@ impl Shared {
         Self {
             folders: Folders::new(&config.data),
             queue: Arc::default(),
+            budget: Budget::new(config.log_memory_bytes, Arc::clone(&metrics)),
             metrics,
             places: Arc::new(Semaphore::new(config.max_sandboxes)),
             starts: Starts::new(cores * STARTS_PER_CORE, cores * SLOW_STARTS_PER_CORE),
@@ -182,7 +189,8 @@ impl Shared {
         }
         let metering = hubs.get(&row.id).map(|known| Arc::clone(&known.metering));
         let metering = metering.unwrap_or_else(|| Arc::new(Metering::new(LOG_BOUNDS)));
-        let hub = Arc::new(Hub::new(row.clone(), Arc::clone(&metering), Arc::clone(&self.metrics)));
+        let hub = Hub::new(row.clone(), Arc::clone(&metering), self.budget.share(), Arc::clone(&self.metrics));
+        let hub = Arc::new(hub);
         hubs.insert(row.id, Known { hub: Arc::downgrade(&hub), metering });
         hub
     }

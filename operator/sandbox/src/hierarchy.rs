@@ -114,6 +114,23 @@ pub(crate) fn find(group: &str) -> Vec<Parent> {
     parents
 }
 
+/// Directories of the control groups that this process is in and that may bound its memory: its own and those above it, as far as
+/// they can be seen.
+pub(crate) fn own_groups() -> Vec<(Version, PathBuf)> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let bounds_memory = |tree: &&Tree| {
+        tree.version == Version::Two || tree.options.iter().any(|option| option == Controller::Memory.name())
+    };
+    let mut groups = Vec::new();
+    for tree in trees(&mounts).iter().filter(bounds_memory) {
+        let Some(directory) = own_directory(tree, &own) else { continue };
+        let above = directory.ancestors().take_while(|above| above.starts_with(&tree.mount));
+        groups.extend(above.map(|above| (tree.version, above.to_owned())));
+    }
+    groups
+}
+
 /// Makes the directory and tries that a group can be made in it.
 fn usable(directory: &Path) -> io::Result<()> {
     make(directory)?;

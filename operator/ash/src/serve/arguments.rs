@@ -206,6 +206,10 @@ pub(crate) struct SandboxArguments {
     /// Disk use of a workspace
     #[arg(long, env = "ASH_WORKSPACE_QUOTA", default_value = "10GiB", value_name = "SIZE", help_heading = "Sandboxes")]
     pub(crate) workspace_quota: Size,
+    /// Memory for what sessions wrote and the log has not yet, of all sessions together: at it they are read no further until the
+    /// log has it; 65MiB at the least [default: half of what this process may use]
+    #[arg(long, env = "ASH_LOG_MEMORY", value_parser = values::log_memory, value_name = "SIZE", help_heading = "Sandboxes")]
+    pub(crate) log_memory: Option<Size>,
     /// Host or network that sandboxes may reach although it is not public: a name, an address, or address/length; can be
     /// repeated
     #[arg(long, env = "ASH_EGRESS_ALLOW", action = ArgAction::Append, value_delimiter = ',', value_name = "TARGET",

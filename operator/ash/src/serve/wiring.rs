@@ -30,6 +30,7 @@ use super::{
     keyed::KeyedRunner,
     sinks, store_metrics, system_metrics,
 };
+use crate::values::Size;
 
 /// The database in the data directory.
 pub(super) const DATABASE: &str = "ash.db";
@@ -42,6 +43,13 @@ const MEMORY_BOUND: (u64, u64) = (3, 4);
 
 /// `/tmp` and `/dev/shm` count as memory: full, they take half of a small sandbox's and leave the rest to its programs.
 const TEMPORARY_PART: u64 = 4;
+
+/// The part of the process's memory that what sessions wrote and the log has not may take: the rest is for everything else, and
+/// for what a line takes on its way to the store.
+const LOG_MEMORY_PART: u64 = 2;
+
+/// ... where nothing says how much memory the process may use.
+const LOG_MEMORY_BYTES: u64 = 1 << 30;
 
 /// A wired server.
 pub(super) struct Server {
@@ -237,6 +245,7 @@ pub(crate) fn runner_config(
 ) -> RunnerConfig {
     let memory_bytes = arguments.memory.bytes();
     let limits = Limits::default();
+    let log_memory = || ash_sandbox::memory_limit().map_or(LOG_MEMORY_BYTES, |bytes| bytes / LOG_MEMORY_PART);
     RunnerConfig {
         data: data.to_owned(),
         bridge,
@@ -252,6 +261,7 @@ pub(crate) fn runner_config(
             ..limits
         },
         memory_bound_bytes: memory_bytes / MEMORY_BOUND.1 * MEMORY_BOUND.0,
+        log_memory_bytes: arguments.log_memory.map_or_else(log_memory, Size::bytes),
         idle_timeout: arguments.idle_timeout,
         capacity_wait: arguments.capacity_wait.unwrap_or(ash_runner::CAPACITY_WAIT),
         permission_timeout: arguments.permission_timeout,

@@ -1,20 +1,29 @@
 #![allow(clippy::unwrap_used)]
 
-use std::cell::Cell;
+use std::{cell::Cell, future::pending};
 
 use ash_core::{EntryFlags, EntryKind, Epoch};
-use ash_protocol::{message::Progress, version};
+use ash_protocol::{frame::MAX_BODY_BYTES, message::Progress, version};
 use futures::future::join_all;
 use serde::de::IgnoredAny;
 use tokio::{io::AsyncWriteExt, net::UnixStream};
 
 use super::*;
+use crate::limits::COMMIT_BYTES;
 
 const BOUND: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(3600);
 
 fn interrupt() -> Request {
     Request::Interrupt { turn: None }
+}
+
+fn budget() -> Arc<Budget> {
+    Budget::new(0, Arc::default())
+}
+
+fn within<'a>(budget: &'a Arc<Budget>, uncommitted_bytes: &'a (dyn Fn() -> usize + Send + Sync)) -> Reading<'a> {
+    Reading { budget, uncommitted_bytes }
 }
 
 /// A greeted connection and the bridge's end of it.
@@ -46,7 +55,9 @@ fn event(n: u32) -> Frame {
 async fn a_bridge_that_never_answers_is_waited_for_up_to_the_bound() {
     let (bridge, request) = (Bridge::new(Arc::default()), interrupt());
     let (greeted, _sandbox) = connect().await;
-    let serving = bridge.serve(greeted, Sequence::START, false, std::future::pending(), |_| Ok(Duration::ZERO));
+    let budget = budget();
+    let serving =
+        bridge.serve(greeted, Sequence::START, false, pending(), within(&budget, &|| 0), |_| Ok(Duration::ZERO));
     let asking = bridge.call_within::<IgnoredAny>(&request, BOUND);
     tokio::select! {
         error = serving => panic!("{error}"),
@@ -72,7 +83,8 @@ async fn a_connection_is_not_read_from_while_its_owner_pauses_it() {
     let (greeted, mut sandbox) = connect().await;
     write(&mut sandbox, &event(2)).await;
     let deliveries = Cell::new(0);
-    let serving = bridge.serve(greeted, Sequence::START, false, std::future::pending(), |_| {
+    let budget = budget();
+    let serving = bridge.serve(greeted, Sequence::START, false, pending(), within(&budget, &|| 0), |_| {
         deliveries.set(deliveries.get() + 1);
         Ok(PAUSE)
     });
@@ -97,4 +109,110 @@ fn a_full_log_is_no_violation_of_the_protocol() {
     assert!(ConnectionError::Entry(NotTaken::Refused(refused)).is_violation());
     let full = ash_core::meter::LogFull { quota_bytes: 1 };
     assert!(!ConnectionError::Entry(NotTaken::Full(full)).is_violation());
+}
+
+/// An event with a body of so many bytes.
+fn long(n: u32, bytes: usize) -> Frame {
+    Frame { body: vec![b'x'; bytes].into(), ..event(n) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_bound_who_is_ahead_waits_and_who_is_not_is_read() {
+    let budget = budget();
+    let most = Frame::announced(&long(1, MAX_BODY_BYTES).header()).unwrap();
+    let all = budget.draw(most).unwrap();
+    let (ahead, other) = (Bridge::new(Arc::default()), Bridge::new(Arc::default()));
+    let ((first, mut first_bridge), (second, mut second_bridge)) = (connect().await, connect().await);
+    let (counted, of_other) = (Cell::new(0), Cell::new(0));
+    let count = |incoming: Incoming, count: &Cell<usize>| {
+        if let Incoming::Entries(entries) = incoming {
+            count.set(count.get() + entries.len());
+        }
+        Ok(Duration::ZERO)
+    };
+    let uncommitted = || COMMIT_BYTES + 1;
+    let serving = ahead.serve(first, Sequence::START, false, pending(), within(&budget, &uncommitted), |incoming| {
+        count(incoming, &counted)
+    });
+    let serving_other = other.serve(second, Sequence::START, false, pending(), within(&budget, &|| 0), |incoming| {
+        count(incoming, &of_other)
+    });
+    tokio::pin!(serving, serving_other);
+    let mut serve_for = async |time| {
+        tokio::select! {
+            error = &mut serving => panic!("{error}"),
+            error = &mut serving_other => panic!("{error}"),
+            () = sleep(time) => {}
+        }
+    };
+    // Both wait for the first bytes before they are looked at again.
+    write(&mut first_bridge, &event(2)).await;
+    serve_for(PAUSE).await;
+    for n in 2..5 {
+        write(&mut first_bridge, &event(n + 1)).await;
+        write(&mut second_bridge, &event(n)).await;
+        serve_for(PAUSE).await;
+    }
+    assert_eq!((counted.get(), of_other.get()), (0, 3));
+    assert_eq!((ahead.holds(), other.holds()), (1, 0), "one is being held back");
+    drop(all);
+    serve_for(PAUSE).await;
+    assert_eq!((counted.get(), ahead.holds()), (4, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_line_waits_for_room_and_gives_it_back() {
+    let budget = budget();
+    let line = long(2, 8 << 20);
+    let bytes = Frame::announced(&line.header()).unwrap();
+    let most = Frame::announced(&long(1, MAX_BODY_BYTES).header()).unwrap();
+    let others = budget.draw(most - bytes + 1).unwrap();
+    let bridge = Bridge::new(Arc::default());
+    let (greeted, mut sandbox) = connect().await;
+    let taken = Cell::new(false);
+    let serving = bridge.serve(greeted, Sequence::START, false, pending(), within(&budget, &|| 0), |incoming| {
+        taken.set(taken.get() || matches!(incoming, Incoming::Entries(_)));
+        Ok(Duration::ZERO)
+    });
+    tokio::pin!(serving);
+    let sending = write(&mut sandbox, &line);
+    tokio::pin!(sending);
+    tokio::select! {
+        error = &mut serving => panic!("{error}"),
+        () = &mut sending => panic!("it was read without room"),
+        () = sleep(PAUSE) => {}
+    }
+    drop(others);
+    tokio::select! {
+        error = &mut serving => panic!("{error}"),
+        () = &mut sending => {}
+    }
+    tokio::select! {
+        error = &mut serving => panic!("{error}"),
+        () = sleep(BOUND) => {}
+    }
+    assert!(taken.get());
+    assert!(budget.draw(most).is_some(), "all of it is given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_line_that_does_not_come_holds_no_room_for_ever() {
+    let budget = budget();
+    let most = Frame::announced(&long(1, MAX_BODY_BYTES).header()).unwrap();
+    let bridge = Bridge::new(Arc::default());
+    let (greeted, mut sandbox) = connect().await;
+    let serving =
+        bridge.serve(greeted, Sequence::START, false, pending(), within(&budget, &|| 0), |_| Ok(Duration::ZERO));
+    sandbox.write_all(&long(2, 1 << 20).header()).await.unwrap();
+    let trickle = async {
+        loop {
+            sleep(LONG_LINE / 10).await;
+            sandbox.write_all(b"x").await.unwrap();
+        }
+    };
+    tokio::select! {
+        error = serving => assert!(matches!(error, ConnectionError::Late(_)) && !error.is_violation(), "{error}"),
+        () = trickle => {}
+    }
+    assert!(budget.draw(most).is_some());
 }

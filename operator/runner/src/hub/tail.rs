@@ -71,6 +71,7 @@ impl Hub {
         let mut inner = self.lock();
         let now = inner.metering.now();
         let all_taken = entries.into_iter().try_for_each(|entry| inner.take(entry, now, &mut taken));
+        inner.count_uncommitted();
         if inner.intake.pending_bytes() > COMMIT_BYTES {
             taken.urgency = taken.urgency.max(Urgency::Now);
         }
@@ -141,6 +142,7 @@ impl Hub {
         let to = inner.tail.partition_point(|logged| logged.entry.sequence <= last);
         let bytes: usize = inner.tail.range(from..to).map(|logged| logged.entry.body.len() + ENTRY_COST_BYTES).sum();
         inner.intake.committed(bytes);
+        inner.count_uncommitted();
         inner.committed = last;
         inner.committed_bytes += bytes;
         let keep = if inner.turns.current().is_some() { COMMITTED_TAIL_BYTES } else { 0 };
@@ -157,6 +159,11 @@ impl Hub {
             None => None,
         })
         .await
+    }
+
+    /// Bytes that are taken and not committed.
+    pub(crate) fn uncommitted_bytes(&self) -> usize {
+        self.lock().intake.pending_bytes()
     }
 
     /// The last entry there is, committed or not.

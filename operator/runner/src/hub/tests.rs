@@ -22,6 +22,7 @@ use serde_json::value::RawValue;
 
 use super::{Hub, NotTaken, PermissionGate, Place, Reserve, Tail};
 use crate::{
+    budget::{Budget, Share},
     limits::{COMMIT_TURN_CHANGES, LOG_BOUNDS, MAX_PERMISSION_ID_BYTES, MAX_PERMISSIONS},
     metering::Metering,
 };
@@ -48,9 +49,14 @@ pub(crate) fn session() -> Session {
     }
 }
 
+/// Of more than any test needs.
+fn share() -> Share {
+    Budget::new(u64::MAX, Arc::default()).share()
+}
+
 /// A hub that nobody knows.
 pub(crate) fn hub() -> Hub {
-    Hub::new(session(), Arc::new(Metering::new(LOG_BOUNDS)), Arc::default())
+    Hub::new(session(), Arc::new(Metering::new(LOG_BOUNDS)), share(), Arc::default())
 }
 
 /// An entry with a body of two bytes.
@@ -260,7 +266,7 @@ fn numbered(hub: &Hub, n: u32, kind: EntryKind, body: &Bytes) -> Entry {
 #[test]
 fn a_bridge_that_does_not_wait_for_acknowledgements_is_refused_at_the_bound() {
     let generous = LogBounds { quota_bytes: u64::MAX, ..LOG_BOUNDS };
-    let hub = Hub::new(session(), Arc::new(Metering::new(generous)), Arc::default());
+    let hub = Hub::new(session(), Arc::new(Metering::new(generous)), share(), Arc::default());
     open(&hub, None);
     let line = Bytes::from(vec![0; MAX_LINE_BYTES]);
     let (mut n, mut last) = (2, hub.last());
@@ -281,7 +287,7 @@ fn a_bridge_that_does_not_wait_for_acknowledgements_is_refused_at_the_bound() {
 #[test]
 fn empty_entries_are_bounded_too() {
     let generous = LogBounds { quota_bytes: u64::MAX, ..LOG_BOUNDS };
-    let hub = Hub::new(session(), Arc::new(Metering::new(generous)), Arc::default());
+    let hub = Hub::new(session(), Arc::new(Metering::new(generous)), share(), Arc::default());
     open(&hub, None);
     let mut numbers = 2u32..4_000_000;
     let refused = loop {
@@ -298,7 +304,7 @@ fn empty_entries_are_bounded_too() {
 fn a_log_takes_up_to_its_quota_and_then_no_turn() {
     let bounds = LogBounds { burst_bytes: 1 << 20, bytes_per_second: 1 << 20, quota_bytes: 1000 };
     let metering = Arc::new(Metering::new(bounds));
-    let hub = Hub::new(session(), Arc::clone(&metering), Arc::default());
+    let hub = Hub::new(session(), Arc::clone(&metering), share(), Arc::default());
     open(&hub, None);
     let before = hub.last();
     assert_eq!(hub.reserve_turn(TurnId::new()), Reserve::Reserved);
@@ -313,7 +319,7 @@ fn a_log_takes_up_to_its_quota_and_then_no_turn() {
     assert_eq!(hub.reserve_turn(TurnId::new()), Reserve::Full(full));
     assert_eq!(hub.reserve_turn(turn), Reserve::Joined(before), "a repeat still finds its turn");
     // Whoever has the session next meets the same meter.
-    assert_eq!(Hub::new(session(), metering, Arc::default()).reserve_turn(TurnId::new()), Reserve::Full(full));
+    assert_eq!(Hub::new(session(), metering, share(), Arc::default()).reserve_turn(TurnId::new()), Reserve::Full(full));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tokio::time::{Duration, sleep, timeout};
 
 use super::{bind::send_bind, rest::rest};
 use crate::{
-    bridge::{ConnectionError, Greeted, Incoming, greet},
+    bridge::{ConnectionError, Greeted, Incoming, Reading, greet},
     enclosure::{Dialled, Enclosure},
     hub::{Hub, NotTaken, Place, Turn},
     limits::{BRIDGE_AWAY, BRIDGE_START, COMMIT_RETRY, CONNECTION_SPACING, SANDBOX_END, TICKET_RENEWAL},
@@ -153,7 +153,9 @@ async fn serve_connection(
         }
         Ok(Duration::ZERO)
     };
-    sandbox.bridge.serve(greeted, acknowledged, overtaken, newer, incoming).await
+    let uncommitted_bytes = || sandbox.hub().map_or(0, |hub| hub.uncommitted_bytes());
+    let bounds = Reading { budget: &shared.budget, uncommitted_bytes: &uncommitted_bytes };
+    sandbox.bridge.serve(greeted, acknowledged, overtaken, newer, bounds, incoming).await
 }
 
 /// A session whose host was started anew has its bridge back.

@@ -1,22 +1,35 @@
 //! What somebody can do who reaches the port of bridges and is no bridge, or another one than it says.
 
-use std::{net::SocketAddr, sync::atomic::Ordering, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
-use ash_core::ports::PodState;
+use ash_core::{
+    ports::{PodState, Runner as _},
+    session::{Closing, SessionState},
+};
 use ash_protocol::{
     frame::{Frame, FrameKind},
     message::{Hello, Progress, Welcome},
     preamble::{Answer, MAX_LINE_BYTES, Preamble, Proof, line, take_line},
     version,
 };
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
-use crate::world::{DEADLINE, NODE, World, eventually, token, valid};
+use crate::{
+    stand_in::{StandIn, said},
+    world::{DEADLINE, NODE, World, eventually, token, valid},
+};
+
+/// Less than the 10 s in which a connection has to send its first line.
+const BEFORE_SILENCE_ENDS: Duration = Duration::from_secs(8);
 
 /// Dials and says something; the answer, where one comes.
 async fn dial(world: &World, first: &[u8]) -> (Option<Answer>, TcpStream) {
@@ -187,12 +200,42 @@ async fn who_is_silent_at_many_addresses_keeps_nobody_out() {
         }
     }
     let row = world.row(None);
-    let (answer, _stream) = dial(&world, &with_token(&valid(&row, NODE))).await;
+    let first_line = with_token(&valid(&row, NODE));
+    let (answer, _stream) = timeout(BEFORE_SILENCE_ENDS, dial(&world, &first_line)).await.expect("it does not wait");
     assert!(answer.unwrap().ok);
-    // Those that came last are there still: it did not wait until their time was over.
     let mut byte = [0; 1];
+    let first = timeout(BEFORE_SILENCE_ENDS, silent[0].read(&mut byte)).await.expect("the first ones have to go");
+    assert!(matches!(first, Ok(0) | Err(_)));
     let last = silent.last().unwrap().try_read(&mut byte);
-    assert_eq!(last.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-    let first = timeout(DEADLINE, silent[0].read(&mut byte)).await.unwrap();
-    assert!(matches!(first, Ok(0) | Err(_)), "the first ones had to go");
+    assert_eq!(last.unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "the last ones stay");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_bridge_waits_for_memory_can_be_ended_and_gives_all_back() {
+    let world = World::with_stand_in().await;
+    let life = world.start().await;
+    world.appends.send_replace(false);
+    // Two of three of these fit the memory of all.
+    let body = Bytes::from(vec![b' '; 24 << 20]);
+    let mut sessions = Vec::new();
+    for number in 1..=3 {
+        let (session, mut bridge, row) = StandIn::claimed(&world, &life).await;
+        let line = Frame::event(&said(session.epoch.sequence(2), body.clone()));
+        if number < 3 {
+            bridge.send(&line).await;
+        } else {
+            bridge.announce(&line).await;
+        }
+        sessions.push((session, bridge, row));
+    }
+    eventually("one waits", async || (life.metric("ash_runner_bridges_held_back_total") > 0).then_some(())).await;
+    let (waiting, _, _) = &sessions[2];
+    let ended = timeout(DEADLINE, life.runner.close(world.row_of(waiting).await, Closing::End)).await.unwrap();
+    assert_eq!(ended.unwrap().state, SessionState::Ended);
+    // One goes without a word, the other's line is written.
+    sessions.truncate(1);
+    world.appends.send_replace(true);
+    let (session, bridge, _) = &mut sessions[0];
+    bridge.acknowledged(session.epoch.sequence(2)).await;
+    eventually("all is given back", async || (life.metric("ash_runner_unwritten_bytes") == 0).then_some(())).await;
 }

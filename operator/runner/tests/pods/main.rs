@@ -4,6 +4,7 @@
 
 mod hostile;
 mod stand_in;
+mod stoppable;
 mod takeover;
 mod world;
 

@@ -1,14 +1,16 @@
 //! A bridge of which a test says every word.
 
+#![allow(unreachable_pub, reason = "a part of two tests")]
+
 use ash_core::{
     Entry, EntryFlags, EntryKind, Sequence,
-    id::SandboxId,
     ports::{PodSandbox, PodState},
+    session::Session,
 };
 use ash_protocol::{
     fleet::Hidden,
     frame::{Frame, FrameKind},
-    message::{Hello, Progress, Reply, Request, Welcome},
+    message::{Bound, Claimed, Hello, Progress, Reply, Request, Welcome},
     preamble::{Answer, Preamble, Proof, line, take_line},
     version,
 };
@@ -20,13 +22,12 @@ use tokio::{
     time::timeout,
 };
 
-use crate::world::{DEADLINE, NODE, World, eventually, valid};
+use crate::world::{DEADLINE, Life, NODE, World, eventually, valid};
 
 /// One connection of it.
 pub struct StandIn {
     stream: TcpStream,
     received: BytesMut,
-    pub sandbox: SandboxId,
     /// What the host answered to its greeting.
     pub welcome: Welcome,
 }
@@ -67,7 +68,7 @@ impl StandIn {
             }
             assert!(timeout(DEADLINE, stream.read_buf(&mut received)).await.unwrap().unwrap() > 0, "no welcome");
         };
-        Self { stream, received, sandbox: row.id, welcome }
+        Self { stream, received, welcome }
     }
 
     /// One of the warm pool, with its row.
@@ -79,6 +80,15 @@ impl StandIn {
         })
         .await;
         (bridge, row)
+    }
+
+    /// The bridge of a session's pod, with both rows.
+    pub async fn claimed(world: &World, life: &Life) -> (Session, Self, PodSandbox) {
+        let (mut bridge, row) = Self::warm(world).await;
+        let session = world.new_session().await;
+        let claimed = world.claim_sandbox(life, &session, row.id).await.unwrap();
+        bridge.answer(|request| matches!(request, Request::Bind(_)), &Bound { how: Claimed::Live }).await;
+        (claimed, bridge, row)
     }
 
     /// The next frame that the host sends.
@@ -118,6 +128,11 @@ impl StandIn {
     pub async fn send(&mut self, frame: &Frame) {
         let _ = self.stream.write_all(&frame.header()).await;
         let _ = self.stream.write_all(&frame.body).await;
+    }
+
+    /// Sends the beginning of a frame, and nothing of what it holds.
+    pub async fn announce(&mut self, frame: &Frame) {
+        let _ = self.stream.write_all(&frame.header()).await;
     }
 
     /// Says that everything was sent that is not acknowledged.

@@ -2,29 +2,20 @@
 
 use ash_core::{
     Sequence,
-    ports::{Append, PodSandbox, Runner as _},
+    ports::{Append, Runner as _},
     session::{Closing, PausedReason, Session, SessionState},
 };
 use ash_protocol::{
     frame::Frame,
-    message::{Bound, Claimed, Progress, Request, Rested},
+    message::{Progress, Request, Rested},
 };
 use bytes::Bytes;
 use tokio::time::timeout;
 
 use crate::{
     stand_in::{StandIn, said},
-    world::{DEADLINE, Life, World, is_active, is_ordered},
+    world::{DEADLINE, World, is_active, is_ordered},
 };
-
-/// A session on a pod of which the test is the bridge.
-async fn claimed(world: &World, life: &Life) -> (Session, StandIn, PodSandbox) {
-    let (mut bridge, row) = StandIn::warm(world).await;
-    let session = world.new_session().await;
-    let claimed = world.claim_sandbox(life, &session, row.id).await.unwrap();
-    bridge.answer(|request| matches!(request, Request::Bind(_)), &Bound { how: Claimed::Live }).await;
-    (claimed, bridge, row)
-}
 
 fn bound(session: &Session, last: Sequence) -> Progress {
     Progress::Bound { session: session.id.0, epoch: session.epoch, last, turn: None, permissions: Vec::new() }
@@ -34,7 +25,7 @@ fn bound(session: &Session, last: Sequence) -> Progress {
 async fn what_the_life_before_wrote_after_its_successor_had_looked_counts() {
     let world = World::with_stand_in().await;
     let life = world.start().await;
-    let (session, mut bridge, pod) = claimed(&world, &life).await;
+    let (session, mut bridge, pod) = StandIn::claimed(&world, &life).await;
     let entry = |n| said(session.epoch.sequence(n), Bytes::from(format!("{{\"n\":{n}}}")));
     bridge.send(&Frame::event(&entry(2))).await;
     bridge.acknowledged(entry(2).sequence).await;
@@ -62,7 +53,7 @@ async fn what_the_life_before_wrote_after_its_successor_had_looked_counts() {
 async fn a_bridge_that_says_that_it_serves_a_session_which_rests_keeps_nobody_waiting() {
     let world = World::with_stand_in().await;
     let life = world.start().await;
-    let (session, mut bridge, pod) = claimed(&world, &life).await;
+    let (session, mut bridge, pod) = StandIn::claimed(&world, &life).await;
     let rested = Rested { last: session.last };
     let (paused, ()) = tokio::join!(
         life.runner.close(session.clone(), Closing::Pause),

@@ -1,7 +1,7 @@
 //! A node without Kubernetes: pods are bridges in namespaces of their own, which dial a runner; who says what a token or a pod is
 //! stands in the test. Everything else is real: the store, the gateway, the bridge, and Claude Code or its stand-in.
 
-#![allow(unreachable_pub, reason = "a part of one test")]
+#![allow(unreachable_pub, reason = "a part of two tests")]
 
 use std::{
     collections::HashMap,
@@ -37,16 +37,19 @@ use ash_gateway::{
     UsageReport, UsageSink,
 };
 use ash_protocol::options::{SessionOptions, TurnOptions};
-use ash_runner::{LocalRunner, ModelKeys, PodsConfig, RunnerConfig};
+use ash_runner::{LocalRunner, MIN_LOG_MEMORY_BYTES, ModelKeys, PodsConfig, RunnerConfig};
 use ash_store::SqliteStore;
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
+use prometheus_client::registry::Registry;
 use secrecy::SecretBox;
 use tempfile::TempDir;
-use tokio::{runtime::Runtime, time::timeout};
+use tokio::{runtime::Runtime, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use crate::stoppable::Stoppable;
 
 pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const NODE: &str = "n1";
@@ -188,7 +191,18 @@ impl Drop for Pod {
 /// One life of a runner, on a runtime of its own: dropped, it is gone like a process that was killed.
 pub struct Life {
     pub runner: Arc<LocalRunner>,
+    registry: Registry,
     runtime: Option<Runtime>,
+}
+
+impl Life {
+    /// What a metric without labels shows: a counter's name ends in `_total`.
+    pub fn metric(&self, name: &str) -> u64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let shown = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        shown.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+    }
 }
 
 impl Drop for Life {
@@ -210,6 +224,9 @@ pub struct World {
     pub bridges: SocketAddr,
     pub gateway: SocketAddr,
     pub idle_timeout: Duration,
+    pub max_sandboxes: usize,
+    /// Whether appends go on; they wait while they do not.
+    pub appends: watch::Sender<bool>,
 }
 
 fn free_port() -> SocketAddr {
@@ -253,6 +270,8 @@ impl World {
             bridges: free_port(),
             gateway: free_port(),
             idle_timeout: Duration::from_secs(3600),
+            max_sandboxes: 4,
+            appends: watch::Sender::new(true),
         }
     }
 
@@ -263,10 +282,11 @@ impl World {
             data: self.folder.path().join("data"),
             bridge: PathBuf::new(),
             claude: PathBuf::new(),
-            max_sandboxes: 4,
+            max_sandboxes: self.max_sandboxes,
             warm: 0,
             limits: ash_sandbox::Limits::default(),
             memory_bound_bytes: 1 << 40,
+            log_memory_bytes: MIN_LOG_MEMORY_BYTES,
             idle_timeout: self.idle_timeout,
             permission_timeout: Duration::from_secs(60),
             capacity_wait: Duration::from_secs(5),
@@ -290,12 +310,13 @@ impl World {
             extra_headers: Vec::new(),
         };
         let config_of_gateway = GatewayConfig { upstream, egress: EgressConfig::default(), limits: Limits::default() };
-        let store = Arc::new(WholeStore(Arc::clone(&self.store)));
+        let store = WholeStore(Arc::clone(&self.store));
+        let store = Arc::new(Stoppable { store, goes: self.appends.subscribe() });
         let (bridges, gateway_address) = (self.bridges, self.gateway);
         let started = runtime.spawn(async move {
             let signer = TokenSigner::new(SecretBox::new(Box::new([7; 32])));
             let gateway = Gateway::new(config_of_gateway, signer, Arc::new(Nowhere), Arc::new(Nowhere)).unwrap();
-            let mut registry = prometheus_client::registry::Registry::default();
+            let mut registry = Registry::default();
             let runner = LocalRunner::start(config, pods.into(), gateway.clone(), store, &mut registry).await.unwrap();
             let runner = Arc::new(runner);
             let listener = tokio::net::TcpListener::bind(gateway_address).await.unwrap();
@@ -303,9 +324,10 @@ impl World {
             let listener = tokio::net::TcpListener::bind(bridges).await.unwrap();
             let serving = Arc::clone(&runner);
             tokio::spawn(async move { serving.serve_bridges(listener, CancellationToken::new()).await });
-            runner
+            (runner, registry)
         });
-        Life { runner: started.await.unwrap(), runtime: Some(runtime) }
+        let (runner, registry) = started.await.unwrap();
+        Life { runner, registry, runtime: Some(runtime) }
     }
 
     /// A row for a pod, as the operator makes it before the pod.
