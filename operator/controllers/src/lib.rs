@@ -22,6 +22,7 @@ mod namespace;
 mod object;
 mod operator;
 mod pool;
+mod reconcile;
 pub mod resources;
 mod runners;
 mod session;

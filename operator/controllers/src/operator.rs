@@ -22,15 +22,15 @@ use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Metrics, OperatorConfig, Ports, agent, changes,
+    Metrics, OperatorConfig, Ports, changes,
     error::is_conflict,
     leader::Election,
     limits::{AGENTS_AT_ONCE, FIRST_RETRY, POLICIES, SESSIONS_AT_ONCE},
     namespace::{Namespace, Parts},
     object::Guard,
     pool,
+    reconcile::reconcile,
     runners::Runners,
-    session,
 };
 
 /// Objects that wait to be looked at: over it the next full look takes them.
@@ -146,7 +146,7 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
         Arc::clone(&namespace),
         stop.clone(),
         async {},
-        agent::reconcile,
+        reconcile::<Agent>,
     ));
     let ready = agents_ready.clone().cancelled_owned();
     tasks.spawn(controller(
@@ -157,7 +157,7 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
         Arc::clone(&namespace),
         stop.clone(),
         ready,
-        session::reconcile,
+        reconcile::<Session>,
     ));
 
     let of_ash = format!("{}={}", names::MANAGED_BY, names::MANAGER);

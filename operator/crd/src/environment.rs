@@ -25,6 +25,13 @@ pub struct EnvironmentVariable {
     pub value_from: Option<EnvironmentSource>,
 }
 
+impl EnvironmentVariable {
+    /// Whether its value is a secret: it is read from somewhere else.
+    pub fn is_hidden(&self) -> bool {
+        self.value.is_none()
+    }
+}
+
 /// Where the value of an environment variable is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

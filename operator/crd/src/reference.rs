@@ -32,3 +32,10 @@ pub struct SecretKeyReference {
     )]
     pub key: String,
 }
+
+impl SecretKeyReference {
+    /// The name that a copy of the value is stored under.
+    pub fn stored_name(&self) -> String {
+        format!("secret/{}/{}", self.name, self.key)
+    }
+}

@@ -88,17 +88,22 @@ fn secret_keys(variables: &[EnvironmentVariable]) -> impl Iterator<Item = &Secre
 }
 
 impl AgentSpec {
-    /// The settings of a version. `environment` is the part of the resolved `sandbox.env` that is no secret. Whether the bundle
-    /// has hooks is known when its files are, and the names of stored credentials when they are stored: the caller sets them.
-    pub fn settings(&self, environment: BTreeMap<String, String>) -> AgentSettings {
+    /// The settings of a version of the agent of this name, with the names that its secrets are stored under, not the secrets
+    /// themselves. Whether the bundle has hooks, and which model it names, is known when its files are: the caller sets that.
+    pub fn settings(&self, agent: &str) -> AgentSettings {
+        let variables = &self.sandbox.env;
+        let plain = variables.iter().filter_map(|variable| Some((variable.name.clone(), variable.value.clone()?)));
+        let is_any_hidden = variables.iter().any(EnvironmentVariable::is_hidden);
         AgentSettings {
             system_prompt: self.system_prompt.clone(),
             model: self.model.clone(),
-            env: environment,
+            env: plain.collect(),
             network: (&self.sandbox.network).into(),
             sandbox: self.sandbox.of_version(),
             limits: TurnLimits { max_turns: self.limits.max_turns, max_budget_usd: self.limits.max_budget_usd },
             config: self.config.clone(),
+            credential: self.model_credential.as_ref().map(|credential| credential.secret_key_ref.stored_name()),
+            secret_environment: is_any_hidden.then(|| format!("environment/{agent}")),
             ..AgentSettings::default()
         }
     }

@@ -36,12 +36,19 @@ fn an_agent_has_the_defaults_of_its_schema() {
 fn settings_of_an_agent() {
     let spec = agent(json!({
         "model": "opus", "systemPrompt": "Be brief.", "limits": { "maxTurns": 3, "maxBudgetUsd": 0.5 }, "config": { "a": 1 },
-        "sandbox": { "network": { "mode": "allowlist", "hosts": ["github.com"] } },
+        "modelCredential": { "secretKeyRef": { "name": "keys", "key": "model" } },
+        "sandbox": { "network": { "mode": "allowlist", "hosts": ["github.com"] }, "env": [
+            { "name": "A", "value": "1" },
+            { "name": "TOKEN", "valueFrom": { "secretKeyRef": { "name": "keys", "key": "token" } } },
+        ] },
     }));
-    let settings = spec.settings([("A".to_owned(), "1".to_owned())].into());
+    let settings = spec.settings("helper");
     assert_eq!(settings.model.as_deref(), Some("opus"));
     assert_eq!(settings.network, NetworkPolicy::Allowlist { hosts: vec!["github.com".to_owned()] });
-    assert_eq!(settings.env["A"], "1");
+    assert_eq!(settings.env, [("A".to_owned(), "1".to_owned())].into());
+    assert_eq!(settings.secret_environment.as_deref(), Some("environment/helper"));
+    assert_eq!(settings.credential.as_deref(), Some("secret/keys/model"));
+    assert_eq!(agent(json!({})).settings("helper").secret_environment, None);
     assert_eq!(settings.config.unwrap()["a"], 1);
     assert_eq!(spec.turn_defaults().max_turns, Some(3));
     assert_eq!(spec.turn_defaults().max_budget_usd, Some(0.5));
@@ -49,8 +56,8 @@ fn settings_of_an_agent() {
 
 #[test]
 fn a_sessions_variables_stand_over_its_agents() {
-    let settings =
-        agent(json!({})).settings([("A", "1"), ("B", "1")].map(|(a, b)| (a.to_owned(), b.to_owned())).into());
+    let variables = json!([{ "name": "A", "value": "1" }, { "name": "B", "value": "1" }]);
+    let settings = agent(json!({ "sandbox": { "env": variables } })).settings("helper");
     let spec = session(json!({ "options": { "permissionMode": "plan", "env": [{ "name": "B", "value": "2" }] } }));
     let own = resolve(&spec.options.env, |_| None).unwrap();
     let options = spec.options(&settings, own);

@@ -13,14 +13,14 @@ use ash_core::{
     ports::{CredentialKind, DeployAgent, StoreError},
 };
 use ash_crd::{
-    Agent, AgentStatus, EnvironmentVariable, ModelCredentialType, Reason, SecretKeyReference, SessionState,
+    Agent, AgentStatus, ModelCredentialType, Reason, SecretKeyReference, SessionState,
     condition::{self, ConditionType},
     resolve,
 };
 use bytes::Bytes;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
+use kube::{Resource as _, ResourceExt as _};
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
 
@@ -31,42 +31,21 @@ use crate::{
     limits::{POLL, STEPS},
     namespace::{Counts, Namespace},
     object::{self, Guard},
+    reconcile::Kind,
 };
 
-const KIND: &str = "Agent";
+impl Kind for Agent {
+    const NAME: &'static str = "Agent";
 
-/// Looks at an agent, and does what is next. Never fails: what did is tried again after a pause.
-pub(crate) async fn reconcile(object: Arc<Guard<Agent>>, namespace: Arc<Namespace>) -> Action {
-    let agent = match &object.0 {
-        Ok(agent) => agent,
-        Err(malformed) => {
-            namespace.metrics.malformed.inc();
-            let name = malformed.metadata.name.as_deref().unwrap_or_default();
-            tracing::warn!(namespace = %namespace.name, agent = name, error = %malformed.error, "an Agent cannot be read");
-            let text = format!("this release cannot read the Agent: {}", malformed.error);
-            namespace.events.tell(&object.object_ref(&()), Reason::InternalError, &text).await;
-            return Action::await_change();
-        }
-    };
-    let name = agent.name_any();
-    match look(&namespace, agent).await {
-        Ok(again) => {
-            namespace.metrics.look(KIND, "ok");
-            namespace.succeeded(KIND, &name);
-            again.map_or_else(Action::await_change, Action::requeue)
-        }
-        Err(error) => {
-            namespace.metrics.look(KIND, error.category());
-            tracing::warn!(namespace = %namespace.name, agent = %name, %error, "an Agent is looked at again");
-            if let Some(reason) = error.reason() {
-                let mut status = agent.status.clone().unwrap_or_default();
-                let generation = agent.metadata.generation.unwrap_or_default();
-                condition::report(&mut status.conditions, reason, &error.to_string(), generation, Timestamp::now());
-                // The first error is the one that is reported.
-                let _ = write(&namespace, agent, &status).await;
-            }
-            Action::requeue(namespace.failed(KIND, &name))
-        }
+    async fn look(&self, namespace: &Arc<Namespace>) -> Result<Option<Duration>, StepError> {
+        look(namespace, self).await
+    }
+
+    async fn tell(&self, namespace: &Namespace, reason: Reason, message: &str) -> Result<(), StepError> {
+        let mut status = self.status.clone().unwrap_or_default();
+        let generation = self.metadata.generation.unwrap_or_default();
+        condition::report(&mut status.conditions, reason, message, generation, Timestamp::now());
+        write(namespace, self, &status).await
     }
 }
 
@@ -161,6 +140,10 @@ async fn refuse_slug(
 ) -> Result<bool, StepError> {
     let Err(StepError::Store(StoreError::Conflict(message))) = result else { return result.map(|()| false) };
     let mut status = observed.before.clone();
+    if let Some(row) = observed.row {
+        status.version = Some(row.version.number);
+        status.digest = Some(row.version.digest.clone());
+    }
     let reason = Reason::OptionRefused;
     condition::report(&mut status.conditions, reason, &message, observed.generation, observed.now);
     write(namespace, agent, &status).await?;
@@ -207,7 +190,7 @@ async fn write(namespace: &Namespace, agent: &Agent, status: &AgentStatus) -> Re
         return Ok(());
     }
     object::write_status(&namespace.api::<Agent>(), agent, status).await?;
-    namespace.metrics.wrote_status(KIND);
+    namespace.metrics.wrote_status(Agent::NAME);
     namespace.memory().status_written.insert(agent.name_any(), Timestamp::now());
     let ready = |status: &AgentStatus| condition::find(&status.conditions, ConditionType::Ready).cloned();
     let (was, is) = (before.and_then(ready), ready(status));
@@ -281,17 +264,12 @@ async fn settings(namespace: &Namespace, agent: &Agent) -> Result<Result<AgentSe
         Ok(resolved) => resolved,
         Err(wrong) => return Ok(Err((wrong.reason(), wrong.to_string()))),
     };
-    let is_secret = |name: &str| {
-        let secret = |variable: &&EnvironmentVariable| variable.name == name && variable.value.is_none();
-        variables.iter().find(secret).is_some()
-    };
-    let (hidden, plain): (BTreeMap<_, _>, BTreeMap<_, _>) = resolved.into_iter().partition(|(name, _)| is_secret(name));
-    let mut settings = agent.spec.settings(plain);
-    if !hidden.is_empty() {
-        let name = format!("environment/{}", agent.name_any());
+    let mut hidden = resolved;
+    hidden.retain(|name, _| variables.iter().any(|variable| variable.name == *name && variable.is_hidden()));
+    let settings = agent.spec.settings(&agent.name_any());
+    if let Some(name) = &settings.secret_environment {
         let text = serde_json::to_vec(&hidden).map_err(|error| StepError::Internal(error.to_string()))?;
-        put(namespace, &name, CredentialKind::Custom, text).await?;
-        settings.secret_environment = Some(name);
+        put(namespace, name, CredentialKind::Custom, text).await?;
     }
     if let Some(credential) = &agent.spec.model_credential {
         let key = &credential.secret_key_ref;
@@ -307,10 +285,8 @@ async fn settings(namespace: &Namespace, agent: &Agent) -> Result<Result<AgentSe
             ModelCredentialType::ApiKey => CredentialKind::AnthropicKey,
             ModelCredentialType::AuthToken => CredentialKind::AnthropicToken,
         };
-        let name = format!("secret/{}/{}", key.name, key.key);
         // A line end at the end of a file that a Secret was made from is no part of a key.
-        put(namespace, &name, kind, bytes.trim_ascii().to_vec()).await?;
-        settings.credential = Some(name);
+        put(namespace, &key.stored_name(), kind, bytes.trim_ascii().to_vec()).await?;
     }
     Ok(Ok(settings))
 }

@@ -21,7 +21,6 @@ use jiff::Timestamp;
 use kube::{
     Resource as _, ResourceExt as _,
     api::{DeleteParams, Preconditions},
-    runtime::controller::Action,
 };
 use serde_json::json;
 use tokio::time::timeout;
@@ -33,11 +32,10 @@ use crate::{
     failure::Failure,
     limits::{FINALIZER_BOUND, POLL, START_LOOK, STEPS},
     namespace::{Namespace, Trouble},
-    object::{self, Guard},
+    object,
+    reconcile::Kind,
     runners::Room,
 };
-
-const KIND: &str = "Session";
 
 /// What came of a step.
 enum Outcome {
@@ -52,38 +50,18 @@ pub(crate) fn id(session: &Session) -> Option<SessionId> {
     session.uid()?.parse().ok()
 }
 
-/// Looks at a session, and does what is next. Never fails: what did is tried again after a pause.
-pub(crate) async fn reconcile(object: Arc<Guard<Session>>, namespace: Arc<Namespace>) -> Action {
-    let session = match &object.0 {
-        Ok(session) => session,
-        Err(malformed) => {
-            namespace.metrics.malformed.inc();
-            let name = malformed.metadata.name.as_deref().unwrap_or_default();
-            tracing::warn!(namespace = %namespace.name, session = name, error = %malformed.error, "a Session cannot be read");
-            let text = format!("this release cannot read the Session: {}", malformed.error);
-            namespace.events.tell(&object.object_ref(&()), Reason::InternalError, &text).await;
-            return Action::await_change();
-        }
-    };
-    let name = session.name_any();
-    match look(&namespace, session).await {
-        Ok(again) => {
-            namespace.metrics.look(KIND, "ok");
-            namespace.succeeded(KIND, &name);
-            again.map_or_else(Action::await_change, Action::requeue)
-        }
-        Err(error) => {
-            namespace.metrics.look(KIND, error.category());
-            tracing::warn!(namespace = %namespace.name, session = %name, %error, "a Session is looked at again");
-            if let Some(reason) = error.reason() {
-                let mut status = session.status.clone().unwrap_or_default();
-                let generation = session.metadata.generation.unwrap_or_default();
-                condition::report(&mut status.conditions, reason, &error.to_string(), generation, Timestamp::now());
-                // The first error is the one that is reported.
-                let _ = write(&namespace, session, &status, None).await;
-            }
-            Action::requeue(namespace.failed(KIND, &name))
-        }
+impl Kind for Session {
+    const NAME: &'static str = "Session";
+
+    async fn look(&self, namespace: &Arc<Namespace>) -> Result<Option<Duration>, StepError> {
+        look(namespace, self).await
+    }
+
+    async fn tell(&self, namespace: &Namespace, reason: Reason, message: &str) -> Result<(), StepError> {
+        let mut status = self.status.clone().unwrap_or_default();
+        let generation = self.metadata.generation.unwrap_or_default();
+        condition::report(&mut status.conditions, reason, message, generation, Timestamp::now());
+        write(namespace, self, &status, None).await
     }
 }
 
@@ -390,7 +368,7 @@ async fn write(
     }
     let status = &status;
     object::write_status(&namespace.api::<Session>(), session, status).await?;
-    namespace.metrics.wrote_status(KIND);
+    namespace.metrics.wrote_status(Session::NAME);
     let ready = |status: &SessionStatus| condition::find(&status.conditions, ConditionType::Ready).cloned();
     let (was, is) = (before.and_then(ready), ready(status));
     if let Some(is) = is
