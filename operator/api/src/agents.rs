@@ -75,29 +75,38 @@ pub(crate) async fn deploy(
         });
         let Deployment { name, slug, description, settings, digest, bundle } =
             deployment.await.map_err(|_| ApiError::internal())??;
-        let bundle = bundle.into();
-        let deploy = DeployAgent { tenant, name, slug, description, settings, digest, bundle };
-        let request = state.optional.resources.is_some().then(|| AgentRequest {
-            tenant: deploy.tenant.clone(),
-            name: deploy.name.clone(),
-            slug: deploy.slug.clone(),
-            description: deploy.description.clone(),
-            settings: deploy.settings.clone(),
-            digest: deploy.digest.clone(),
-        });
-        // Nothing is stored for an agent that the cluster would not take; the bundle is there before the resource names it.
-        if let (Some(resources), Some(request)) = (&state.optional.resources, &request) {
-            resources.check_agent(request).await?;
-        }
-        let agent = state.store.deploy_agent(deploy).await?;
-        if let (Some(resources), Some(request)) = (&state.optional.resources, request) {
-            resources.apply_agent(request).await?;
-        }
+        let mut deploy =
+            DeployAgent { tenant, name, slug, description, settings, digest, bundle: bundle.into() };
+        let agent = match &state.optional.resources {
+            None => state.store.deploy_agent(deploy).await?,
+            Some(resources) => {
+                let request = request(&deploy);
+                // Nothing is stored for an agent that the cluster would not take. A session that begins between the version and
+                // the resource has what others have set on the agent all the same: its sandbox, its key, its bounds.
+                deploy.settings = resources.check_agent(&request).await?;
+                // The bundle is there before the resource names it.
+                let agent = state.store.deploy_agent(deploy).await?;
+                resources.apply_agent(request).await?;
+                agent
+            }
+        };
         tracing::info!(agent = %agent.name, version = agent.version.number, "deployed");
         state.runner.prepare(agent.version.clone());
         Ok((StatusCode::CREATED, Json(json!({ "agent": AgentView::single(&agent) }))).into_response())
     })
     .await?
+}
+
+/// What the cluster is asked for.
+fn request(deploy: &DeployAgent) -> AgentRequest {
+    AgentRequest {
+        tenant: deploy.tenant.clone(),
+        name: deploy.name.clone(),
+        slug: deploy.slug.clone(),
+        description: deploy.description.clone(),
+        settings: deploy.settings.clone(),
+        digest: deploy.digest.clone(),
+    }
 }
 
 struct Deployment {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use ash_core::{
+    agent::AgentSettings,
     id::{SessionId, TenantId},
     name::AgentName,
     ports::{AgentRequest, CredentialKind, CredentialStore, ResourceError, Resources, SessionRequest},
@@ -261,12 +262,16 @@ impl Resources for KubeResources {
         self.patch(tenant, id, &json!({ "metadata": { "annotations": { names::WAKE_REQUESTED_AT: now } } })).await
     }
 
-    async fn check_agent(&self, request: &AgentRequest) -> Result<(), ResourceError> {
-        self.apply(request, true).await
+    async fn check_agent(&self, request: &AgentRequest) -> Result<AgentSettings, ResourceError> {
+        let applied = self.apply(request, true).await?;
+        let settings = applied.spec.settings(request.name.as_str());
+        // What is known of the files is not in the resource.
+        let model = settings.model.clone().or_else(|| request.settings.model.clone());
+        Ok(AgentSettings { model, has_hooks: request.settings.has_hooks, ..settings })
     }
 
     async fn apply_agent(&self, request: AgentRequest) -> Result<(), ResourceError> {
-        self.apply(&request, false).await
+        self.apply(&request, false).await.map(|_| ())
     }
 
     async fn delete_agent(&self, tenant: &TenantId, name: &AgentName) -> Result<bool, ResourceError> {
@@ -280,7 +285,8 @@ impl Resources for KubeResources {
 }
 
 impl KubeResources {
-    async fn apply(&self, request: &AgentRequest, is_trial: bool) -> Result<(), ResourceError> {
+    /// Applies; gives the agent as it is then, or would be.
+    async fn apply(&self, request: &AgentRequest, is_trial: bool) -> Result<Agent, ResourceError> {
         let agents = self.agents(&request.tenant)?;
         let settings = &request.settings;
         let mut sandbox = serde_json::Map::new();
@@ -312,7 +318,7 @@ impl KubeResources {
         // Not forced: what a manifest says is not changed behind its back.
         let parameters = PatchParams { dry_run: is_trial, ..PatchParams::apply(names::FIELD_MANAGER_API) };
         let applied = call(agents.patch(request.name.as_str(), &parameters, &Patch::Apply(&agent))).await;
-        applied.map(|_| ()).map_err(|error| match error {
+        applied.map_err(|error| match error {
             ResourceError::Conflict(message) => ResourceError::Conflict(format!(
                 "the agent is managed in the cluster ({message}): change its manifest instead, or deploy under another name"
             )),

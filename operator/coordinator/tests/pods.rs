@@ -94,8 +94,8 @@ impl Resources for Woken {
         Ok(())
     }
 
-    async fn check_agent(&self, _: &AgentRequest) -> Result<(), ResourceError> {
-        Ok(())
+    async fn check_agent(&self, request: &AgentRequest) -> Result<AgentSettings, ResourceError> {
+        Ok(request.settings.clone())
     }
 
     async fn apply_agent(&self, _: AgentRequest) -> Result<(), ResourceError> {

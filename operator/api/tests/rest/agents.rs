@@ -1,11 +1,13 @@
 //! Agents: deployed, refused, deleted.
 
+use std::sync::Arc;
+
 use ash_api::ApiConfig;
 use ash_bundle::Bundle;
 use serde_json::json;
 
 use crate::files;
-use crate::support::{OTHER_KEY, Server, request};
+use crate::support::{Cluster, OTHER_KEY, Server, request};
 
 #[tokio::test]
 async fn an_agent_is_deployed_in_versions_and_deleted() {
@@ -49,6 +51,17 @@ async fn an_agent_is_deployed_in_versions_and_deleted() {
     assert_eq!(server.runner.forgotten.lock().unwrap().len(), 1);
     server.call("DELETE", "/api/agents/mine", "").await.error(404);
     server.get("/api/agents/my-agent").await.error(404);
+}
+
+#[tokio::test]
+async fn a_version_has_what_others_have_set_on_the_resource() {
+    let cluster = Arc::new(Cluster::default());
+    let enclosed = json!({ "runtimeClassName": "gvisor" }).as_object().unwrap().clone();
+    *cluster.sandbox.lock().unwrap() = Some(enclosed.clone());
+    let server = Server::in_cluster(&cluster).await;
+    server.post("/api/agents", &json!({ "name": "a", "model": "m", "systemPrompt": "x" })).await;
+    let version = server.store.tables().versions[0].clone();
+    assert_eq!((version.settings.sandbox, version.settings.model.as_deref()), (Some(enclosed), Some("m")));
 }
 
 #[tokio::test]

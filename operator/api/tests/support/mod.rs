@@ -1,12 +1,13 @@
 //! A server without database and sandboxes: both ports in memory, driven by the test.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, clippy::missing_panics_doc, missing_docs)]
 
+mod cluster;
 mod runner;
 mod store;
 
 use std::sync::{Arc, Mutex};
 
-use ash_api::{ApiConfig, ApiState};
+use ash_api::{ApiConfig, ApiState, OptionalPorts};
 use ash_core::{
     Entry, EntryKind, Sequence,
     id::{SessionId, TenantId},
@@ -21,6 +22,7 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tower::ServiceExt as _;
 
+pub use cluster::Cluster;
 pub use runner::Runner;
 pub use store::Memory;
 
@@ -64,6 +66,16 @@ impl Server {
     }
 
     pub async fn with(config: ApiConfig) -> Self {
+        Self::begin(config, OptionalPorts::default()).await
+    }
+
+    /// A server that writes what people want into these resources.
+    pub async fn in_cluster(cluster: &Arc<Cluster>) -> Self {
+        let optional = OptionalPorts { resources: Some(Arc::clone(cluster) as _), ..OptionalPorts::default() };
+        Self::begin(ApiConfig::default(), optional).await
+    }
+
+    async fn begin(config: ApiConfig, optional: OptionalPorts) -> Self {
         let store = Arc::new(Memory::default());
         let runner = Arc::new(Runner::new(store.clone()));
         for (key, tenant) in [(KEY, TenantId::default_tenant()), (OTHER_KEY, TenantId("other".to_owned()))] {
@@ -71,7 +83,7 @@ impl Server {
             store.add_key(key).await.unwrap();
         }
         let registry = Arc::new(Mutex::new(Registry::default()));
-        let state = ApiState::new(store.clone(), runner.clone(), registry, config);
+        let state = ApiState::with(store.clone(), runner.clone(), optional, registry, config);
         let router = ash_api::router(state.clone());
         Self { store, runner, state, router }
     }

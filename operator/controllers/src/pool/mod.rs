@@ -187,6 +187,10 @@ fn pools(namespace: &Namespace, agents: &[AgentRow]) -> HashMap<AgentId, Pool> {
         if agent.metadata.deletion_timestamp.is_some() {
             continue;
         }
+        // Somebody made a version, and may not have come so far as to change the resource.
+        if agent.status.as_ref().and_then(|status| status.version) != Some(row.version.number) {
+            namespace.trigger_agent(row.name.as_str());
+        }
         let target = memory.demand.entry(row.id).or_default().target(&agent.spec.warm.bounds(), now);
         let not_before = memory.of_agents.get(&row.id).map(|trouble| trouble.not_before);
         pools.insert(row.id, Pool { version: row.version.number, target, not_before });

@@ -9,6 +9,7 @@
 
 mod fakes;
 mod faults;
+mod rest;
 mod world;
 
 use std::time::Duration;
@@ -53,6 +54,9 @@ fn the_controllers_on_a_real_api_server() {
         }
         if runs("credentials") {
             a_session_names_a_credential(&server).await;
+        }
+        if runs("rest") {
+            rest::a_deployment_keeps_what_others_have_set(&server).await;
         }
         if runs("orphans") {
             what_belongs_to_nothing_goes(&server).await;

@@ -6,13 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ash_controllers::{Metrics, OperatorConfig, Ports};
+use ash_bundle::Bundle;
+use ash_controllers::{Metrics, OperatorConfig, Ports, resources::KubeResources};
 use ash_core::{
     Entry, EntryFlags, EntryKind,
-    agent::AgentVersion,
+    agent::{AgentSettings, AgentVersion},
     id::{SandboxId, TenantId},
     opening::OpeningReason,
-    ports::{Append, CredentialKind, CredentialStore as _, EventLog as _, PodIdentity, PodState, PodStore as _, Store},
+    ports::{
+        AgentRequest, Append, CredentialKind, CredentialStore as _, DeployAgent, EventLog as _, PodIdentity, PodState,
+        PodStore as _, Store,
+    },
     session::{Session, SessionEvent},
 };
 use ash_pods::manifest::Installation;
@@ -283,6 +287,27 @@ impl<'a> World<'a> {
         let ended = entry(2, EntryKind::Claude, EntryFlags::ENDS_TURN, result.to_string());
         let append = Append { session: session.id, after: session.last, entries: vec![begun, ended] };
         self.store.append(vec![append]).await.pop().unwrap().unwrap();
+    }
+
+    /// The API's way to the resources.
+    pub fn resources(&self) -> KubeResources {
+        let (namespaces, secrets) = (vec![self.namespace.clone()], self.secrets.clone());
+        KubeResources::new(client(self.server, &Faults::default()), namespaces, "the-default".to_owned(), Some(secrets))
+    }
+
+    /// Makes a version in the store; gives its number.
+    pub async fn deploy(&self, request: &AgentRequest, settings: AgentSettings, bundle: &Bundle) -> u32 {
+        use ash_core::ports::AgentStore as _;
+        let deploy = DeployAgent {
+            tenant: request.tenant.clone(),
+            name: request.name.clone(),
+            slug: None,
+            description: None,
+            settings,
+            digest: request.digest.clone(),
+            bundle: bundle.to_tar_zstd().unwrap().into(),
+        };
+        self.store.deploy_agent(deploy).await.unwrap().version.number
     }
 
     pub async fn put_credential(&self, kind: CredentialKind, secret: &[u8]) -> uuid::Uuid {

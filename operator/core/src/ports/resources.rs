@@ -85,8 +85,9 @@ pub trait Resources: Send + Sync {
     /// Asks for a sandbox for a session that has none: the operator makes one.
     async fn wake_session(&self, tenant: &TenantId, id: SessionId) -> Result<(), ResourceError>;
 
-    /// Whether [`Resources::apply_agent`] would be refused, before anything is stored for it.
-    async fn check_agent(&self, request: &AgentRequest) -> Result<(), ResourceError>;
+    /// Whether [`Resources::apply_agent`] would be refused, before anything is stored for it. Gives the settings of the version
+    /// that it would make: those of the request with what others have set on the same agent.
+    async fn check_agent(&self, request: &AgentRequest) -> Result<AgentSettings, ResourceError>;
 
     /// Makes or changes an `Agent` whose source is an uploaded bundle, by server-side apply; a conflict where another field
     /// manager owns it.
