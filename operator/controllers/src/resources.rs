@@ -6,6 +6,7 @@ use std::{
 };
 
 use ash_core::{
+    Epoch,
     agent::AgentSettings,
     id::{SessionId, TenantId},
     name::AgentName,
@@ -257,9 +258,12 @@ impl Resources for KubeResources {
         self.patch(tenant, id, &json!({ "metadata": {}, "spec": { "end": true } })).await
     }
 
-    async fn wake_session(&self, tenant: &TenantId, id: SessionId) -> Result<(), ResourceError> {
-        let now = Timestamp::now().to_string();
-        self.patch(tenant, id, &json!({ "metadata": { "annotations": { names::WAKE_REQUESTED_AT: now } } })).await
+    async fn wake_session(&self, tenant: &TenantId, id: SessionId, epoch: Epoch) -> Result<(), ResourceError> {
+        let annotations = json!({
+            names::WAKE_REQUESTED: epoch.0.to_string(),
+            names::WAKE_REQUESTED_AT: Timestamp::now().to_string(),
+        });
+        self.patch(tenant, id, &json!({ "metadata": { "annotations": annotations } })).await
     }
 
     async fn check_agent(&self, request: &AgentRequest) -> Result<AgentSettings, ResourceError> {

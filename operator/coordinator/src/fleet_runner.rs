@@ -123,17 +123,19 @@ impl FleetRunner {
         })
     }
 
-    /// Asks the operator for a pod, once.
-    async fn wake(&self, session: &Session, asked: &mut bool) -> Result<(), RunnerError> {
+    /// Asks the operator for a pod, once in each epoch of the log: what was asked in an earlier one has had its answer.
+    async fn wake(&self, session: &Session, asked: &mut Option<Epoch>) -> Result<(), RunnerError> {
         let Some(resources) = self.registry.config.pods.as_ref().and_then(|pods| pods.resources.as_ref()) else {
             return Ok(());
         };
-        if std::mem::replace(asked, true) {
+        let now = self.registry.store.session(&session.tenant, session.id).await?;
+        let epoch = now.map_or(session.epoch, |now| now.epoch);
+        if asked.replace(epoch) == Some(epoch) {
             return Ok(());
         }
         self.registry.metrics.wakes.inc();
         resources
-            .wake_session(&session.tenant, session.id)
+            .wake_session(&session.tenant, session.id, epoch)
             .await
             .map_err(|error| RunnerError::Unreachable(error.to_string()))
     }
@@ -227,7 +229,7 @@ impl Runner for FleetRunner {
         let (agent, model_key) = self.secrets(&session, agent).await?;
         let mut send = Send { place: Place { session: session.clone(), agent, model_key, sandbox: None }, message };
         let mut uncertain: Option<Target> = None;
-        let mut woken = false;
+        let mut woken = None;
         // The row is fresh now; what is known on its word is asked for anew when it did not work.
         let mut known = session.sandbox.map(|_| session.epoch);
         loop {

@@ -12,15 +12,17 @@ use std::sync::{Arc, Mutex};
 
 use ash_coordinator::{FleetRunner, PodsConfig, Registry};
 use ash_core::{
+    Epoch,
     agent::{Agent, AgentSettings, AgentVersion},
     fleet::{Admitted, OfAgent, OfPod, Place, RunnerId, Send},
     id::{SandboxId, SessionId, TenantId, TurnId},
     name::AgentName,
+    opening::{Opening, OpeningReason},
     ports::{
-        AgentRequest, CredentialKind, DeployAgent, FleetStore, NewMessage, PodIdentity, PodSandbox, PodState,
+        AgentRequest, CredentialKind, DeployAgent, FleetStore, NewMessage, OpenEpoch, PodIdentity, PodSandbox, PodState,
         ResourceError, Resources, Runner as _, RunnerError, SessionRequest, StoreError,
     },
-    session::{Closing, Session},
+    session::{Closing, PausedReason, Session, SessionState},
 };
 use ash_link::{Body, Peer, Service, answer_json, read_json, refuse};
 use ash_protocol::{
@@ -66,7 +68,7 @@ impl Service for Named {
 /// An API server that notes who is to be woken.
 #[derive(Default)]
 struct Woken {
-    sessions: Mutex<Vec<SessionId>>,
+    sessions: Mutex<Vec<(SessionId, Epoch)>>,
     asked: Notify,
     is_away: Mutex<bool>,
 }
@@ -85,11 +87,11 @@ impl Resources for Woken {
         Ok(())
     }
 
-    async fn wake_session(&self, _: &TenantId, id: SessionId) -> Result<(), ResourceError> {
+    async fn wake_session(&self, _: &TenantId, id: SessionId, epoch: Epoch) -> Result<(), ResourceError> {
         if *self.is_away.lock().unwrap() {
             return Err(ResourceError::Unavailable("connection refused".to_owned()));
         }
-        self.sessions.lock().unwrap().push(id);
+        self.sessions.lock().unwrap().push((id, epoch));
         self.asked.notify_one();
         Ok(())
     }
@@ -226,7 +228,7 @@ async fn a_new_session_claims_a_warm_pod_and_its_runner_is_told_which() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_without_a_pod_asks_for_one_once_and_waits_for_it() {
+async fn a_message_without_a_pod_asks_for_one_once_in_each_epoch_and_waits_for_it() {
     let fixture = Arc::new(fixture().await);
     let (session, version) = fixture.session().await;
     let sending = {
@@ -234,13 +236,21 @@ async fn a_message_without_a_pod_asks_for_one_once_and_waits_for_it() {
         tokio::spawn(async move { fixture.fleet.send(session, version, message()).await.map(|_| ()) })
     };
     fixture.woken.asked.notified().await;
+    // Its pod came and was lost before it took the message.
+    let opening = Opening { reason: OpeningReason::Lost, last_committed: session.last, interrupted: None, message: None };
+    let state = SessionState::Paused(PausedReason::Lost);
+    let open =
+        OpenEpoch { session: session.id, expected: session.epoch, state, error: None, sandbox: None, opening };
+    let session = fixture.store.open_epoch(open).await.unwrap();
+    fixture.woken.asked.notified().await;
     // What the operator does: a row, a pod, whose bridge dials.
     let pod = fixture.add_pod(Some(session.id)).await;
     let admitted = fixture.admit(&pod, NAMESPACE).await.unwrap();
     assert_eq!(admitted.placed.unwrap().session, session);
     assert_eq!(sending.await.unwrap(), Err(RunnerError::TurnInProgress));
     assert_eq!(fixture.last(), Some((session.id, Some(pod.id))));
-    assert_eq!(*fixture.woken.sessions.lock().unwrap(), [session.id]);
+    let asked = [(session.id, Epoch::NONE), (session.id, session.epoch)];
+    assert_eq!(*fixture.woken.sessions.lock().unwrap(), asked);
     // Away, the API server is named.
     *fixture.woken.is_away.lock().unwrap() = true;
     let (session, version) = fixture.session().await;

@@ -33,7 +33,10 @@ pub const ORIGIN: &str = "ash.dev/origin";
 /// The value of [`ORIGIN`] for what a REST call made.
 pub const ORIGIN_REST: &str = "rest";
 
-/// Annotation of sessions: when the API asked for a sandbox, in RFC 3339.
+/// Annotation of sessions: the epoch of its log in which the API asked for a sandbox. It is made while that is the epoch.
+pub const WAKE_REQUESTED: &str = "ash.dev/wake-requested";
+/// Annotation of sessions: when the API asked for a sandbox, in RFC 3339. For an operator of the release before, and from an API
+/// process of it.
 pub const WAKE_REQUESTED_AT: &str = "ash.dev/wake-requested-at";
 /// Annotation of sessions that a REST call made with variables: the stored credential that has them.
 pub const ENVIRONMENT: &str = "ash.dev/environment-credential";

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard};
 
 use ash_core::{
+    Epoch,
     agent::AgentSettings,
     id::{SessionId, TenantId},
     name::AgentName,
@@ -53,7 +54,7 @@ impl Resources for Cluster {
         Ok(())
     }
 
-    async fn wake_session(&self, _: &TenantId, _: SessionId) -> Result<(), ResourceError> {
+    async fn wake_session(&self, _: &TenantId, _: SessionId, _: Epoch) -> Result<(), ResourceError> {
         Ok(())
     }
 

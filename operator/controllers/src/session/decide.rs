@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ash_core::{
+    Epoch,
     ports::{PodSandbox, PodState},
     session::{Closing, PausedReason, Session as Row, SessionState},
 };
@@ -34,8 +35,8 @@ pub(crate) struct Observed<'a> {
     pub(crate) from_rest: bool,
     /// REST stopped it rather than paused it.
     pub(crate) is_stopped: bool,
-    /// When the API asked for a sandbox.
-    pub(crate) wake_at: Option<Timestamp>,
+    /// That the API asked for a sandbox.
+    pub(crate) wake: Option<Wake>,
     pub(crate) spec: &'a SessionSpec,
     /// The status as it is now.
     pub(crate) before: &'a SessionStatus,
@@ -50,6 +51,25 @@ pub(crate) struct Observed<'a> {
     pub(crate) not_before: Option<Timestamp>,
     pub(crate) message: Message,
     pub(crate) url: Option<String>,
+}
+
+/// That the API asked for a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// In this epoch of the session's log. Nobody's clock has a say.
+    In(Epoch),
+    /// At this time: by an API process of the release before.
+    At(Timestamp),
+}
+
+impl Wake {
+    /// Whether the session is still as it was then: what has changed since was the answer.
+    fn holds(self, row: &Row) -> bool {
+        match self {
+            Self::In(epoch) => epoch == row.epoch,
+            Self::At(at) => at > row.last_active_at,
+        }
+    }
 }
 
 /// How far the first message is.
@@ -191,9 +211,8 @@ fn serving(observed: &Observed<'_>, row: &Row) -> Decision {
         };
     }
     let is_new = matches!(row.state, SessionState::Active | SessionState::Starting);
-    // A state that changed after the API asked has had its answer.
-    let is_woken = !is_new && observed.wake_at.is_some_and(|at| at > row.last_active_at);
-    if !is_new && !is_woken {
+    let is_asked = observed.wake.is_some_and(|wake| wake.holds(row));
+    if !is_new && !is_asked {
         return match row.state {
             SessionState::Error => Decision::rest(Reason::SessionFailed, row.error.clone().unwrap_or_default()),
             // Its first message wakes it like any other.
@@ -222,8 +241,7 @@ fn serving(observed: &Observed<'_>, row: &Row) -> Decision {
         return Decision::rest(reason, message).again(left);
     }
     let age = observed.now.duration_since(observed.created_at);
-    // The API has asked for one: it found none that is warm.
-    let is_asked = observed.wake_at.is_some();
+    // Where the API has asked for one, it found none that is warm.
     if is_new && observed.from_rest && !is_asked && observed.attempts == 0 && age < signed(REST_HEAD_START) {
         return Decision::rest(reason, message).again(REST_HEAD_START);
     }

@@ -7,6 +7,7 @@ mod row;
 use std::{sync::Arc, time::Duration};
 
 use ash_core::{
+    Epoch,
     id::{SandboxId, SessionId, TenantId},
     opening::{Opening, OpeningReason},
     ports::{OpenEpoch, PodSandbox, PodState, RunnerError, StoreError},
@@ -25,7 +26,7 @@ use kube::{
 use serde_json::json;
 use tokio::time::timeout;
 
-use self::decide::{Decision, Observed, Step};
+use self::decide::{Decision, Observed, Step, Wake};
 use crate::{
     error::{StepError, unless_gone},
     event::Events,
@@ -96,7 +97,6 @@ async fn look(namespace: &Arc<Namespace>, session: &Session) -> Result<Option<Du
             None => lost_runner(namespace, before, row.as_ref()).await?,
             trouble => trouble,
         };
-        let annotation = |name: &str| session.annotations().get(name).map(String::as_str);
         let observed = Observed {
             now: Timestamp::now(),
             generation: session.metadata.generation.unwrap_or_default(),
@@ -104,8 +104,8 @@ async fn look(namespace: &Arc<Namespace>, session: &Session) -> Result<Option<Du
             deleting_since: object::deleting_since(session),
             has_finalizer,
             from_rest: session.labels().get(names::ORIGIN).is_some_and(|origin| origin == names::ORIGIN_REST),
-            is_stopped: annotation(names::STOPPED).is_some(),
-            wake_at: annotation(names::WAKE_REQUESTED_AT).and_then(|text| text.parse().ok()),
+            is_stopped: session.annotations().contains_key(names::STOPPED),
+            wake: wake(session),
             spec: &session.spec,
             before,
             row: row.as_ref(),
@@ -141,6 +141,15 @@ async fn look(namespace: &Arc<Namespace>, session: &Session) -> Result<Option<Du
         }
     }
     Ok(Some(Duration::ZERO))
+}
+
+/// What its annotations say about a sandbox that the API asked for.
+fn wake(session: &Session) -> Option<Wake> {
+    let annotation = |name: &str| session.annotations().get(name).map(String::as_str);
+    match annotation(names::WAKE_REQUESTED) {
+        Some(epoch) => epoch.parse().ok().map(|epoch| Wake::In(Epoch(epoch))),
+        None => annotation(names::WAKE_REQUESTED_AT)?.parse().ok().map(Wake::At),
+    }
 }
 
 /// What is said of a session that waits for its sandbox, where the sandbox waits for a runner.

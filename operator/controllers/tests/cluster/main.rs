@@ -15,7 +15,7 @@ mod world;
 use std::time::Duration;
 
 use ash_core::{
-    ports::{CredentialKind, PodState},
+    ports::{CredentialKind, PodState, Resources as _},
     session::SessionState,
 };
 use futures::{StreamExt as _, stream};
@@ -251,8 +251,8 @@ async fn troubles_are_told(server: &Server) {
     let message = world.get("session", "early", r#"{.status.conditions[?(@.type=="Ready")].message}"#);
     assert!(message.starts_with("NodeLost: ") && message.contains(&row.pod), "{message}");
     world.until("an Event says why", || world.get("events", "-A", "{.items[*].reason}").contains("NodeLost")).await;
-    let now = jiff::Timestamp::now().to_string();
-    world.patch("session", "early", &json!({ "metadata": { "annotations": { "ash.dev/wake-requested-at": now } } }));
+    let row = world.session(&world.get("session", "early", "{.metadata.uid}")).await.unwrap();
+    world.resources().wake_session(&row.tenant, row.id, row.epoch).await.unwrap();
     world.until("it is awake", || world.reason("session", "early") == "Active").await;
     // A pinned version that there is not; an end that stays; a removal after its time.
     let mut pinned = session("pinned");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ash_protocol::options::SessionOptions;
+use ash_protocol::{Epoch, options::SessionOptions};
 use async_trait::async_trait;
 
 use crate::{
@@ -82,8 +82,9 @@ pub trait Resources: Send + Sync {
     /// Sets the one-way `spec.end`.
     async fn end_session(&self, tenant: &TenantId, id: SessionId) -> Result<(), ResourceError>;
 
-    /// Asks for a sandbox for a session that has none: the operator makes one.
-    async fn wake_session(&self, tenant: &TenantId, id: SessionId) -> Result<(), ResourceError>;
+    /// Asks for a sandbox for a session that has none in this epoch of its log: the operator makes one, unless another epoch has
+    /// begun.
+    async fn wake_session(&self, tenant: &TenantId, id: SessionId, epoch: Epoch) -> Result<(), ResourceError>;
 
     /// Whether [`Resources::apply_agent`] would be refused, before anything is stored for it. Gives the settings of the version
     /// that it would make: those of the request with what others have set on the same agent.

@@ -18,13 +18,14 @@ use proptest::prelude::*;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Message, Observed, Step, decide, status};
+use super::{Message, Observed, Step, Wake, decide, status};
 use crate::{
     failure::Failure,
     limits::{ATTEMPTS, FINALIZER_BOUND},
 };
 
 const ID: SessionId = SessionId(Uuid::from_u128(1));
+const EPOCH: Epoch = Epoch(7);
 const SANDBOX: SandboxId = SandboxId(Uuid::from_u128(2));
 
 fn now() -> Timestamp {
@@ -49,7 +50,7 @@ fn row(state: SessionState, sandbox: Option<SandboxId>) -> Row {
         metadata: BTreeMap::new(),
         model_refused: false,
         credential: None,
-        epoch: Epoch(0),
+        epoch: EPOCH,
         last: Sequence::START,
         created_at: ago(100),
         last_active_at: ago(50),
@@ -82,7 +83,7 @@ struct Case {
     deleting: Option<i64>,
     finalizer: bool,
     attempts: u32,
-    wake_at: Option<Timestamp>,
+    wake: Option<Wake>,
     message: Message,
 }
 
@@ -96,7 +97,7 @@ impl Case {
             deleting: None,
             finalizer: true,
             attempts: 0,
-            wake_at: None,
+            wake: None,
             message: Message::None,
         }
     }
@@ -110,7 +111,7 @@ impl Case {
             has_finalizer: self.finalizer,
             from_rest: false,
             is_stopped: false,
-            wake_at: self.wake_at,
+            wake: self.wake,
             spec: &self.spec,
             before: &self.before,
             row: self.row.as_ref(),
@@ -159,11 +160,17 @@ fn what_is_next() {
         ),
         (case(idle, false).next(), (None, Some(Reason::Asleep))),
         (
-            with(case(idle, false), &|case| case.wake_at = Some(ago(1))),
+            with(case(idle, false), &|case| case.wake = Some(Wake::In(EPOCH))),
             (Some(Step::MakeSandbox), Some(Reason::Resuming)),
         ),
         // It was asked for before it slept again.
-        (with(case(idle, false), &|case| case.wake_at = Some(ago(60))), (None, Some(Reason::Asleep))),
+        (with(case(idle, false), &|case| case.wake = Some(Wake::In(Epoch(6)))), (None, Some(Reason::Asleep))),
+        // As the release before asks.
+        (
+            with(case(idle, false), &|case| case.wake = Some(Wake::At(ago(1)))),
+            (Some(Step::MakeSandbox), Some(Reason::Resuming)),
+        ),
+        (with(case(idle, false), &|case| case.wake = Some(Wake::At(ago(60)))), (None, Some(Reason::Asleep))),
         (with(case(S::Active, true), &suspended), (Some(Step::Suspend(Closing::Pause)), Some(Reason::Suspended))),
         (with(case(person, false), &suspended), (None, Some(Reason::Suspended))),
         (with(case(S::Stopped, false), &suspended), (None, Some(Reason::Suspended))),
@@ -193,8 +200,19 @@ fn the_api_has_a_head_start_until_it_asks() {
         decide(&observed).step
     };
     assert_eq!(next(&case), None);
-    case.wake_at = Some(ago(0));
+    case.wake = Some(Wake::In(EPOCH));
     assert_eq!(next(&case), Some(Step::FindSandbox));
+}
+
+/// The clocks of whoever asks and of whoever wrote the session's state may differ by any time.
+#[test]
+fn a_session_is_woken_whatever_the_clocks_say() {
+    let mut case = Case::new(SessionState::Paused(PausedReason::Idle), false);
+    case.wake = Some(Wake::In(EPOCH));
+    for ahead in [-3600, 0, 3600] {
+        case.row.as_mut().unwrap().last_active_at = ago(-ahead);
+        assert_eq!(case.next().0, Some(Step::MakeSandbox), "{ahead} s");
+    }
 }
 
 #[test]
@@ -223,7 +241,7 @@ proptest! {
         let mut case = Case::new(state, placed);
         case.spec.suspend = suspend;
         case.spec.end = end;
-        case.wake_at = woken.then(|| ago(1));
+        case.wake = woken.then_some(Wake::In(EPOCH));
         let (_, reason) = case.next();
         let Some(reason) = reason else { return Ok(()) };
         let first = status(&case.observed(), reason, "why");
