@@ -95,7 +95,7 @@ pub(crate) async fn create(
     };
     options.environment = agent.version.settings.env.clone();
     options.environment.extend(own);
-    let mut new = NewSession {
+    let new = NewSession {
         id: SessionId::new(),
         tenant,
         agent: agent.id,
@@ -107,11 +107,18 @@ pub(crate) async fn create(
         idempotency_key,
     };
     to_the_end(async move {
-        // In a cluster the resource commits the creation.
-        if let Some(resources) = &state.optional.resources {
-            new.id = resources.create_session(request).await?;
+        let agent = new.agent_name.clone();
+        let (session, created) = match of_key(&state, &new).await? {
+            Some(session) => (session, false),
+            None => make(&state, new, request).await?,
+        };
+        if session.agent_name != agent {
+            let text = format!(
+                "Idempotency-Key: it made a session of the agent {:?}: take another one",
+                session.agent_name.as_str()
+            );
+            return Err(ApiError::new(StatusCode::CONFLICT, text));
         }
-        let (session, created) = create_row(&state, new).await?;
         tracing::Span::current().record("session", tracing::field::display(session.id));
         let version = state.version_of(&session).await?;
         // A repeat finds a session that is placed, unless the first request's server died in between.
@@ -121,6 +128,31 @@ pub(crate) async fn create(
         Ok((StatusCode::CREATED, single(&session, &version)).into_response())
     })
     .await?
+}
+
+/// The session that an earlier request with the same key made. Looked for before there is a resource: that may have ended and
+/// gone, or be of another agent, and another one would be nobody's.
+async fn of_key(state: &ApiState, new: &NewSession) -> Result<Option<Session>, ApiError> {
+    match &new.idempotency_key {
+        Some(key) => Ok(state.store.session_of_key(&new.tenant, key).await?),
+        None => Ok(None),
+    }
+}
+
+/// Makes a session, in a cluster by its resource.
+async fn make(state: &ApiState, mut new: NewSession, request: SessionRequest) -> Result<(Session, bool), ApiError> {
+    let Some(resources) = &state.optional.resources else { return create_row(state, new).await };
+    // The resource commits the creation.
+    let id = resources.create_session(request).await?;
+    new.id = id;
+    let tenant = new.tenant.clone();
+    let (session, created) = create_row(state, new).await?;
+    if session.id != id
+        && let Err(error) = resources.end_session(&tenant, id).await
+    {
+        tracing::warn!(%error, session = %id, "a session that another request was faster than stays until somebody ends it");
+    }
+    Ok((session, created))
 }
 
 /// Adds the row. The operator may have been faster: then that is the session.

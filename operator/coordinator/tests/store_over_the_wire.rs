@@ -80,6 +80,10 @@ impl SessionStore for Through {
         self.direct.create_session(new).await
     }
 
+    async fn session_of_key(&self, tenant: &TenantId, key: &str) -> Result<Option<Session>, StoreError> {
+        self.direct.session_of_key(tenant, key).await
+    }
+
     async fn session(&self, tenant: &TenantId, id: SessionId) -> Result<Option<Session>, StoreError> {
         self.wire.session(tenant, id).await
     }

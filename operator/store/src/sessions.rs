@@ -30,6 +30,11 @@ impl<E: Engine> SessionStore for SqlStore<E> {
         Ok((variables::show(&self.keyring, session)?, is_new))
     }
 
+    async fn session_of_key(&self, tenant: &TenantId, key: &str) -> Result<Option<Session>, StoreError> {
+        let found = made_before(&mut self.engine.reader(), tenant, key).await?;
+        found.map(|session| variables::show(&self.keyring, session)).transpose()
+    }
+
     async fn session(&self, tenant: &TenantId, id: SessionId) -> Result<Option<Session>, StoreError> {
         let found = self.find_session(id).await?.filter(|session| session.tenant == *tenant);
         found.map(|session| variables::show(&self.keyring, Session::clone(&session))).transpose()

@@ -1,5 +1,7 @@
 //! Sessions: made, listed, put aside, resumed, ended, read.
 
+use std::sync::Arc;
+
 use ash_core::{
     EntryKind,
     id::TurnId,
@@ -8,7 +10,7 @@ use ash_core::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{OTHER_KEY, Server, assistant, line, request, result};
+use crate::support::{Cluster, OTHER_KEY, Server, assistant, line, request, result};
 
 #[tokio::test]
 async fn a_session_takes_its_options() {
@@ -116,6 +118,32 @@ async fn an_idempotency_key_makes_one_session() {
     assert_ne!(server.send(create("l")).await.json()["session"]["id"], one);
     server.send(create("")).await.error(400);
     server.send(create(&"x".repeat(256))).await.error(400);
+}
+
+#[tokio::test]
+async fn an_idempotency_key_makes_one_resource() {
+    let cluster = Arc::new(Cluster::default());
+    let server = Server::in_cluster(&cluster).await;
+    server.deploy("a").await;
+    server.deploy("b").await;
+    let create = |agent: &str| {
+        let mut request = request("POST", "/api/sessions", &json!({ "agent": agent }).to_string());
+        request.headers_mut().insert("idempotency-key", "k".parse().unwrap());
+        request
+    };
+    let one = server.send(create("a")).await.json()["session"]["id"].clone();
+    assert!(server.send(create("b")).await.error(409).contains("agent \"a\""));
+    assert_eq!(cluster.sessions().len(), 1);
+    // Its resource has ended, and is gone after its time.
+    assert_eq!(server.call("DELETE", &format!("/api/sessions/{}", one.as_str().unwrap()), "").await.status, 200);
+    cluster.sessions().clear();
+    assert_eq!(server.send(create("a")).await.json()["session"]["id"], one);
+    assert!(cluster.sessions().is_empty());
+    // Two at once: each has looked for the key before the other made its session.
+    server.store.forget_key_once();
+    server.send(create("b")).await.error(409);
+    let sessions = cluster.sessions();
+    assert_eq!(sessions.iter().map(|session| session.is_ended).collect::<Vec<_>>(), [true]);
 }
 
 #[tokio::test]

@@ -36,6 +36,8 @@ pub struct Tables {
     pub bundles: BTreeMap<String, Bytes>,
     pub sessions: Vec<Session>,
     pub idempotency: BTreeMap<String, SessionId>,
+    /// The next that looks for a key does not find it yet.
+    pub is_key_unknown_once: bool,
     pub logs: BTreeMap<SessionId, Vec<Entry>>,
     /// Entries from here on are not committed.
     pub uncommitted_from: BTreeMap<SessionId, usize>,
@@ -51,6 +53,11 @@ impl Memory {
     /// Makes every call fail from now on.
     pub fn fail(&self, error: StoreError) {
         self.tables().failure = Some(error);
+    }
+
+    /// Has the next that looks for an idempotency key not find it.
+    pub fn forget_key_once(&self) {
+        self.tables().is_key_unknown_once = true;
     }
 
     fn working(&self) -> Result<MutexGuard<'_, Tables>, StoreError> {
@@ -213,6 +220,16 @@ impl SessionStore for Memory {
         }
         tables.sessions.push(session.clone());
         Ok((session, true))
+    }
+
+    async fn session_of_key(&self, tenant: &TenantId, key: &str) -> Result<Option<Session>, StoreError> {
+        let id = {
+            let mut tables = self.working()?;
+            let is_unknown = std::mem::take(&mut tables.is_key_unknown_once);
+            tables.idempotency.get(key).copied().filter(|_| !is_unknown)
+        };
+        let Some(id) = id else { return Ok(None) };
+        self.session(tenant, id).await
     }
 
     async fn session(&self, tenant: &TenantId, id: SessionId) -> Result<Option<Session>, StoreError> {

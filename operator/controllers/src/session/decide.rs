@@ -142,10 +142,14 @@ pub(crate) fn decide(observed: &Observed<'_>) -> Decision {
         return deletion(observed, since);
     }
     let row = match observed.row {
-        Some(row) if row.state == SessionState::Ended => return ended(observed),
+        Some(row) if row.state == SessionState::Ended => return ended(observed, ""),
         Some(row) => row,
-        None if observed.spec.end => return Decision::rest(Reason::Ended, "The session ended before it began."),
+        None if observed.spec.end => return ended(observed, "The session ended before it began."),
         None if !observed.has_finalizer => return Decision::step(Step::AddFinalizer, Reason::Starting),
+        // Only the API knows with which key it was asked for.
+        None if is_for_the_api(observed) => {
+            return Decision { step: None, report: None, again: Some(REST_HEAD_START) };
+        }
         None => return Decision::step(Step::CreateRow, Reason::Starting),
     };
     if !observed.has_finalizer {
@@ -181,11 +185,16 @@ fn deletion(observed: &Observed<'_>, since: Timestamp) -> Decision {
     }))
 }
 
-fn ended(observed: &Observed<'_>) -> Decision {
+/// A REST call has just made the session, and the API does the rest of it.
+fn is_for_the_api(observed: &Observed<'_>) -> bool {
+    observed.from_rest && observed.now.duration_since(observed.created_at) < signed(REST_HEAD_START)
+}
+
+fn ended(observed: &Observed<'_>, message: &str) -> Decision {
     if observed.sandbox.is_some() {
         return Decision::step(Step::RemoveSandbox, Reason::Ending);
     }
-    let rest = Decision::rest(Reason::Ended, "");
+    let rest = Decision::rest(Reason::Ended, message);
     let Some(keep) = &observed.spec.ttl_after_end else { return rest };
     // Counted from what people can read.
     let Some(Time(at)) = &observed.before.ended_at else { return rest.again(Duration::from_secs(1)) };
@@ -240,9 +249,8 @@ fn serving(observed: &Observed<'_>, row: &Row) -> Decision {
     {
         return Decision::rest(reason, message).again(left);
     }
-    let age = observed.now.duration_since(observed.created_at);
     // Where the API has asked for one, it found none that is warm.
-    if is_new && observed.from_rest && !is_asked && observed.attempts == 0 && age < signed(REST_HEAD_START) {
+    if is_new && is_for_the_api(observed) && !is_asked && observed.attempts == 0 {
         return Decision::rest(reason, message).again(REST_HEAD_START);
     }
     let step = if is_new { Step::FindSandbox } else { Step::MakeSandbox };
@@ -279,7 +287,10 @@ pub(crate) fn status(observed: &Observed<'_>, reason: Reason, message: &str) -> 
                 status.set_state(SessionState::Starting);
             }
         }
-        None if observed.spec.end => status.set_state(SessionState::Ended),
+        None if observed.spec.end => {
+            status.set_state(SessionState::Ended);
+            status.ended_at.get_or_insert(Time(whole_second(observed.now)));
+        }
         None => status.set_state(SessionState::Starting),
     }
     let placed = observed.row.and_then(|row| row.sandbox);

@@ -123,6 +123,9 @@ pub trait SessionStore: Send + Sync {
     /// then and `false`.
     async fn create_session(&self, new: NewSession) -> Result<(Session, bool), StoreError>;
 
+    /// The session of a tenant that was made with this idempotency key.
+    async fn session_of_key(&self, tenant: &TenantId, key: &str) -> Result<Option<Session>, StoreError>;
+
     /// A session of a tenant.
     async fn session(&self, tenant: &TenantId, id: SessionId) -> Result<Option<Session>, StoreError>;
 

@@ -42,7 +42,10 @@ pub async fn an_idempotency_key_finds_the_first_session<D: Database>() {
     let store = database.store();
     let (of_a, of_b) = (agent(&*store, &tenant("a")).await, agent(&*store, &tenant("b")).await);
     let with_key = |new: NewSession| NewSession { idempotency_key: Some("key".to_owned()), ..new };
+    assert_eq!(store.session_of_key(&tenant("a"), "key").await.unwrap(), None);
     let (first, _) = store.create_session(with_key(new_session(&of_a))).await.unwrap();
+    assert_eq!(store.session_of_key(&tenant("a"), "key").await.unwrap().as_ref(), Some(&first));
+    assert_eq!(store.session_of_key(&tenant("b"), "key").await.unwrap(), None);
     let (again, is_new) = store.create_session(with_key(new_session(&of_a))).await.unwrap();
     assert_eq!((&again, is_new), (&first, false));
     let (elsewhere, is_new) = store.create_session(with_key(new_session(&of_b))).await.unwrap();

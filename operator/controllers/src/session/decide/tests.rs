@@ -202,6 +202,25 @@ fn the_api_has_a_head_start_until_it_asks() {
     assert_eq!(next(&case), None);
     case.wake = Some(Wake::In(EPOCH));
     assert_eq!(next(&case), Some(Step::FindSandbox));
+    // Its row is the API's, too, which knows the request's Idempotency-Key.
+    case.row = None;
+    assert_eq!(next(&case), None);
+    assert_eq!(decide(&Observed { from_rest: true, ..case.observed() }).step, Some(Step::CreateRow), "it died meanwhile");
+}
+
+/// Such is what another request with the same Idempotency-Key was faster than.
+#[test]
+fn a_session_that_ended_before_it_began_goes_after_its_time() {
+    let mut case = Case::new(SessionState::Active, false);
+    case.row = None;
+    case.spec.end = true;
+    case.spec.ttl_after_end = Some("60s".parse().unwrap());
+    let (reason, text) = decide(&case.observed()).report.unwrap();
+    assert_eq!(reason, Reason::Ended);
+    case.before = status(&case.observed(), reason, &text);
+    assert_eq!(decide(&case.observed()).step, None);
+    let later = Observed { now: ago(-60), ..case.observed() };
+    assert_eq!(decide(&later).step, Some(Step::RemoveResource));
 }
 
 /// The clocks of whoever asks and of whoever wrote the session's state may differ by any time.
