@@ -44,6 +44,8 @@ pub const COUNTS: Duration = Duration::from_secs(10);
 pub const REST_HEAD_START: Duration = Duration::from_secs(2);
 /// A session whose pod starts is looked at again after this.
 pub const START_LOOK: Duration = Duration::from_secs(2);
+/// A sandbox whose runner has had no place for it for so long is made on another node, where there is one with room.
+pub const SHUT_OUT: Duration = Duration::from_secs(30);
 /// Sandboxes that are tried for a session before it is in error.
 pub const ATTEMPTS: u32 = 5;
 /// The first message is tried again after this.

@@ -58,6 +58,8 @@ pub(crate) struct Memory {
     pub(crate) of_pods: HashMap<SandboxId, Failure>,
     /// Sandboxes of a session that failed one after another.
     pub(crate) of_sessions: HashMap<SessionId, Trouble>,
+    /// Since when the sandbox of a session is its own without a place on its runner.
+    pub(crate) unplaced: HashMap<SessionId, (SandboxId, Timestamp)>,
     /// Warm sandboxes of an agent that failed one after another.
     pub(crate) of_agents: HashMap<AgentId, Trouble>,
     /// What pods' Events said of which nothing starts.

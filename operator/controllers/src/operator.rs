@@ -80,7 +80,7 @@ async fn serve(client: Client, config: Arc<OperatorConfig>, ports: Ports, metric
     tasks.shutdown().await;
 }
 
-/// Labels, owner, status and images are all that is looked at of a pod: the rest would be most of the operator's memory.
+/// Labels, owner, status, node and images are all that is looked at of a pod: the rest would be most of the operator's memory.
 fn keep_what_is_looked_at(pod: &mut Pod) {
     pod.managed_fields_mut().clear();
     let Some(spec) = pod.spec.take() else { return };
@@ -89,6 +89,7 @@ fn keep_what_is_looked_at(pod: &mut Pod) {
     pod.spec = Some(PodSpec {
         containers: spec.containers.into_iter().map(image).collect(),
         init_containers: spec.init_containers.map(|containers| containers.into_iter().map(image).collect()),
+        node_name: spec.node_name,
         ..PodSpec::default()
     });
 }

@@ -1,27 +1,29 @@
 //! Where sandboxes can go: the Services of node pools, and the runners that have room.
 
 mod absence;
+mod coming;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use ash_core::ports::{RunnerRow, StoreError};
+use ash_core::{
+    fleet::RunnerId,
+    id::SandboxId,
+    ports::{RunnerRow, StoreError},
+};
 use ash_crd::{Reason, names};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, Client, api::ListParams};
 use tokio::time::Instant;
 
+use self::coming::Coming;
 use crate::{config::Fleet, error::StepError, limits::SERVICE_AGE};
 
 /// Rows of runners are read at most this often, however many sessions begin.
 const ROWS_AGE: Duration = Duration::from_secs(1);
-/// How long a pod counts for the node that it was sent to: about as long as it takes until the runner there has seen it.
-const ON_THE_WAY: Duration = Duration::from_secs(5);
-/// Pods that are remembered so; further ones are spread as if they were the first.
-const MAX_ON_THE_WAY: usize = 10_000;
 /// What runner pods say is read at most this often, however many sessions wait for one.
 const ABSENCE_AGE: Duration = Duration::from_secs(2);
 /// Runner pods that are looked at where none serves.
@@ -40,7 +42,7 @@ pub(crate) enum Room {
     Full,
 }
 
-/// The place that is best: pure. `on_the_way` says how many pods were sent to a node that its runner has not seen yet.
+/// The place that is best: pure. `on_the_way` says how many pods go to a node that its runner has not met yet.
 pub(crate) fn room(runners: &[RunnerRow], pool: &str, on_the_way: impl Fn(&str) -> u32) -> Room {
     let of_pool = runners.iter().filter(|runner| runner.pool == pool);
     let open = of_pool.filter(|runner| !runner.cordoned);
@@ -50,6 +52,15 @@ pub(crate) fn room(runners: &[RunnerRow], pool: &str, on_the_way: impl Fn(&str) 
         None => Room::NoRunner,
         Some(runner) if free(&runner) <= 0 => Room::Full,
         Some(runner) => Room::Near(runner.node.clone()),
+    }
+}
+
+/// Whether a runner has more sandboxes than places, and another one has a place: pure.
+fn is_better_elsewhere(rows: &[RunnerRow], runner: &RunnerId, pool: &str, on_the_way: impl Fn(&str) -> u32) -> bool {
+    let is_full = |row: &RunnerRow| row.id == *runner && row.used > row.capacity;
+    match rows.iter().find(|row| is_full(row)) {
+        Some(full) => matches!(room(rows, pool, on_the_way), Room::Near(node) if node != full.node),
+        None => false,
     }
 }
 
@@ -65,8 +76,7 @@ pub(crate) struct Runners {
     addresses: Mutex<HashMap<String, (Instant, Option<String>)>>,
     rows: Mutex<Cached<Arc<Vec<RunnerRow>>>>,
     absences: Mutex<HashMap<String, (Instant, Absence)>>,
-    /// When a pod was sent to which node, oldest first.
-    sent: Mutex<VecDeque<(Instant, String)>>,
+    coming: Mutex<Coming>,
 }
 
 impl Runners {
@@ -80,7 +90,7 @@ impl Runners {
             addresses: Mutex::default(),
             rows: Mutex::default(),
             absences: Mutex::default(),
-            sent: Mutex::default(),
+            coming: Mutex::default(),
         }
     }
 
@@ -104,21 +114,32 @@ impl Runners {
         Ok(address)
     }
 
-    /// Where a sandbox of a pool can go. It counts as sent there.
-    pub(crate) async fn room(&self, pool: &str) -> Result<Room, StoreError> {
+    /// Where a sandbox of a pool can go. It counts there from now on, and asked again it goes to the same place.
+    pub(crate) async fn room(&self, namespace: &str, pool: &str, id: SandboxId) -> Result<Room, StoreError> {
         let rows = self.rows().await?;
-        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
-        while sent.front().is_some_and(|(at, _)| at.elapsed() >= ON_THE_WAY) {
-            sent.pop_front();
+        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if let Some(node) = coming.node_of(id, now) {
+            return Ok(Room::Near(node.to_owned()));
         }
-        let on_the_way = |node: &str| sent.iter().filter(|(_, to)| to == node).count().try_into().unwrap_or(u32::MAX);
-        let room = room(&rows, pool, on_the_way);
-        if let Room::Near(node) = &room
-            && sent.len() < MAX_ON_THE_WAY
-        {
-            sent.push_back((Instant::now(), node.clone()));
+        let room = room(&rows, pool, |node| coming.to(node, now));
+        if let Room::Near(node) = &room {
+            coming.mean(id, namespace, node, now);
         }
         Ok(room)
+    }
+
+    /// Which sandboxes of a namespace wait for a runner, with the node that each has, if it has one.
+    pub(crate) fn see(&self, namespace: &str, waiting: &HashMap<SandboxId, Option<String>>) {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner).see(namespace, waiting, Instant::now());
+    }
+
+    /// Whether a runner has more sandboxes than places, and another one of the pool has a place.
+    pub(crate) async fn is_better_elsewhere(&self, runner: &RunnerId, pool: &str) -> Result<bool, StoreError> {
+        let rows = self.rows().await?;
+        let coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        Ok(is_better_elsewhere(&rows, runner, pool, |node| coming.to(node, now)))
     }
 
     /// Why no runner of a pool takes sandboxes, for a condition; none where one does, or where all of them are only full.

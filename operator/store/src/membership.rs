@@ -165,7 +165,10 @@ impl<E: Engine> MembershipStore for SqlStore<E> {
              (SELECT COUNT(*) FROM sessions WHERE sessions.runner = runners.name AND sessions.sandbox IS NULL \
               AND sessions.reserved_until > {now}) + \
              (SELECT COUNT(*) FROM sandboxes WHERE sandboxes.runner = runners.name \
-              AND sandboxes.state IN ('starting', 'warm')) AS used FROM runners ORDER BY name LIMIT $1",
+              AND sandboxes.state IN ('starting', 'warm')) + \
+             (SELECT COUNT(*) FROM sandboxes WHERE sandboxes.runner = runners.name AND sandboxes.state = 'claimed' \
+              AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.id = sandboxes.session \
+              AND sessions.sandbox = sandboxes.id)) AS used FROM runners ORDER BY name LIMIT $1",
         )
         .integer(MAX_RUNNERS);
         let found = self.engine.reader().rows(statement).await?;

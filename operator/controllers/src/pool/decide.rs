@@ -30,6 +30,8 @@ pub(crate) struct PodView {
     pub(crate) name: String,
     pub(crate) uid: String,
     pub(crate) is_terminating: bool,
+    /// The node that it was given.
+    pub(crate) node: Option<String>,
     pub(crate) failure: Option<Failure>,
     /// Since when its node prepares it, where nothing of it has started.
     pub(crate) preparing_since: Option<Timestamp>,

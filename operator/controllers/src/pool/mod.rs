@@ -94,6 +94,7 @@ async fn look(namespace: &Arc<Namespace>) -> Result<bool, StepError> {
     events::ask(namespace, &mut pods).await;
     let rows = namespace.ports.pods.pods(Some(&namespace.tenant())).await?;
     let agents = namespace.ports.store.agents(&namespace.tenant()).await?;
+    namespace.runners.see(&namespace.name, &waiting(&rows, &pods));
     count(namespace, &rows);
     let pools = pools(namespace, &agents);
     remember(namespace, &rows, &pods, &pools, &agents);
@@ -139,6 +140,7 @@ fn views(namespace: &Namespace) -> BTreeMap<SandboxId, PodView> {
         let view = PodView {
             name: pod.name_any(),
             is_terminating: pod.metadata.deletion_timestamp.is_some(),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             uid: pod.uid().unwrap_or_default(),
             failure: failure::of_pod(pod),
             preparing_since: failure::preparing_since(pod),
@@ -148,6 +150,17 @@ fn views(namespace: &Namespace) -> BTreeMap<SandboxId, PodView> {
         Some((id, view))
     };
     pods.iter().filter_map(view).collect()
+}
+
+/// Sandboxes that no runner has met, with the node that each has. One that does not start, as far as the cluster says, is awaited
+/// nowhere.
+fn waiting(rows: &[PodSandbox], pods: &BTreeMap<SandboxId, PodView>) -> HashMap<SandboxId, Option<String>> {
+    let is_waiting = |row: &&PodSandbox| {
+        let starts = pods.get(&row.id).is_none_or(|pod| pod.failure.is_none() && !pod.is_terminating);
+        row.state == PodState::Starting && row.runner.is_none() && starts
+    };
+    let node = |row: &PodSandbox| (row.id, pods.get(&row.id).and_then(|pod| pod.node.clone()));
+    rows.iter().filter(is_waiting).map(node).collect()
 }
 
 /// Whether a pod has something of an image: a sandbox of an agent's own image has it as an init container.
@@ -318,7 +331,7 @@ async fn create(namespace: &Namespace, row: &PodSandbox, refused: &mut HashSet<A
         failed(namespace, row, Failure { reason: Reason::NodePoolNotFound, message: text, is_final: false });
         return Ok(());
     };
-    let near = match namespace.runners.room(&row.pool).await? {
+    let near = match namespace.runners.room(&namespace.name, &row.pool, row.id).await? {
         Room::Near(node) => Some(node),
         Room::NoRunner | Room::Full => None,
     };

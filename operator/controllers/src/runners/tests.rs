@@ -10,7 +10,7 @@ use ash_core::{
 };
 use uuid::Uuid;
 
-use super::{Room, room};
+use super::{Room, is_better_elsewhere, room};
 
 fn runner(node: &str, used: u32) -> RunnerRow {
     RunnerRow {
@@ -46,4 +46,15 @@ fn those_that_wait_spread_over_the_nodes_as_sessions_do() {
     assert_eq!(room(&runners, "another", |_| 0), Room::NoRunner);
     let cordoned = RunnerRow { cordoned: true, ..runner("one", 0) };
     assert_eq!(room(&[cordoned], "default", |_| 0), Room::NoRunner);
+}
+
+#[test]
+fn what_a_full_runner_refuses_goes_where_there_is_room() {
+    let better = |one, two| {
+        let rows = [runner("one", one), runner("two", two)];
+        is_better_elsewhere(&rows, &rows[0].id, "default", |_| 0)
+    };
+    assert!(better(5, 3));
+    assert!(!better(4, 0), "it has a place");
+    assert!(!better(5, 4), "nobody has");
 }

@@ -43,6 +43,8 @@ pub(crate) struct Observed<'a> {
     pub(crate) row: Option<&'a Row>,
     /// Its sandbox that is not deleting.
     pub(crate) sandbox: Option<&'a PodSandbox>,
+    /// Its runner has no place for it, and another one has.
+    pub(crate) is_shut_out: bool,
     /// What is wrong with its sandbox, or was with the one before.
     pub(crate) trouble: Option<&'a Failure>,
     /// Sandboxes of it that failed one after another.
@@ -237,6 +239,9 @@ fn serving(observed: &Observed<'_>, row: &Row) -> Decision {
         observed.trouble.map_or((way, String::new()), |trouble| (trouble.reason, trouble.message.clone()));
     if let Some(sandbox) = observed.sandbox {
         let waits = Decision::rest(reason, message).again(START_LOOK);
+        if observed.is_shut_out {
+            return Decision { step: Some(Step::RemoveSandbox), ..waits };
+        }
         let is_left =
             sandbox.state == PodState::Claimed && observed.now.duration_since(sandbox.changed_at) >= signed(START_LOOK);
         return if is_left { Decision { step: Some(Step::Place), ..waits } } else { waits };

@@ -18,7 +18,7 @@ use ash_crd::{
     condition::{self, ConditionType},
     names,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::{
     Resource as _, ResourceExt as _,
     api::{DeleteParams, Preconditions},
@@ -31,7 +31,7 @@ use crate::{
     error::{StepError, unless_gone},
     event::Events,
     failure::Failure,
-    limits::{FINALIZER_BOUND, POLL, START_LOOK, STEPS},
+    limits::{FINALIZER_BOUND, MAX_REMEMBERED, POLL, SHUT_OUT, START_LOOK, STEPS},
     namespace::{Namespace, Trouble},
     object,
     reconcile::Kind,
@@ -110,6 +110,7 @@ async fn look(namespace: &Arc<Namespace>, session: &Session) -> Result<Option<Du
             before,
             row: row.as_ref(),
             sandbox: sandbox.as_ref(),
+            is_shut_out: is_shut_out(namespace, id, row.as_ref(), sandbox.as_ref()).await?,
             trouble: trouble.as_ref(),
             attempts,
             not_before,
@@ -177,6 +178,35 @@ fn remembered(
     (failure, past.map_or(0, |past| past.attempts), past.map(|past| past.not_before))
 }
 
+/// Whether the session's sandbox has waited for a place on its node's runner for so long that it is better made elsewhere.
+async fn is_shut_out(
+    namespace: &Namespace,
+    id: SessionId,
+    row: Option<&Row>,
+    sandbox: Option<&PodSandbox>,
+) -> Result<bool, StepError> {
+    let placed = row.and_then(|row| row.sandbox);
+    let waiting = sandbox.filter(|sandbox| sandbox.state == PodState::Claimed && placed != Some(sandbox.id));
+    let Some((sandbox, runner)) = waiting.and_then(|sandbox| Some((sandbox, sandbox.runner.as_ref()?))) else {
+        namespace.memory().unplaced.remove(&id);
+        return Ok(false);
+    };
+    let now = Timestamp::now();
+    let since = {
+        let mut memory = namespace.memory();
+        if memory.unplaced.len() >= MAX_REMEMBERED {
+            memory.unplaced.clear();
+        }
+        let (of, since) = memory.unplaced.entry(id).or_insert((sandbox.id, now));
+        if *of != sandbox.id {
+            (*of, *since) = (sandbox.id, now);
+        }
+        *since
+    };
+    let bound = SignedDuration::try_from(SHUT_OUT).unwrap_or(SignedDuration::MAX);
+    Ok(now.duration_since(since) >= bound && namespace.runners.is_better_elsewhere(runner, &sandbox.pool).await?)
+}
+
 /// That the session's runner was lost, and the session's sandbox with it.
 async fn lost_runner(
     namespace: &Namespace,
@@ -218,6 +248,7 @@ async fn act(
             let mut memory = namespace.memory();
             memory.forgotten.remove(&id);
             memory.of_sessions.remove(&id);
+            memory.unplaced.remove(&id);
             memory.messages.remove(&id);
         }
         Step::CreateRow => return row::create(namespace, session, id).await,
@@ -290,10 +321,10 @@ async fn make_sandbox(namespace: &Namespace, row: &Row) -> Result<Outcome, StepE
         let text = format!("there is no Service ash-runner-{pool} in {}", namespace.config.system_namespace);
         return Ok(Outcome::Blocked(Reason::NodePoolNotFound, text));
     }
-    if namespace.runners.room(&pool).await? == Room::Full {
+    let sandbox = new_sandbox(&namespace.tenant(), row.agent_name.as_str(), &version, pool, Some(row.id));
+    if namespace.runners.room(&namespace.name, &sandbox.pool, sandbox.id).await? == Room::Full {
         return Ok(Outcome::Blocked(Reason::NoCapacity, String::new()));
     }
-    let sandbox = new_sandbox(&namespace.tenant(), row.agent_name.as_str(), &version, pool, Some(row.id));
     match namespace.ports.pods.add_pod(sandbox).await {
         // Somebody else has had one made.
         Ok(()) | Err(StoreError::Conflict(_)) => {}

@@ -108,6 +108,7 @@ macro_rules! fleet_tests {
                 a_pod_is_admitted_warmed_claimed_and_deleted,
                 an_agent_keeps_how_long_its_sessions_may_be_idle,
                 a_pod_made_for_a_session_is_its_own,
+                a_pod_counts_once_from_its_admission_to_its_end,
                 another_pod_node_or_old_runner_is_not_admitted,
                 warm_ones_of_runners_that_cannot_be_used_are_not_claimed,
                 a_hundred_claimants_share_thirty,

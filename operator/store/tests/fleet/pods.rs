@@ -6,12 +6,12 @@ use ash_core::{
     agent::Agent,
     fleet::RunnerId,
     id::{SandboxId, SessionId},
-    ports::{FleetStore, PodIdentity, PodSandbox, PodState, StoreError},
+    ports::{FleetStore, OpenEpoch, PodIdentity, PodSandbox, PodState, StoreError},
 };
 use jiff::Timestamp;
 
-use super::{Database, joined, new_runner, older, runner};
-use crate::contract::fixtures::{agent, tenant};
+use super::{Database, joined, new_runner, older, row, runner};
+use crate::contract::fixtures::{agent, new_session, opening_of, tenant};
 
 pub fn pod(agent: &Agent, session: Option<SessionId>) -> PodSandbox {
     let id = SandboxId::new();
@@ -118,6 +118,23 @@ pub async fn a_pod_made_for_a_session_is_its_own<D: Database>() {
     let admitted = store.admit_pod(&identity(&own), &one).await.unwrap().unwrap();
     assert_eq!((admitted.session, admitted.state), (Some(session), PodState::Claimed));
     assert!(!store.pod_is_warm(own.id).await.unwrap());
+}
+
+pub async fn a_pod_counts_once_from_its_admission_to_its_end<D: Database>() {
+    let database = D::fresh().await;
+    let store = database.store().await;
+    let one = joined(&*store, "one", 8).await;
+    let agent = agent(&*store, &tenant("a")).await;
+    let (session, _) = store.create_session(new_session(&agent)).await.unwrap();
+    let used = async || row(&*store, &one).await.unwrap().used;
+    let pod = pod(&agent, Some(session.id));
+    store.add_pod(pod.clone()).await.unwrap();
+    assert_eq!(used().await, 0, "nobody knows on which node it will be");
+    store.admit_pod(&identity(&pod), &one).await.unwrap().unwrap();
+    assert_eq!(used().await, 1, "its Claude Code starts");
+    let open = OpenEpoch { sandbox: Some(pod.id), ..opening_of(&session) };
+    store.open_epoch_on(open, &one.name).await.unwrap();
+    assert_eq!(used().await, 1);
 }
 
 pub async fn another_pod_node_or_old_runner_is_not_admitted<D: Database>() {

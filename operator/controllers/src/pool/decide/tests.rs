@@ -44,6 +44,7 @@ fn pod(id: u128) -> (SandboxId, PodView) {
         name: format!("pod-{id}"),
         uid: format!("uid-{id}"),
         is_terminating: false,
+        node: None,
         failure: None,
         preparing_since: None,
         session: None,

@@ -116,6 +116,7 @@ impl Case {
             before: &self.before,
             row: self.row.as_ref(),
             sandbox: self.sandbox.as_ref(),
+            is_shut_out: false,
             trouble: None,
             attempts: self.attempts,
             not_before: None,
@@ -271,6 +272,15 @@ proptest! {
         let kinds = [ConditionType::Ready, ConditionType::Reconciling, ConditionType::Stalled];
         prop_assert_eq!(kinds.iter().filter(|kind| condition::is_true(&first.conditions, **kind)).count(), 1);
     }
+}
+
+#[test]
+fn a_sandbox_that_a_full_runner_refuses_is_made_elsewhere() {
+    let mut case = Case::new(SessionState::Active, false);
+    case.sandbox = Some(sandbox(PodState::Claimed));
+    let observed = Observed { is_shut_out: true, ..case.observed() };
+    assert_eq!(decide(&observed).step, Some(Step::RemoveSandbox));
+    assert_eq!(case.next().0, None);
 }
 
 /// What was written about a loss stays, also where whoever looks next does not know it any more.
