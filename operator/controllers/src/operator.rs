@@ -37,6 +37,8 @@ use crate::{
 const TRIGGERS: usize = 16_384;
 /// How long what is being done may take when the operator stops.
 const DRAIN: Duration = Duration::from_secs(2);
+/// An operator of which a part failed waits so long before it acts again: longer than others wait between two looks at the lease.
+const AFTER_DEFECT: Duration = Duration::from_secs(5);
 /// Objects of one page of a listing.
 const PAGE: u32 = 500;
 
@@ -54,17 +56,33 @@ pub async fn run(client: Client, config: OperatorConfig, ports: Ports, metrics: 
             acting.cancel();
         };
         let serving = async {
-            serve(client.clone(), Arc::clone(&config), ports.clone(), metrics.clone(), acting.clone()).await;
+            let failed =
+                serve(client.clone(), Arc::clone(&config), ports.clone(), metrics.clone(), acting.clone()).await;
             // The lease is given back when nothing acts any more.
             keeping.cancel();
+            failed
         };
-        tokio::join!(held, serving);
+        let ((), failed) = tokio::join!(held, serving);
         metrics.is_leader.set(0);
         tracing::info!("this operator waits");
+        if failed {
+            // Another one first.
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = sleep(AFTER_DEFECT) => {}
+            }
+        }
     }
 }
 
-async fn serve(client: Client, config: Arc<OperatorConfig>, ports: Ports, metrics: Metrics, stop: CancellationToken) {
+/// Acts until told to stop, or until a part of it fails: gives whether that is so.
+async fn serve(
+    client: Client,
+    config: Arc<OperatorConfig>,
+    ports: Ports,
+    metrics: Metrics,
+    stop: CancellationToken,
+) -> bool {
     let runners = Arc::new(Runners::new(client.clone(), &config.system_namespace, Arc::clone(&ports.fleet)));
     let mut tasks = JoinSet::new();
     let mut namespaces = Vec::new();
@@ -73,11 +91,26 @@ async fn serve(client: Client, config: Arc<OperatorConfig>, ports: Ports, metric
         namespaces.push(start(name.clone(), shared, &stop, &mut tasks));
     }
     tasks.spawn(changes::watch(ports.changes, namespaces, stop.clone()));
-    stop.cancelled().await;
+    let failed = supervise(&mut tasks, &stop).await;
     // What is half done is found by whoever acts next; what can be ended in a moment, is.
     let ended = async { while tasks.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(DRAIN, ended).await;
     tasks.shutdown().await;
+    failed
+}
+
+/// Waits until the parts are told to stop. None ends before: where one does, the others are told to stop, and this gives true.
+async fn supervise(tasks: &mut JoinSet<()>, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => return false,
+        ended = tasks.join_next() => {
+            let error = ended.and_then(Result::err).map_or_else(|| "it has ended".to_owned(), |error| error.to_string());
+            tracing::error!(error, "a part of the operator failed: all of it begins again");
+        }
+    }
+    stop.cancel();
+    true
 }
 
 /// Labels, owner, status, node and images are all that is looked at of a pod: the rest would be most of the operator's memory.
@@ -184,11 +217,10 @@ fn start(name: String, shared: Shared, stop: &CancellationToken, tasks: &mut Joi
         if !policies(&for_pool, &stopping).await {
             return;
         }
-        let kept = tokio::spawn(keep_policies(Arc::clone(&for_pool), stopping.clone()));
+        let kept = keep_policies(Arc::clone(&for_pool), stopping.clone());
         let pool = pool::keep(Arc::clone(&for_pool), stopping.clone());
         let sweep = pool::sweep(for_pool, stopping);
-        tokio::join!(pool, sweep);
-        kept.abort();
+        tokio::join!(kept, pool, sweep);
     });
     namespace
 }
@@ -326,5 +358,26 @@ async fn keep_policies(namespace: Arc<Namespace>, stop: CancellationToken) {
         if !policies(&namespace, &stop).await {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::JoinSet;
+    use tokio_util::sync::CancellationToken;
+
+    use super::supervise;
+
+    #[tokio::test]
+    async fn when_one_part_fails_all_begin_again() {
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let stopped = stop.clone();
+        tasks.spawn(async move { stopped.cancelled().await });
+        tasks.spawn(async { panic!("a defect, on purpose") });
+        assert!(supervise(&mut tasks, &stop).await);
+        assert!(stop.is_cancelled());
+        assert!(tasks.join_next().await.is_some_and(|ended| ended.is_ok()), "the other one stops");
+        assert!(!supervise(&mut tasks, &stop).await, "told to stop, it has not failed");
     }
 }

@@ -25,6 +25,7 @@ const MODEL_REFUSED: &str = "the model API answered 401 or 403 to the session's 
 
 /// What there is of a session.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is something else that was seen")]
 pub(crate) struct Observed<'a> {
     pub(crate) now: Timestamp,
     pub(crate) generation: i64,

@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,9 +34,14 @@ pub fn runner_id() -> RunnerId {
 }
 
 #[derive(Default)]
+#[allow(clippy::struct_field_names, reason = "the rows, and what else becomes of them")]
 pub struct Rows {
     pub rows: Mutex<BTreeMap<SandboxId, PodSandbox>>,
     pub idle: Mutex<BTreeMap<AgentId, Duration>>,
+    /// The next look at sandboxes fails in a way that nobody thought of.
+    pub has_defect: AtomicBool,
+    /// The same of the next look at a session's.
+    pub has_defect_of_session: AtomicBool,
 }
 
 impl Rows {
@@ -132,6 +140,7 @@ impl PodStore for Rows {
     }
 
     async fn pod_of(&self, session: SessionId) -> Result<Option<PodSandbox>, StoreError> {
+        assert!(!self.has_defect_of_session.swap(false, Ordering::SeqCst), "a defect, on purpose");
         let rows = self.rows.lock().unwrap();
         Ok(rows.values().find(|row| row.session == Some(session) && row.state != PodState::Deleting).cloned())
     }
@@ -146,6 +155,7 @@ impl PodStore for Rows {
     }
 
     async fn pods(&self, tenant: Option<&TenantId>) -> Result<Vec<PodSandbox>, StoreError> {
+        assert!(!self.has_defect.swap(false, Ordering::SeqCst), "a defect, on purpose");
         Ok(self.all().into_iter().filter(|row| tenant.is_none_or(|tenant| row.tenant == *tenant)).collect())
     }
 }

@@ -12,7 +12,7 @@ mod faults;
 mod rest;
 mod world;
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use ash_core::{
     ports::{CredentialKind, PodState, Resources as _},
@@ -54,6 +54,9 @@ fn the_controllers_on_a_real_api_server() {
         }
         if runs("credentials") {
             a_session_names_a_credential(&server).await;
+        }
+        if runs("defects") {
+            a_defect_stops_nothing_for_long(&server).await;
         }
         if runs("rest") {
             rest::a_deployment_keeps_what_others_have_set(&server).await;
@@ -404,6 +407,25 @@ async fn what_belongs_to_nothing_goes(server: &Server) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(state, Some(SessionState::Ended));
+    world.end().await;
+}
+
+async fn a_defect_stops_nothing_for_long(server: &Server) {
+    let world = World::new(server, "defects", Faults::default()).await;
+    world.apply(&secret());
+    world.apply(&agent("helper"));
+    world.until("a warm sandbox", || world.get("agent", "helper", "{.status.warm}") == "1").await;
+    // One look at one object.
+    world.rows.has_defect_of_session.store(true, Ordering::SeqCst);
+    world.apply(&session("talk"));
+    world.until("the session is active", || world.reason("session", "talk") == "Active").await;
+    assert!(!world.rows.has_defect_of_session.load(Ordering::SeqCst));
+    // A part of the operator.
+    world.rows.has_defect.store(true, Ordering::SeqCst);
+    world.until("it fails", || !world.rows.has_defect.load(Ordering::SeqCst)).await;
+    world.apply(&session("again"));
+    world.until("the operator acts again", || world.reason("session", "again") == "Active").await;
+    world.until("and so does its pool", || world.get("agent", "helper", "{.status.warm}") != "0").await;
     world.end().await;
 }
 
