@@ -44,6 +44,9 @@ pub(crate) use sweep::keep as sweep;
 
 const KIND: &str = "Pool";
 
+/// The agents of a namespace by their ids.
+type Agents<'a> = HashMap<AgentId, &'a AgentRow>;
+
 /// Looks at the sandboxes until told to stop: soon after something happened, and now and then in any case.
 pub(crate) async fn keep(namespace: Arc<Namespace>, stop: CancellationToken) {
     let mut busy_until = Instant::now() + POOL_BUSY;
@@ -101,7 +104,7 @@ async fn look(namespace: &Arc<Namespace>) -> Result<bool, StepError> {
     let observed = Observed { now: Timestamp::now(), rows: &rows, pods: &pods, pools: &pools };
     let steps = decide::decide(&observed);
     let rows: HashMap<SandboxId, &PodSandbox> = rows.iter().map(|row| (row.id, row)).collect();
-    let agents: HashMap<AgentId, &AgentRow> = agents.iter().map(|agent| (agent.id, agent)).collect();
+    let agents: Agents<'_> = agents.iter().map(|agent| (agent.id, agent)).collect();
     let mut first = Ok(());
     // What the watch does not have is asked for, and that changes nothing as a rule.
     let acted = steps.iter().any(|step| !matches!(step, Step::Over(_, None)));
@@ -111,12 +114,12 @@ async fn look(namespace: &Arc<Namespace>) -> Result<bool, StepError> {
         let result = match step {
             Step::Add(agent) if refused.contains(&agent) => Ok(()),
             Step::Add(agent) => match agents.get(&agent) {
-                Some(agent) => add(namespace, agent, &mut refused).await,
+                Some(agent) => add(namespace, agent, &agents, &mut refused).await,
                 None => Ok(()),
             },
-            Step::CreatePod(id) => create(namespace, rows[&id], &mut refused).await,
+            Step::CreatePod(id) => create(namespace, rows[&id], &agents, &mut refused).await,
             Step::Retire(id) => namespace.ports.pods.delete_unclaimed_pod(id).await.map(|_| ()).map_err(Into::into),
-            Step::Over(id, failure) => over(namespace, rows[&id], failure).await,
+            Step::Over(id, failure) => over(namespace, rows[&id], &agents, failure).await,
             Step::DeletePod(name) => delete(namespace, &name).await,
             Step::Label(id, session) => label(namespace, rows[&id], session).await,
             Step::RemoveRow(id) => remove(namespace, rows[&id]).await,
@@ -288,38 +291,43 @@ pub(crate) fn trigger(namespace: &Namespace, ids: &HashSet<SessionId>) {
 }
 
 /// A warm sandbox more: its row, then its pod.
-async fn add(namespace: &Namespace, agent: &AgentRow, refused: &mut HashSet<AgentId>) -> Result<(), StepError> {
+async fn add(
+    namespace: &Namespace,
+    agent: &AgentRow,
+    agents: &Agents<'_>,
+    refused: &mut HashSet<AgentId>,
+) -> Result<(), StepError> {
     let pool = Sandbox::from_version(agent.version.settings.sandbox.as_ref()).node_pool;
     if namespace.runners.address(&pool).await?.is_none() {
         let text = format!("there is no Service ash-runner-{pool} in {}", namespace.config.system_namespace);
         refused.insert(agent.id);
         let row = session::new_sandbox(&namespace.tenant(), agent.name.as_str(), &agent.version, pool, None);
-        failed(namespace, &row, Failure { reason: Reason::NodePoolNotFound, message: text, is_final: false });
+        failed(namespace, &row, agents, Failure { reason: Reason::NodePoolNotFound, message: text, is_final: false });
         return Ok(());
     }
     let row = session::new_sandbox(&namespace.tenant(), agent.name.as_str(), &agent.version, pool, None);
     namespace.ports.pods.add_pod(row.clone()).await?;
-    create(namespace, &row, refused).await
+    create(namespace, &row, agents, refused).await
 }
 
 /// Notes a failure, and has whoever it concerns looked at.
-fn failed(namespace: &Namespace, row: &PodSandbox, failure: Failure) {
+fn failed(namespace: &Namespace, row: &PodSandbox, agents: &Agents<'_>, failure: Failure) {
     namespace.sandbox_failed(row, failure, Timestamp::now());
     if let Some(session) = row.session {
         trigger(namespace, &HashSet::from([session]));
     }
-    for agent in namespace.agents.state() {
-        // The row has no name of its agent; there are few agents.
-        if let Ok(agent) = &agent.0
-            && row.pod.starts_with(agent.name_any().as_str())
-        {
-            namespace.trigger_agent(&agent.name_any());
-        }
+    if let Some(agent) = agents.get(&row.agent) {
+        namespace.trigger_agent(agent.name.as_str());
     }
 }
 
 /// The pod of a row.
-async fn create(namespace: &Namespace, row: &PodSandbox, refused: &mut HashSet<AgentId>) -> Result<(), StepError> {
+async fn create(
+    namespace: &Namespace,
+    row: &PodSandbox,
+    agents: &Agents<'_>,
+    refused: &mut HashSet<AgentId>,
+) -> Result<(), StepError> {
     let version = namespace.ports.store.agent_version(&row.tenant, row.agent, row.agent_version).await?;
     let Some(version) = version else {
         namespace.ports.pods.delete_pod(row.id).await?;
@@ -328,22 +336,13 @@ async fn create(namespace: &Namespace, row: &PodSandbox, refused: &mut HashSet<A
     let sandbox = Sandbox::from_version(version.settings.sandbox.as_ref());
     let Some(host) = namespace.runners.address(&row.pool).await? else {
         let text = format!("there is no Service ash-runner-{} in {}", row.pool, namespace.config.system_namespace);
-        failed(namespace, row, Failure { reason: Reason::NodePoolNotFound, message: text, is_final: false });
+        failed(namespace, row, agents, Failure { reason: Reason::NodePoolNotFound, message: text, is_final: false });
         return Ok(());
     };
     let near = match namespace.runners.room(&namespace.name, &row.pool, row.id).await? {
         Room::Near(node) => Some(node),
         Room::NoRunner | Room::Full => None,
     };
-    let agents = namespace.agents.state();
-    let mut agent_name = row.pod.rsplit_once('-').map_or(row.pod.as_str(), |(name, _)| name).to_owned();
-    let mut owned_by = None;
-    for agent in agents.iter().filter_map(|agent| agent.0.as_ref().ok()) {
-        if manifest::pod_name(&agent.name_any(), row.id) == row.pod {
-            agent_name = agent.name_any();
-            owned_by = owner(agent);
-        }
-    }
     let session = match row.session {
         Some(id) => find_session(namespace, id),
         None => None,
@@ -352,10 +351,17 @@ async fn create(namespace: &Namespace, row: &PodSandbox, refused: &mut HashSet<A
         // Its resource is gone: the sweep, or its finalizer, takes the row.
         return Ok(());
     }
+    // Sessions of an agent that was deleted go on.
+    let agent_name = match (agents.get(&row.agent), &session) {
+        (Some(agent), _) => agent.name.as_str().to_owned(),
+        (None, Some(session)) => session.spec.agent.clone(),
+        (None, None) => return Ok(()),
+    };
+    let owned_by = match &session {
+        Some(session) => owner(session),
+        None => namespace.agent(&agent_name).as_ref().and_then(owner),
+    };
     let names = session.as_ref().map(|session| (session.name_any(), session.uid().unwrap_or_default()));
-    if let Some(session) = &session {
-        owned_by = owner(session);
-    }
     let wanted = Wanted {
         id: row.id,
         namespace: &namespace.name,
@@ -382,7 +388,7 @@ async fn create(namespace: &Namespace, row: &PodSandbox, refused: &mut HashSet<A
                 refused.insert(row.agent);
                 namespace.ports.pods.delete_pod(row.id).await?;
                 namespace.metrics.sandboxes_failed.inc();
-                failed(namespace, row, failure);
+                failed(namespace, row, agents, failure);
                 Ok(())
             }
             None => Err(error.into()),
@@ -396,7 +402,12 @@ fn find_session(namespace: &Namespace, id: SessionId) -> Option<ash_crd::Session
 }
 
 /// A sandbox whose pod failed or is gone. What the watch does not have may only be late, so the API server is asked.
-async fn over(namespace: &Namespace, row: &PodSandbox, failure: Option<Failure>) -> Result<(), StepError> {
+async fn over(
+    namespace: &Namespace,
+    row: &PodSandbox,
+    agents: &Agents<'_>,
+    failure: Option<Failure>,
+) -> Result<(), StepError> {
     if failure.is_none()
         && let Some(pod) = namespace.api::<Pod>().get_opt(&row.pod).await?
     {
@@ -413,7 +424,7 @@ async fn over(namespace: &Namespace, row: &PodSandbox, failure: Option<Failure>)
         is_final: true,
     });
     tracing::info!(namespace = %namespace.name, pod = %row.pod, reason = failure.reason.as_str(), message = %failure.message, "a sandbox is over");
-    failed(namespace, row, failure);
+    failed(namespace, row, agents, failure);
     Ok(())
 }
 

@@ -9,6 +9,7 @@
 
 mod fakes;
 mod faults;
+mod names;
 mod rest;
 mod world;
 
@@ -57,6 +58,9 @@ fn the_controllers_on_a_real_api_server() {
         }
         if runs("defects") {
             a_defect_stops_nothing_for_long(&server).await;
+        }
+        if runs("names") {
+            names::agents_whose_pods_are_called_alike_own_each_its_own(&server).await;
         }
         if runs("rest") {
             rest::a_deployment_keeps_what_others_have_set(&server).await;
