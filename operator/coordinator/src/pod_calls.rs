@@ -10,12 +10,12 @@ use ash_core::{
 
 use crate::registry::Registry;
 
-/// The tenant of a namespace, as a name.
-fn tenant(registry: &Registry, namespace: &str) -> TenantId {
-    match &registry.config.pods {
-        Some(pods) if pods.default_namespace == namespace => TenantId::default_tenant(),
-        _ => TenantId(namespace.to_owned()),
-    }
+/// The tenant of a namespace: they have the same name, but for the default tenant's. A namespace that has its name by chance is
+/// not served, and nobody's.
+fn tenant(registry: &Registry, namespace: &str) -> Option<TenantId> {
+    let is_default = registry.config.pods.as_ref().is_some_and(|pods| pods.default_namespace == namespace);
+    let tenant = if is_default { TenantId::default_tenant() } else { TenantId(namespace.to_owned()) };
+    (is_default || tenant != TenantId::default_tenant()).then_some(tenant)
 }
 
 /// Says which sandbox a pod is, and what its runner needs to begin. `None` where it is none, or is not wanted any more.
@@ -24,8 +24,13 @@ pub(crate) async fn admit(
     runner: &RunnerId,
     pod: &PodIdentity,
 ) -> Result<Option<Admitted>, StoreError> {
-    let known = PodIdentity { namespace: tenant(registry, &pod.namespace).0, ..pod.clone() };
-    let admitted = match registry.store.admit_pod(&known, runner).await? {
+    let found = match tenant(registry, &pod.namespace) {
+        Some(TenantId(namespace)) => {
+            registry.store.admit_pod(&PodIdentity { namespace, ..pod.clone() }, runner).await?
+        }
+        None => None,
+    };
+    let admitted = match found {
         Some(pod) => admitted(registry, pod).await?,
         None => None,
     };

@@ -199,7 +199,9 @@ fn message() -> NewMessage {
 async fn a_new_session_claims_a_warm_pod_and_its_runner_is_told_which() {
     let fixture = fixture().await;
     let pod = fixture.add_pod(None).await;
-    assert!(fixture.admit(&pod, "elsewhere").await.is_none());
+    for namespace in ["elsewhere", "default"] {
+        assert!(fixture.admit(&pod, namespace).await.is_none(), "{namespace} is not the default tenant's");
+    }
     let admitted = fixture.admit(&pod, NAMESPACE).await.unwrap();
     assert_eq!((admitted.pod.id, admitted.agent), (pod.id, fixture.agent.version.clone()));
     assert!(admitted.placed.is_none());
