@@ -42,6 +42,19 @@ impl StepError {
         }
     }
 
+    /// What the object's owner reads. What a database says about itself names its users and hosts: that stays in the operator's
+    /// log.
+    pub(crate) fn told(&self) -> String {
+        match self {
+            Self::Store(error) | Self::Runner(RunnerError::Store(error)) => match error {
+                StoreError::Unavailable(_) => "the database is unavailable: it is tried again".to_owned(),
+                StoreError::Damaged(_) => "what is stored of it cannot be read: the operator's log says more".to_owned(),
+                error => error.to_string(),
+            },
+            error => error.to_string(),
+        }
+    }
+
     /// The label of the metric.
     pub(crate) fn category(&self) -> &'static str {
         match self {
@@ -70,5 +83,29 @@ pub(crate) fn unless_gone<T>(result: Result<T, kube::Error>) -> Result<Option<T>
         Ok(value) => Ok(Some(value)),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ash_core::ports::{RunnerError, StoreError};
+
+    use super::StepError;
+
+    #[test]
+    fn what_a_database_says_of_itself_is_for_the_log() {
+        let words = || "password authentication failed for user \"ash\" at 10.0.0.5".to_owned();
+        let errors: [StepError; 3] = [
+            StoreError::Unavailable(words()).into(),
+            StoreError::Damaged(words()).into(),
+            RunnerError::Store(StoreError::Unavailable(words())).into(),
+        ];
+        for error in errors {
+            assert!(error.to_string().contains("10.0.0.5"));
+            let told = error.told();
+            assert!(!told.contains("10.0.0.5") && !told.is_empty(), "{told}");
+        }
+        let refused = StepError::from(RunnerError::OptionRefused("betas: no".to_owned()));
+        assert!(refused.told().contains("betas"));
     }
 }

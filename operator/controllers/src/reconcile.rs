@@ -61,7 +61,7 @@ pub(crate) async fn reconcile<K: Kind>(found: Arc<Guard<K>>, namespace: Arc<Name
     tracing::warn!(namespace = %namespace.name, kind, name, %error, "an object is looked at again");
     if let Some(reason) = error.reason() {
         // The first error is the one that is reported.
-        let _ = object.tell(&namespace, reason, &error.to_string()).await;
+        let _ = object.tell(&namespace, reason, &error.told()).await;
     }
     Action::requeue(namespace.failed(kind, &name))
 }
