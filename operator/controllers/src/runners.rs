@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, Client, api::ListParams};
 use tokio::time::Instant;
 
-use self::coming::Coming;
+use self::{absence::Absence, coming::Coming};
 use crate::{config::Fleet, error::StepError, limits::SERVICE_AGE};
 
 /// Rows of runners are read at most this often, however many sessions begin.
@@ -65,8 +65,6 @@ fn is_better_elsewhere(rows: &[RunnerRow], runner: &RunnerId, pool: &str, on_the
 }
 
 type Cached<T> = Option<(Instant, T)>;
-/// Why no runner serves: for a condition.
-type Absence = (Reason, String);
 
 /// Looks them up, and remembers the answers for a moment.
 pub(crate) struct Runners {
@@ -142,25 +140,32 @@ impl Runners {
         Ok(is_better_elsewhere(&rows, runner, pool, |node| coming.to(node, now)))
     }
 
-    /// Why no runner of a pool takes sandboxes, for a condition; none where one does, or where all of them are only full.
-    pub(crate) async fn absence(&self, pool: &str) -> Result<Option<Absence>, StepError> {
+    /// Why no runner of a pool takes sandboxes, for a condition; none where one does, or where all of them are only full. The log
+    /// has it when it changes.
+    pub(crate) async fn absence(&self, pool: &str) -> Result<Option<(Reason, String)>, StepError> {
         if self.rows().await?.iter().any(|runner| runner.pool == pool && !runner.cordoned) {
             return Ok(None);
         }
-        if let Some((at, known)) = self.absences.lock().unwrap_or_else(PoisonError::into_inner).get(pool)
+        let told = |absence: Absence| Some((absence.reason, absence.message));
+        let known = self.absences.lock().unwrap_or_else(PoisonError::into_inner).get(pool).cloned();
+        if let Some((at, known)) = &known
             && at.elapsed() < ABSENCE_AGE
         {
-            return Ok(Some(known.clone()));
+            return Ok(told(known.clone()));
         }
         let selector = format!("{}={},{}={pool}", names::COMPONENT, names::RUNNER, names::NODE_POOL);
         let pods = self.pods.list(&ListParams::default().labels(&selector).limit(MAX_RUNNER_PODS)).await?;
         let found = absence::absence(pool, &pods.items);
+        if known.is_none_or(|(_, known)| known != found) {
+            let Absence { reason, message, words } = &found;
+            tracing::warn!(pool, reason = reason.as_str(), message, words, "no runner takes sandboxes");
+        }
         let mut absences = self.absences.lock().unwrap_or_else(PoisonError::into_inner);
         if absences.len() >= MAX_POOLS {
             absences.clear();
         }
         absences.insert(pool.to_owned(), (Instant::now(), found.clone()));
-        Ok(Some(found))
+        Ok(told(found))
     }
 
     /// Whether there is a runner of this name.

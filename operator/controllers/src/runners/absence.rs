@@ -1,20 +1,38 @@
-//! Why no runner of a node pool serves: what the pods of its DaemonSet say.
+//! Why no runner of a node pool serves: what the pods of its DaemonSet say. Tenants read a sentence of our own in their conditions;
+//! a runner's words and a registry's, which name what is none of theirs, go to the operator's log.
 
 use ash_core::exit;
 use ash_crd::Reason;
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 
-/// The end of a runner's last words that goes into a condition.
+/// The end of a runner's last words that goes into the log.
 const MAX_WORDS_BYTES: usize = 512;
 
+/// Why no runner serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Absence {
+    /// The reason for conditions.
+    pub(super) reason: Reason,
+    /// What stands beside it.
+    pub(super) message: String,
+    /// What the runner or the cluster said, for the log.
+    pub(super) words: String,
+}
+
+impl Absence {
+    fn new(reason: Reason, message: String, words: &str) -> Self {
+        Self { reason, message, words: end_of(words).to_owned() }
+    }
+}
+
 /// Why no runner serves, by the pods that should be one: pure.
-pub(super) fn absence(pool: &str, pods: &[Pod]) -> (Reason, String) {
+pub(super) fn absence(pool: &str, pods: &[Pod]) -> Absence {
     if pods.is_empty() {
         let text = format!(
             "no runner runs for node pool {pool}: no node has its label ash.dev/node-pool={pool}, or none takes the pods \
              of DaemonSet ash-runner-{pool}"
         );
-        return (Reason::NoRunner, text);
+        return Absence::new(Reason::NoRunner, text, "");
     }
     let mut found = pods.iter().filter_map(of_pod);
     found.next().unwrap_or_else(|| {
@@ -22,11 +40,11 @@ pub(super) fn absence(pool: &str, pods: &[Pod]) -> (Reason, String) {
             "{} runner pods of node pool {pool} are there, and none is registered with a coordinator, or all are cordoned",
             pods.len()
         );
-        (Reason::NoRunner, text)
+        Absence::new(Reason::NoRunner, text, "")
     })
 }
 
-fn of_pod(pod: &Pod) -> Option<(Reason, String)> {
+fn of_pod(pod: &Pod) -> Option<Absence> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let status = pod.status.as_ref()?;
     let unscheduled = status
@@ -34,35 +52,35 @@ fn of_pod(pod: &Pod) -> Option<(Reason, String)> {
         .iter()
         .flatten()
         .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
-    if let Some(message) = unscheduled.and_then(|condition| condition.message.as_deref()) {
-        return Some((Reason::NoRunner, format!("runner pod {name} has no node: {message}")));
+    if let Some(words) = unscheduled.and_then(|condition| condition.message.as_deref()) {
+        return Some(Absence::new(Reason::NoRunner, format!("runner pod {name} has no node"), words));
     }
     let init = status.init_container_statuses.iter().flatten();
     init.chain(status.container_statuses.iter().flatten()).find_map(|container| {
         let states = [container.state.as_ref(), container.last_state.as_ref()];
-        let of = |state: &ContainerState| {
-            if let Some(ended) = &state.terminated {
-                // An init container that did its work.
-                if ended.exit_code == 0 {
-                    return None;
-                }
-                let reason = match ended.exit_code {
-                    exit::SECRET_REFUSED => Reason::RunnerSecretRefused,
-                    exit::INCOMPATIBLE => Reason::RunnerIncompatible,
-                    _ => Reason::NoRunner,
-                };
-                let words = end_of(ended.message.as_deref().unwrap_or_default());
-                return Some((reason, format!("runner pod {name} ended with code {}: {words}", ended.exit_code)));
-            }
-            let waiting = state.waiting.as_ref()?;
-            let why =
-                waiting.reason.as_deref().filter(|reason| !reason.contains("BackOff") || reason.contains("Image"))?;
-            let is_starting = ["ContainerCreating", "PodInitializing"].contains(&why);
-            let message = waiting.message.as_deref().unwrap_or_default();
-            (!is_starting).then(|| (Reason::NoRunner, format!("runner pod {name} does not start: {why}: {message}")))
-        };
-        states.into_iter().flatten().find_map(of)
+        states.into_iter().flatten().find_map(|state| of_state(name, state))
     })
+}
+
+fn of_state(name: &str, state: &ContainerState) -> Option<Absence> {
+    if let Some(ended) = &state.terminated {
+        // An init container that did its work.
+        if ended.exit_code == 0 {
+            return None;
+        }
+        let (reason, why) = match ended.exit_code {
+            exit::SECRET_REFUSED => (Reason::RunnerSecretRefused, "it has another secret than the coordinators".to_owned()),
+            exit::INCOMPATIBLE => (Reason::RunnerIncompatible, "it speaks another version than the coordinators".to_owned()),
+            code => (Reason::NoRunner, format!("code {code}")),
+        };
+        let words = ended.message.as_deref().unwrap_or_default();
+        return Some(Absence::new(reason, format!("runner pod {name} has ended: {why}; its log says more"), words));
+    }
+    let waiting = state.waiting.as_ref()?;
+    let why = waiting.reason.as_deref().filter(|reason| !reason.contains("BackOff") || reason.contains("Image"))?;
+    let is_starting = ["ContainerCreating", "PodInitializing"].contains(&why);
+    let words = waiting.message.as_deref().unwrap_or_default();
+    (!is_starting).then(|| Absence::new(Reason::NoRunner, format!("runner pod {name} does not start: {why}"), words))
 }
 
 fn end_of(words: &str) -> &str {
@@ -102,34 +120,38 @@ mod tests {
         let running = json!({ "running": {} });
         let none = json!({});
         let rows = [
-            (container(&back_off, &ended(77)), Reason::RunnerSecretRefused, "ended with code 77: last words"),
-            (container(&back_off, &ended(76)), Reason::RunnerIncompatible, "last words"),
-            (container(&ended(1), &none), Reason::NoRunner, "ended with code 1: last words"),
-            (container(&running, &ended(77)), Reason::RunnerSecretRefused, "last words"),
-            (container(&running, &none), Reason::NoRunner, "none is registered"),
+            (container(&back_off, &ended(77)), Reason::RunnerSecretRefused, "has ended: it has another secret", "last words"),
+            (container(&back_off, &ended(76)), Reason::RunnerIncompatible, "another version", "last words"),
+            (container(&ended(1), &none), Reason::NoRunner, "has ended: code 1", "last words"),
+            (container(&running, &ended(77)), Reason::RunnerSecretRefused, "another secret", "last words"),
+            (container(&running, &none), Reason::NoRunner, "none is registered", ""),
             (
                 container(&json!({ "waiting": { "reason": "ImagePullBackOff", "message": "denied" } }), &none),
                 Reason::NoRunner,
-                "ImagePullBackOff: denied",
+                "does not start: ImagePullBackOff",
+                "denied",
             ),
             (
                 container(&json!({ "waiting": { "reason": "ContainerCreating" } }), &none),
                 Reason::NoRunner,
                 "none is registered",
+                "",
             ),
             (
                 json!({ "conditions": [
                     { "type": "PodScheduled", "status": "False", "message": "0/2 nodes: taint" }] }),
                 Reason::NoRunner,
-                "has no node: 0/2 nodes: taint",
+                "has no node",
+                "0/2 nodes: taint",
             ),
         ];
-        for (status, reason, text) in rows {
+        for (status, reason, text, words) in rows {
             let found = absence("default", &[pod(&status)]);
-            assert_eq!(found.0, reason, "{status}");
-            assert!(found.1.contains(text), "{}", found.1);
+            assert_eq!((found.reason, &*found.words), (reason, words), "{status}");
+            assert!(found.message.contains(text), "{}", found.message);
+            assert!(words.is_empty() || !found.message.contains(words), "{}", found.message);
         }
-        assert!(absence("gpu", &[]).1.contains("ash.dev/node-pool=gpu"));
+        assert!(absence("gpu", &[]).message.contains("ash.dev/node-pool=gpu"));
     }
 
     proptest! {
