@@ -71,9 +71,16 @@ fn clones(namespace: &Namespace, agent: &Agent) -> Vec<Arc<Pod>> {
     let is_clone = |pod: &Arc<Pod>| {
         label(pod, names::COMPONENT) == names::GIT_CLONE
             && label(pod, names::AGENT) == agent.name_any()
+            && is_own(agent, pod)
             && pod.metadata.deletion_timestamp.is_none()
     };
     namespace.pods.state().into_iter().filter(is_clone).collect()
+}
+
+/// Whether a pod was made for this agent: a name is anybody's to give.
+fn is_own(agent: &Agent, pod: &Pod) -> bool {
+    let uid = agent.uid();
+    uid.is_some() && pod.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref())
 }
 
 async fn delete(namespace: &Namespace, name: &str) -> Result<(), StepError> {
@@ -98,6 +105,10 @@ pub(super) async fn read(
     let Some(pod) = pods.get_opt(&name).await? else {
         return start(namespace, agent, source, &name).await.map(Err);
     };
+    if !is_own(agent, &pod) {
+        let text = format!("there is another pod {name}, which Ash did not make for this Agent: delete it");
+        return Ok(Err((Reason::GitUnreachable, text)));
+    }
     let waiting = fetching(agent, source, &name);
     if pod.metadata.deletion_timestamp.is_some() {
         return Ok(Err(waiting));
@@ -270,6 +281,24 @@ mod tests {
         assert_eq!(refusal("denied: no", &Pod::default()).0, Reason::GitAccessDenied);
         let (reason, message) = refusal("", &Pod::default());
         assert!(reason == Reason::GitUnreachable && message.contains("without a word"), "{message}");
+    }
+
+    #[test]
+    fn a_pod_of_the_right_name_is_not_believed_for_it() {
+        let source = serde_json::json!({ "bundle": { "digest": "a" } });
+        let mut agent = Agent::new("helper", serde_json::from_value(serde_json::json!({ "source": source })).unwrap());
+        let pod = |owner: Option<_>| {
+            let mut pod = Pod::default();
+            pod.metadata.owner_references = owner.map(|owner| vec![owner]);
+            pod
+        };
+        assert!(!is_own(&agent, &pod(None)));
+        agent.metadata.uid = Some("one".to_owned());
+        let own = owner(&agent).unwrap();
+        assert!(is_own(&agent, &pod(Some(own.clone()))));
+        assert!(!is_own(&agent, &pod(None)));
+        agent.metadata.uid = Some("another".to_owned());
+        assert!(!is_own(&agent, &pod(Some(own))), "of an agent that had the name before");
     }
 
     #[test]
