@@ -80,6 +80,16 @@ pub(crate) struct Memory {
     pub(crate) status_written: HashMap<String, Timestamp>,
 }
 
+impl Memory {
+    /// Forgets agents: those whose row is not among these, and those whose resource is gone.
+    pub(crate) fn keep_agents(&mut self, rows: &HashSet<AgentId>, is_there: impl Fn(&str) -> bool) {
+        self.demand.retain(|agent, _| rows.contains(agent));
+        self.counts.retain(|agent, _| rows.contains(agent));
+        self.of_agents.retain(|agent, _| rows.contains(agent));
+        self.status_written.retain(|name, _| is_there(name));
+    }
+}
+
 /// Sandboxes of an agent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
@@ -177,6 +187,11 @@ impl Namespace {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether there is an agent of this name, readable or not.
+    pub(crate) fn has_agent(&self, name: &str) -> bool {
+        self.agents.get(&ObjectRef::new(name).within(&self.name)).is_some()
+    }
+
     /// An agent by its name, where it can be read.
     pub(crate) fn agent(&self, name: &str) -> Option<Agent> {
         let found = self.agents.get(&ObjectRef::new(name).within(&self.name))?;
@@ -228,5 +243,28 @@ impl Namespace {
                 memory.of_agents.insert(row.agent, trouble);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use ash_core::id::AgentId;
+    use jiff::Timestamp;
+
+    use super::{Counts, Memory};
+
+    #[test]
+    fn nothing_is_remembered_of_agents_that_are_gone() {
+        let mut memory = Memory::default();
+        let (stays, gone) = (AgentId::new(), AgentId::new());
+        for (agent, name) in [(stays, "stays"), (gone, "gone")] {
+            memory.counts.insert(agent, Counts::default());
+            memory.demand.entry(agent).or_default();
+            memory.status_written.insert(name.to_owned(), Timestamp::UNIX_EPOCH);
+        }
+        memory.keep_agents(&HashSet::from([stays]), |name| name == "stays");
+        assert_eq!((memory.counts.len(), memory.demand.len(), memory.status_written.len()), (1, 1, 1));
     }
 }

@@ -194,9 +194,7 @@ fn pools(namespace: &Namespace, agents: &[AgentRow]) -> HashMap<AgentId, Pool> {
     let now = Timestamp::now();
     let mut memory = namespace.memory();
     let known: HashSet<AgentId> = agents.iter().map(|agent| agent.id).collect();
-    memory.demand.retain(|agent, _| known.contains(agent));
-    memory.counts.retain(|agent, _| known.contains(agent));
-    memory.of_agents.retain(|agent, _| known.contains(agent));
+    memory.keep_agents(&known, |name| namespace.has_agent(name));
     let mut pools = HashMap::new();
     for row in agents {
         let Some(agent) = namespace.agent(row.name.as_str()) else { continue };
