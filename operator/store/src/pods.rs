@@ -103,6 +103,12 @@ impl ReadRow for Pod {
 }
 
 impl<E: Engine> SqlStore<E> {
+    async fn has_runner(&self, runner: &RunnerId) -> Result<bool, StoreError> {
+        let statement = Statement::new("SELECT name FROM runners WHERE name = $1 AND incarnation = $2");
+        let found = self.engine.reader().row(statement.text(&runner.name).text(runner.incarnation)).await?;
+        Ok(found.is_some())
+    }
+
     async fn one_pod(&self, statement: Statement) -> Result<Option<PodSandbox>, StoreError> {
         Ok(self.engine.write(One::<Pod>::new(statement)).await?.into_iter().next())
     }
@@ -142,7 +148,13 @@ impl<E: Engine> PodStore for SqlStore<E> {
         .text(&pod.node)
         .text(&runner.name)
         .text(runner.incarnation);
-        self.one_pod(statement).await
+        match self.one_pod(statement).await? {
+            None if !self.has_runner(runner).await? => Err(StoreError::Unavailable(format!(
+                "the runner {} is not registered (any more): it registers again",
+                runner.name
+            ))),
+            admitted => Ok(admitted),
+        }
     }
 
     async fn set_idle_timeout(&self, tenant: &TenantId, agent: AgentId, timeout: Duration) -> Result<(), StoreError> {

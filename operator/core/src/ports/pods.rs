@@ -80,7 +80,7 @@ pub trait PodStore: Send + Sync {
 
     /// Admits a bridge: notes pod uid, node and runner by compare-and-set (a row keeps the first pod uid for good; a later runner
     /// of the same node takes over from an earlier incarnation). `None` where there is no such row, it is deleting, or the pod is
-    /// another.
+    /// another: that stays so. [`StoreError::Unavailable`] where this life of the runner is not registered.
     async fn admit_pod(&self, pod: &PodIdentity, runner: &RunnerId) -> Result<Option<PodSandbox>, StoreError>;
 
     /// Starting → warm. False where the row is gone, deleting, or made for a session.
