@@ -133,8 +133,8 @@ pub struct GitSource {
     #[schemars(length(max = 512), extend("x-kubernetes-validations" = [path_rule()]))]
     pub path: Option<String>,
     /// A Secret of this namespace for private repositories, of the type kubernetes.io/basic-auth (username, password or token)
-    /// or kubernetes.io/ssh-auth (ssh-privatekey, and known_hosts). Its key ca.crt, if there is one, has authorities to trust, as
-    /// PEM.
+    /// or kubernetes.io/ssh-auth (ssh-privatekey, and known_hosts). A password is given to the server of the URL alone: redirects
+    /// are not followed with it. Its key ca.crt, if there is one, has authorities to trust, as PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<LocalReference>,
 }

@@ -228,6 +228,13 @@ fn private_repositories_are_cloned_with_a_password_or_a_deploy_key() {
         let message = tenant.not_cloned(agent, reason);
         assert!(message.contains(words) && !message.contains("sesame"), "{agent}: {message}");
     }
+    // The credential goes to the server of the URL alone, wherever that sends.
+    secret("git-right", &json!({ "username": "agent", "password": "sesame" }));
+    let moved = json!({ "url": url.replace("/private/", "/moved/"), "secretRef": { "name": "git-right" } });
+    tenant.apply(&from_git("moved", &moved));
+    let message = tenant.not_cloned("moved", "GitUnreachable");
+    assert!(message.contains("spec.source.git.url"), "{message}");
+    tenant.done(&["delete", "agent", "moved", "--timeout=60s"]);
     // Both go on by themselves once the Secrets are right.
     secret("git-later", &json!({ "username": "agent", "password": "sesame" }));
     secret("git-wrong", &json!({ "username": "agent", "password": "sesame" }));

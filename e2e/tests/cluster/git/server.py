@@ -1,6 +1,6 @@
 """server.py ADDRESS FOLDER [CERTIFICATE KEY]: Git's own server of the smart protocol (`git http-backend`) for the
-repositories of a folder, over HTTP or HTTPS. Those of FOLDER/private want the user `agent` with the password `sesame`.
-Prints its port, and serves until it is killed."""
+repositories of a folder, over HTTP or HTTPS. Those of FOLDER/private want the user `agent` with the password `sesame`;
+whoever asks for /moved/ is sent to /private/. Prints its port, and serves until it is killed."""
 
 import base64
 import http.server
@@ -22,6 +22,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def serve(self, body):
         path, _, query = self.path.partition("?")
+        if path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.replace("/moved/", "/private/", 1))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if path.startswith("/private/") and self.headers.get("Authorization") != ALLOWED:
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="repositories"')

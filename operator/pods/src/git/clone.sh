@@ -6,6 +6,7 @@ failed() {
   case "$text" in
     *"uthentication failed"*|*"could not read Username"*|*"could not read Password"*|*"ermission denied"*|*"returned error: 403"*|*"Host key verification"*) end "denied: $text" 1 ;;
     *"find remote ref"*|*"not our ref"*|*"unadvertised object"*|*"epository not found"*|*"does not appear to be a git repository"*|*"' not found"*) end "not-found: $text" 1 ;;
+    *"returned error: 30"*) end "unreachable: the server sends Git to another address, where it does not take the credential: put that address into spec.source.git.url: $text" 1 ;;
     *) end "unreachable: $text" 1 ;;
   esac
 }
@@ -15,6 +16,9 @@ if [ -f /credential/password ]; then
   printf '#!/bin/sh\ncase "$1" in Username*) cat /credential/username 2>/dev/null || echo git ;; *) cat /credential/password ;; esac\n' > /tmp/ask
   chmod 700 /tmp/ask
   export GIT_ASKPASS=/tmp/ask
+  # Whoever answers Git's question is the server of the URL: it is followed nowhere else, and not to where everybody reads along.
+  git config --global http.followRedirects false
+  git config --global protocol.http.allow never
 fi
 if [ -f /credential/ssh-privatekey ]; then
   [ -f /credential/known_hosts ] || end "denied: the Secret has ssh-privatekey, but no known_hosts to know the server by: add that key with what ssh-keyscan prints, once you have compared it" 1
