@@ -1,7 +1,10 @@
 //! The pod of a sandbox: a pure function from what is wanted to a manifest. Every pod satisfies the *restricted* Pod Security
 //! Standard (<https://kubernetes.io/docs/concepts/security/pod-security-standards/>); a test holds it to that.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use ash_core::id::SandboxId;
 use ash_crd::{LocalReference, Resources, Sandbox, names};
@@ -213,7 +216,7 @@ fn container(installation: &Installation, wanted: &Wanted<'_>) -> Container {
     let own_image = sandbox.image.as_deref();
     let bridge = if own_image.is_some() { format!("{PROGRAMS}/ash-bridge") } else { "ash-bridge".to_owned() };
     let arguments = [
-        format!("--host=tcp:{}:{BRIDGE_PORT}", wanted.host),
+        format!("--host=tcp:{}", socket(wanted.host, BRIDGE_PORT)),
         format!("--token-file={TOKEN_FILE}"),
         format!("--sandbox={}", wanted.id),
         format!("--workspace={WORKSPACE}"),
@@ -281,6 +284,11 @@ fn init_containers(installation: &Installation, sandbox: &Sandbox, image: &str) 
             ..init(CHECK_CONTAINER, image, version, vec![read_only("ash", PROGRAMS), mount("tmp", "/tmp")])
         },
     ]
+}
+
+/// Address and port as one word: an address of IPv6 in brackets.
+fn socket(host: &str, port: u16) -> String {
+    host.parse().map_or_else(|_| format!("{host}:{port}"), |address: IpAddr| SocketAddr::new(address, port).to_string())
 }
 
 /// What an agent asks for, over what the installation gives. A default request never exceeds a limit that the agent set.

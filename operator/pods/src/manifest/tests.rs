@@ -92,6 +92,17 @@ fn a_pod_for_a_session_in_an_image_of_its_own() {
 }
 
 #[test]
+fn a_bridge_is_told_an_address_that_it_can_read() {
+    let sandbox = Sandbox::default();
+    for (host, written) in [("10.0.0.7", "tcp:10.0.0.7:4310"), ("fd00::7", "tcp:[fd00::7]:4310")] {
+        let made = pod(&Installation::new("x"), &Wanted { host, ..wanted(&sandbox) });
+        let container = made.spec.unwrap().containers.remove(0);
+        let all = [container.command, container.args].into_iter().flatten().flatten();
+        assert!(all.into_iter().any(|word| word == format!("--host={written}")), "{host}");
+    }
+}
+
+#[test]
 fn a_runtime_of_another_kind_gets_no_user_namespace() {
     let installation = Installation { user_namespaces: true, ..Installation::new("x") };
     let enclosed = Sandbox { runtime_class_name: Some("gvisor".to_owned()), ..Sandbox::default() };
