@@ -75,8 +75,7 @@ pub(crate) async fn deploy(
         });
         let Deployment { name, slug, description, settings, digest, bundle } =
             deployment.await.map_err(|_| ApiError::internal())??;
-        let mut deploy =
-            DeployAgent { tenant, name, slug, description, settings, digest, bundle: bundle.into() };
+        let mut deploy = DeployAgent { tenant, name, slug, description, settings, digest, bundle: bundle.into() };
         let agent = match &state.optional.resources {
             None => state.store.deploy_agent(deploy).await?,
             Some(resources) => {

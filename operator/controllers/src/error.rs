@@ -48,7 +48,9 @@ impl StepError {
         match self {
             Self::Store(error) | Self::Runner(RunnerError::Store(error)) => match error {
                 StoreError::Unavailable(_) => "the database is unavailable: it is tried again".to_owned(),
-                StoreError::Damaged(_) => "what is stored of it cannot be read: the operator's log says more".to_owned(),
+                StoreError::Damaged(_) => {
+                    "what is stored of it cannot be read: the operator's log says more".to_owned()
+                }
                 error => error.to_string(),
             },
             error => error.to_string(),

@@ -17,10 +17,7 @@ pub(crate) trait Kind:
     const NAME: &'static str;
 
     /// Does what is next; gives when to look again although nothing happens.
-    fn look(
-        &self,
-        namespace: &Arc<Namespace>,
-    ) -> impl Future<Output = Result<Option<Duration>, StepError>> + Send;
+    fn look(&self, namespace: &Arc<Namespace>) -> impl Future<Output = Result<Option<Duration>, StepError>> + Send;
 
     /// Writes why a look failed where its owner reads it.
     fn tell(

@@ -19,8 +19,8 @@ use ash_core::{
     name::AgentName,
     opening::{Opening, OpeningReason},
     ports::{
-        AgentRequest, CredentialKind, DeployAgent, FleetStore, NewMessage, OpenEpoch, PodIdentity, PodSandbox, PodState,
-        ResourceError, Resources, Runner as _, RunnerError, SessionRequest, StoreError,
+        AgentRequest, CredentialKind, DeployAgent, FleetStore, NewMessage, OpenEpoch, PodIdentity, PodSandbox,
+        PodState, ResourceError, Resources, Runner as _, RunnerError, SessionRequest, StoreError,
     },
     session::{Closing, PausedReason, Session, SessionState},
 };
@@ -239,10 +239,10 @@ async fn a_message_without_a_pod_asks_for_one_once_in_each_epoch_and_waits_for_i
     };
     fixture.woken.asked.notified().await;
     // Its pod came and was lost before it took the message.
-    let opening = Opening { reason: OpeningReason::Lost, last_committed: session.last, interrupted: None, message: None };
+    let opening =
+        Opening { reason: OpeningReason::Lost, last_committed: session.last, interrupted: None, message: None };
     let state = SessionState::Paused(PausedReason::Lost);
-    let open =
-        OpenEpoch { session: session.id, expected: session.epoch, state, error: None, sandbox: None, opening };
+    let open = OpenEpoch { session: session.id, expected: session.epoch, state, error: None, sandbox: None, opening };
     let session = fixture.store.open_epoch(open).await.unwrap();
     fixture.woken.asked.notified().await;
     // What the operator does: a row, a pod, whose bridge dials.

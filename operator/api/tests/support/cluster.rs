@@ -36,7 +36,8 @@ impl Resources for Cluster {
     async fn create_session(&self, request: SessionRequest) -> Result<SessionId, ResourceError> {
         let mut sessions = self.sessions();
         let name = |request: &SessionRequest| (request.agent.clone(), request.idempotency_key.clone());
-        let is_same = |known: &&Resource| known.request.idempotency_key.is_some() && name(&known.request) == name(&request);
+        let is_same =
+            |known: &&Resource| known.request.idempotency_key.is_some() && name(&known.request) == name(&request);
         if let Some(known) = sessions.iter().find(is_same) {
             return Ok(known.id);
         }

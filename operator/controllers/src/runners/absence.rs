@@ -69,8 +69,12 @@ fn of_state(name: &str, state: &ContainerState) -> Option<Absence> {
             return None;
         }
         let (reason, why) = match ended.exit_code {
-            exit::SECRET_REFUSED => (Reason::RunnerSecretRefused, "it has another secret than the coordinators".to_owned()),
-            exit::INCOMPATIBLE => (Reason::RunnerIncompatible, "it speaks another version than the coordinators".to_owned()),
+            exit::SECRET_REFUSED => {
+                (Reason::RunnerSecretRefused, "it has another secret than the coordinators".to_owned())
+            }
+            exit::INCOMPATIBLE => {
+                (Reason::RunnerIncompatible, "it speaks another version than the coordinators".to_owned())
+            }
             code => (Reason::NoRunner, format!("code {code}")),
         };
         let words = ended.message.as_deref().unwrap_or_default();
@@ -120,7 +124,12 @@ mod tests {
         let running = json!({ "running": {} });
         let none = json!({});
         let rows = [
-            (container(&back_off, &ended(77)), Reason::RunnerSecretRefused, "has ended: it has another secret", "last words"),
+            (
+                container(&back_off, &ended(77)),
+                Reason::RunnerSecretRefused,
+                "has ended: it has another secret",
+                "last words",
+            ),
             (container(&back_off, &ended(76)), Reason::RunnerIncompatible, "another version", "last words"),
             (container(&ended(1), &none), Reason::NoRunner, "has ended: code 1", "last words"),
             (container(&running, &ended(77)), Reason::RunnerSecretRefused, "another secret", "last words"),

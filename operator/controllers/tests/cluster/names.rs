@@ -15,7 +15,9 @@ pub async fn agents_whose_pods_are_called_alike_own_each_its_own(server: &Server
             "spec": { "source": { "inline": { "files": [{ "path": "CLAUDE.md", "text": "x" }] } } },
         }));
     }
-    world.until("each has a warm sandbox", || names.iter().all(|name| world.get("agent", name, "{.status.warm}") == "1")).await;
+    world
+        .until("each has a warm sandbox", || names.iter().all(|name| world.get("agent", name, "{.status.warm}") == "1"))
+        .await;
     for name in names {
         let agent = world.agent(name).await.unwrap().id;
         let row = world.rows.all().into_iter().find(|row| row.agent == agent).unwrap();

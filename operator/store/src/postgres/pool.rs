@@ -108,19 +108,11 @@ impl Pool {
     /// could take each of them longer than it may: the first connections serve the others meanwhile.
     async fn given_back_or_new(&self, deadline: Instant) -> Result<Open, Fault> {
         let _waits = Waits::begin(&self.waiting);
-        loop {
-            let given_back = self.given_back.notified();
-            tokio::pin!(given_back);
-            given_back.as_mut().enable();
-            if let Some(open) = self.take_idle() {
-                return Ok(open);
-            }
-            tokio::select! {
-                () = given_back => {}
-                turn = timeout_at(deadline, self.connecting.acquire()) => {
-                    let _turn = turn.map_err(|_| unavailable("it does not answer"))?.map_err(|_| closed())?;
-                    return self.new_or_given_back(deadline).await;
-                }
+        match self.given_back_before(timeout_at(deadline, self.connecting.acquire())).await {
+            Ok(open) => Ok(open),
+            Err(turn) => {
+                let _turn = turn.map_err(|_| unavailable("it does not answer"))?.map_err(|_| closed())?;
+                self.new_or_given_back(deadline).await
             }
         }
     }
@@ -133,6 +125,12 @@ impl Pool {
         if let Ok(connected) = timeout(CONNECT_PATIENCE, &mut connecting).await {
             return connected;
         }
+        self.given_back_before(connecting).await.or_else(|connected| connected)
+    }
+
+    /// A connection that another call gives back, unless something else comes before: then that.
+    async fn given_back_before<T>(&self, other: impl Future<Output = T>) -> Result<Open, T> {
+        tokio::pin!(other);
         loop {
             let given_back = self.given_back.notified();
             tokio::pin!(given_back);
@@ -141,8 +139,8 @@ impl Pool {
                 return Ok(open);
             }
             tokio::select! {
-                connected = &mut connecting => return connected,
                 () = given_back => {}
+                other = &mut other => return Err(other),
             }
         }
     }

@@ -145,9 +145,7 @@ pub async fn another_pod_node_or_old_runner_is_not_admitted<D: Database>() {
     let pod = pod(&agent, None);
     let admit = async |identity: PodIdentity, by: &RunnerId| store.admit_pod(&identity, by).await.unwrap().is_some();
     // The pod may be fine: it dials again.
-    let waits = async |by: &RunnerId| {
-        matches!(store.admit_pod(&identity(&pod), by).await, Err(StoreError::Unavailable(why)) if why.contains("registers"))
-    };
+    let waits = async |by: &RunnerId| matches!(store.admit_pod(&identity(&pod), by).await, Err(StoreError::Unavailable(why)) if why.contains("registers"));
     assert!(!admit(identity(&pod), &one).await, "it has no row");
     store.add_pod(pod.clone()).await.unwrap();
     assert!(!admit(PodIdentity { namespace: "b".to_owned(), ..identity(&pod) }, &one).await);

@@ -206,7 +206,11 @@ fn the_api_has_a_head_start_until_it_asks() {
     // Its row is the API's, too, which knows the request's Idempotency-Key.
     case.row = None;
     assert_eq!(next(&case), None);
-    assert_eq!(decide(&Observed { from_rest: true, ..case.observed() }).step, Some(Step::CreateRow), "it died meanwhile");
+    assert_eq!(
+        decide(&Observed { from_rest: true, ..case.observed() }).step,
+        Some(Step::CreateRow),
+        "it died meanwhile"
+    );
 }
 
 /// Such is what another request with the same Idempotency-Key was faster than.
