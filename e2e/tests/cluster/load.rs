@@ -12,6 +12,8 @@ const RECORDED: [u64; 5] = [0, 900, 1_300, 6_200, 8_000];
 /// The pool's bounds.
 const MIN: usize = 1;
 const MAX: usize = 3;
+/// For how long a session counts: long enough for the pool to grow on a busy machine.
+const WINDOW: &str = "40s";
 
 impl Tenant<'_> {
     /// What people see of an agent: its sandboxes that wait, that have a session, and its sessions that sleep.
@@ -26,7 +28,7 @@ impl Tenant<'_> {
 fn a_pool_follows_a_replayed_load_and_shrinks_again() {
     let Some(cluster) = Cluster::shared() else { return };
     let tenant = Tenant::of_rest(&cluster);
-    tenant.agent("demanded", &json!({ "warm": { "min": MIN, "max": MAX } }));
+    tenant.agent("demanded", &json!({ "warm": { "min": MIN, "max": MAX, "demandWindow": WINDOW } }));
     tenant.wait("agent/demanded", "condition=PoolReady");
     cluster.eventually("one waits", |_| (tenant.counts("demanded") == [MIN, 0, 0]).then_some(()));
     let client = tenant.client();
@@ -55,7 +57,7 @@ fn a_pool_follows_a_replayed_load_and_shrinks_again() {
         cluster.run(async { client.end_session(session).await.unwrap() });
     }
     cluster.eventually("what has ended does not count", |_| (tenant.counts("demanded")[1] <= 1).then_some(()));
-    // Demand fades over two minutes: first some go, then all beyond the least.
+    // Demand fades: first some go, then all beyond the least.
     cluster.eventually("the pool shrinks", |_| (tenant.counts("demanded")[0] < MAX).then_some(()));
     cluster.eventually("the pool is as at rest", |_| (tenant.counts("demanded")[0] == MIN).then_some(()));
     let [warm, _, asleep] = tenant.counts("demanded");

@@ -65,8 +65,6 @@ pub const WARM_STARTING: usize = 10;
 pub const REFILL_AFTER: Duration = Duration::from_secs(1);
 /// ... that is this part of them: one of so many.
 pub const REFILL_PART: usize = 4;
-/// Demand of the past that a warm pool is sized for.
-pub const DEMAND_WINDOW: Duration = Duration::from_secs(120);
 /// Claims that are remembered of an agent: more do not make a pool larger, its greatest size is 1,000.
 pub const MAX_CLAIMS: usize = 1000;
 /// A sandbox that is over belongs to its session for so long: the runner, if it lives, commits what it has and says why.

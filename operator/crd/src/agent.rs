@@ -28,6 +28,9 @@ const DEFAULT_WARM_MIN: u32 = 1;
 /// To how many warm sandboxes demand may let a pool grow where nothing is said.
 pub(crate) const DEFAULT_WARM_MAX: u32 = 10;
 
+/// Minutes for which a session counts in the demand for warm sandboxes where nothing is said.
+const DEFAULT_DEMAND_WINDOW_MINUTES: u64 = 2;
+
 /// What an agent is and how its sessions run. A change makes a new version of the agent, which new sessions get; sessions keep
 /// the version that they started with. A change of description, slug, warm or idleTimeout makes none.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -187,6 +190,7 @@ pub enum ModelCredentialType {
 
 /// The bounds of an agent's warm pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 #[schemars(inline, extend("x-kubernetes-validations" = [rule(
     "!has(self.max) || self.min <= self.max",
     "warm.min is greater than warm.max: lower min or raise max",
@@ -200,11 +204,16 @@ pub struct WarmPool {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1000))]
     pub max: Option<u32>,
+    /// For how long a session that took a sandbox counts in the demand: fully for half of this, then less and less. The longer,
+    /// the later a pool shrinks after a burst. From 10s to 24h.
+    #[serde(default = "default_demand_window")]
+    #[schemars(extend("x-kubernetes-validations" = [duration_rule("10s", "24h")]))]
+    pub demand_window: Duration,
 }
 
 impl Default for WarmPool {
     fn default() -> Self {
-        Self { min: DEFAULT_WARM_MIN, max: None }
+        Self { min: DEFAULT_WARM_MIN, max: None, demand_window: default_demand_window() }
     }
 }
 
@@ -253,6 +262,10 @@ pub(crate) fn default_idle_timeout() -> Duration {
 
 fn default_warm_min() -> u32 {
     DEFAULT_WARM_MIN
+}
+
+fn default_demand_window() -> Duration {
+    Duration::from_minutes(DEFAULT_DEMAND_WINDOW_MINUTES)
 }
 
 /// The definition as the API server gets it.

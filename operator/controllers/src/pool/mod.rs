@@ -205,7 +205,9 @@ fn pools(namespace: &Namespace, agents: &[AgentRow]) -> HashMap<AgentId, Pool> {
         if agent.status.as_ref().and_then(|status| status.version) != Some(row.version.number) {
             namespace.trigger_agent(row.name.as_str());
         }
-        let target = memory.demand.entry(row.id).or_default().target(&agent.spec.warm.bounds(), now);
+        let warm = &agent.spec.warm;
+        let demand = memory.demand.entry(row.id).or_default();
+        let target = demand.target(&warm.bounds(), warm.demand_window.to_std(), now);
         let not_before = memory.of_agents.get(&row.id).map(|trouble| trouble.not_before);
         pools.insert(row.id, Pool { version: row.version.number, target, not_before });
     }
