@@ -1,16 +1,20 @@
 //! The harness of the journeys: a real server with real sandboxes, the scripted model behind it, and what tests say about them.
 
 mod app;
+mod burst;
 mod fleet;
 mod log;
 mod process;
+mod survival;
 mod turn;
 mod until;
 
 pub use app::{MODEL_KEY, TestApp, TestAppBuilder, real_claude};
+pub use burst::{burst, counted};
 pub(crate) use fleet::free_port;
 pub use fleet::{FleetOptions, TestFleet, TestRunner};
 pub use log::{check_order, compare_with_log, position, without_superseded, without_withdrawn};
 pub use process::{pid_of, program, signal};
+pub use survival::outlives_its_server;
 pub use turn::Turn;
 pub use until::{DEADLINE, eventually};

@@ -2,7 +2,7 @@
 
 use ash_client::{Event, Message, Session, StreamOptions};
 use ash_e2e::{
-    harness::{DEADLINE, TestApp, Turn, eventually},
+    harness::{DEADLINE, TestApp, Turn, counted, eventually},
     http::send,
 };
 use bytes::Bytes;
@@ -185,7 +185,7 @@ async fn what_a_stream_has_in_it() {
     let session = app.session().await;
 
     let turn = app.say(&session, "[[burst: 2000]]").await;
-    let expected: String = (0..2000).map(|number| format!("{number} ")).collect();
+    let expected = counted(2000);
     assert_eq!(turn.deltas().trim_end(), expected.trim_end());
     let deltas = turn.events().iter().filter(|event| matches!(event, Event::TextDelta(_))).count();
     assert_eq!(deltas, 2000);

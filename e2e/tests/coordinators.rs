@@ -1,24 +1,18 @@
 //! Two coordinators on one Postgres database, with runners that know both, as real processes with the real Claude Code before the
 //! scripted model: any of them serves any session, one may die in the middle of a turn, and a runner is lost only by the rule.
 
+use std::time::Duration;
+
 use ash_client::{CreateSession, FrameStream, Message, Session, StreamOptions};
-use ash_e2e::harness::{TestFleet, Turn, check_order, compare_with_log, eventually, signal};
+use ash_e2e::harness::{TestFleet, Turn, burst, check_order, compare_with_log, counted, eventually, signal};
 use ash_test_postgres::Postgres;
 use serde_json::{Value, json};
 
-/// Deltas of a turn that is disturbed.
+/// Deltas of a turn that is disturbed, and the pause before each.
 const DELTAS: usize = 300;
+const PACE: Duration = Duration::from_millis(3);
 /// Longer than a runner may be silent (15 s), with the slack of a second in what is shown.
 const LOST_FOR_LONG: u64 = 20;
-
-fn said() -> String {
-    (0..DELTAS).map(|number| format!("{number} ")).collect()
-}
-
-fn burst() -> Message {
-    let text = format!("[[pace: 3ms]] [[burst: {DELTAS}]]");
-    Message { include_partial_messages: true, ..Message::text(text) }
-}
 
 const PARTIALS: StreamOptions = StreamOptions { include_partial_messages: true, follow: false };
 
@@ -81,7 +75,8 @@ async fn a_client_whose_coordinator_is_killed_goes_on_at_the_other() {
     }
     let mut turns = Vec::new();
     for session in &sessions {
-        let mut stream = fleet.client.send_message(&session.id, &burst()).await.expect("the message is taken");
+        let mut stream =
+            fleet.client.send_message(&session.id, &burst(DELTAS, PACE)).await.expect("the message is taken");
         let mut turn = Turn::default();
         for _ in 0..20 {
             turn.read_until(&mut stream, "text_delta").await;
@@ -92,7 +87,7 @@ async fn a_client_whose_coordinator_is_killed_goes_on_at_the_other() {
     for ((mut turn, stream), session) in turns.into_iter().zip(&sessions) {
         drop(stream);
         turn.read_rest(resumed(&fleet, session, &turn).await).await;
-        assert_eq!((turn.error(), turn.deltas()), (None, said()), "{:?}", turn.names());
+        assert_eq!((turn.error(), turn.deltas()), (None, counted(DELTAS)), "{:?}", turn.names());
         check_order(&turn.frames);
         compare_with_log(fleet.other(), session, &turn.frames, "a coordinator killed").await;
         let sent = fleet.other().send_message(&session.id, &Message::text("[[count]]")).await.expect("it is taken");

@@ -1,25 +1,17 @@
 //! A coordinator and runners as real processes, with the real Claude Code before the scripted model: conversations, neighbours
 //! that do not read, placement, and what happens when a process is killed, has another secret, or another version.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duration};
 
 use ash_client::{Behavior, CreateSession, Decision, Event, Message, PermissionMode, Session, StreamOptions};
 use ash_e2e::harness::{
-    MODEL_KEY, TestFleet, Turn, check_order, compare_with_log, eventually, pid_of, position, program, signal,
-    without_withdrawn,
+    MODEL_KEY, TestFleet, Turn, burst, check_order, compare_with_log, counted, eventually, pid_of, position, program,
+    signal, without_withdrawn,
 };
 
-/// Deltas of a turn that is disturbed.
+/// Deltas of a turn that is disturbed, and the pause before each.
 const DELTAS: usize = 300;
-
-fn said() -> String {
-    (0..DELTAS).map(|number| format!("{number} ")).collect()
-}
-
-fn burst() -> Message {
-    let text = format!("[[pace: 3ms]] [[burst: {DELTAS}]]");
-    Message { include_partial_messages: true, ..Message::text(text) }
-}
+const PACE: Duration = Duration::from_millis(3);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_goes_through_a_runner_and_a_reader_that_does_not_read_hurts_nobody() {
@@ -109,7 +101,7 @@ async fn a_session_whose_runner_is_killed_answers_on_the_other_with_its_conversa
     let session = fleet.session_of("simple").await;
     assert_eq!(fleet.say(&session, "[[text: one]]").await.result().as_deref(), Some("one"));
     let had = fleet.runner_of(&session).await;
-    let mut stream = fleet.client.send_message(&session.id, &burst()).await.expect("the message is taken");
+    let mut stream = fleet.client.send_message(&session.id, &burst(DELTAS, PACE)).await.expect("the message is taken");
     let mut turn = Turn::default();
     for _ in 0..20 {
         turn.read_until(&mut stream, "text_delta").await;
@@ -120,7 +112,7 @@ async fn a_session_whose_runner_is_killed_answers_on_the_other_with_its_conversa
     assert!(turn.error().is_some_and(|error| error.contains("send the message again")), "{:?}", turn.error());
     check(&fleet, &session, &turn, "a runner killed").await;
     let deltas = Turn { frames: without_withdrawn(&turn.frames) }.deltas();
-    assert!(said().starts_with(&deltas), "{deltas}");
+    assert!(counted(DELTAS).starts_with(&deltas), "{deltas}");
     let turn = fleet.say(&session, "[[text: still here]]").await;
     assert_eq!(turn.result().as_deref(), Some("still here"), "{:?}", turn.error());
     assert_ne!(fleet.runner_of(&session).await, had);
@@ -140,7 +132,7 @@ async fn a_runner_that_comes_back_gives_up_what_is_served_elsewhere() {
     let session = fleet.session_of("simple").await;
     assert_eq!(fleet.say(&session, "[[text: one]]").await.result().as_deref(), Some("one"));
     let had = fleet.runner_of(&session).await;
-    let mut stream = fleet.client.send_message(&session.id, &burst()).await.expect("the message is taken");
+    let mut stream = fleet.client.send_message(&session.id, &burst(DELTAS, PACE)).await.expect("the message is taken");
     let mut turn = Turn::default();
     for _ in 0..20 {
         turn.read_until(&mut stream, "text_delta").await;
@@ -173,7 +165,7 @@ async fn a_runner_that_starts_again_finds_its_sandboxes() {
     fleet.deploy("simple").await;
     let session = fleet.session_of("simple").await;
     assert_eq!(fleet.say(&session, "[[text: one]]").await.result().as_deref(), Some("one"));
-    let mut stream = fleet.client.send_message(&session.id, &burst()).await.expect("the message is taken");
+    let mut stream = fleet.client.send_message(&session.id, &burst(DELTAS, PACE)).await.expect("the message is taken");
     let mut turn = Turn::default();
     for _ in 0..20 {
         turn.read_until(&mut stream, "text_delta").await;
@@ -197,7 +189,9 @@ async fn a_coordinator_that_is_killed_in_the_middle_of_turns_loses_and_doubles_n
     for round in 0..3 {
         let mut streams = Vec::new();
         for session in &sessions {
-            streams.push(fleet.client.send_message(&session.id, &burst()).await.expect("the message is taken"));
+            streams.push(
+                fleet.client.send_message(&session.id, &burst(DELTAS, PACE)).await.expect("the message is taken"),
+            );
         }
         let mut turns = vec![Turn::default(); streams.len()];
         for (turn, stream) in turns.iter_mut().zip(&mut streams) {
@@ -210,7 +204,7 @@ async fn a_coordinator_that_is_killed_in_the_middle_of_turns_loses_and_doubles_n
         for ((mut turn, stream), session) in turns.into_iter().zip(streams).zip(&sessions) {
             turn.read_rest(stream).await;
             assert_eq!(turn.error(), None, "round {round}: {:?}", turn.names());
-            assert_eq!(turn.deltas(), said(), "round {round}");
+            assert_eq!(turn.deltas(), counted(DELTAS), "round {round}");
             check(&fleet, session, &turn, &format!("round {round}")).await;
         }
     }

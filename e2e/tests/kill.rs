@@ -3,15 +3,19 @@
 //! What the client saw is compared with the log, and the log with what the model said: nothing is lost, nothing comes twice, and
 //! what is withdrawn is withdrawn as the rules of the log say.
 
+use std::time::Duration;
+
 use ash_client::{Message, Session};
 use ash_e2e::harness::{
-    TestApp, Turn, check_order, compare_with_log, eventually, pid_of, signal, without_superseded, without_withdrawn,
+    TestApp, Turn, burst, check_order, compare_with_log, counted, eventually, outlives_its_server, pid_of, signal,
+    without_superseded, without_withdrawn,
 };
 
 /// Rounds of one run; `ASH_KILL_ROUNDS` asks for more.
 const ROUNDS: usize = 50;
-/// Deltas of a turn.
+/// Deltas of a turn, and the pause before each.
 const DELTAS: usize = 300;
+const PACE: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
@@ -72,17 +76,13 @@ async fn a_sandbox_that_died_with_its_server_leaves_its_workspace_only() {
 
 /// A turn in whose middle something is killed.
 async fn disturbed_turn(app: &mut TestApp, session: &Session, victim: Victim, after: usize) -> Turn {
-    let text = format!("[[pace: 1ms]] [[burst: {DELTAS}]]");
-    let message = Message { include_partial_messages: true, ..Message::text(text) };
-    let mut stream = app.client.send_message(&session.id, &message).await.expect("the message is taken");
-    let mut turn = Turn::default();
-    while let Some(frame) = stream.next().await {
-        turn.frames.push(frame.expect("the stream goes on"));
-        if turn.frames.len() == after {
+    let stream = app.client.send_message(&session.id, &burst(DELTAS, PACE)).await.expect("the message is taken");
+    Turn::read_while(stream, async |frames| {
+        if frames == after {
             kill(app, session, victim).await;
         }
-    }
-    turn
+    })
+    .await
 }
 
 async fn kill(app: &mut TestApp, session: &Session, victim: Victim) {
@@ -111,7 +111,7 @@ async fn kill(app: &mut TestApp, session: &Session, victim: Victim) {
 fn check_against_model(app: &TestApp, turn: &Turn, victim: Victim, round: usize) {
     let counting = Turn { frames: without_withdrawn(&turn.frames) };
     let text = without_superseded(&counting.frames);
-    let said: String = (0..DELTAS).map(|number| format!("{number} ")).collect();
+    let said = counted(DELTAS);
     if counting.error().is_none() {
         assert_eq!(text, said, "round {round}: {victim:?}");
         assert_eq!(counting.result().as_deref().map(str::trim), Some(said.trim()), "round {round}: {victim:?}");
@@ -124,27 +124,7 @@ fn check_against_model(app: &TestApp, turn: &Turn, victim: Victim, round: usize)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_session_is_found_again_between_turns() {
-    let mut app = TestApp::start().await;
-    let session = app.session().await;
-    assert_eq!(app.say(&session, "[[text: one]]").await.error(), None);
-    let claude = pid_of(&app.session_folder(&session.id), "claude");
-    app.kill();
-    app.start_again().await;
-    let turn = app.say(&session, "[[count]]").await;
-    assert_eq!(turn.result().as_deref(), Some("2"), "{:?} {:?}", turn.names(), turn.error());
-    assert_eq!(pid_of(&app.session_folder(&session.id), "claude"), claude, "the same process goes on");
-    // A graceful stop ends the sandbox; the conversation and the workspace stay.
-    let noted = app.say(&session, r#"[[tool: Bash {"command":"echo kept > note"}]] [[text: noted]]"#).await;
-    assert_eq!(noted.error(), None);
-    app.stop();
-    eventually("the sandbox is gone", async || {
-        pid_of(&app.session_folder(&session.id), "claude").is_none().then_some(())
-    })
-    .await;
-    app.start_again().await;
-    let turn = app.say(&session, r#"[[tool: Bash {"command":"cat note"}]] [[result]]"#).await;
-    assert!(turn.result().is_some_and(|text| text.contains("kept")), "{:?} {:?}", turn.result(), turn.error());
-    assert_eq!(app.say(&session, "[[count]]").await.result().as_deref(), Some("5"));
+    outlives_its_server(&mut TestApp::start().await).await;
 }
 
 /// A moment of a session's way back from eviction, seen in its folder.

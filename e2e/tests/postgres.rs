@@ -1,40 +1,26 @@
 //! The same server on Postgres: conversations go on when the server is killed, and when Postgres is away for a moment.
 
-use ash_client::{Message, Session};
-use ash_e2e::harness::{TestApp, Turn, compare_with_log, eventually, pid_of};
+use std::time::Duration;
+
+use ash_client::Session;
+use ash_e2e::harness::{TestApp, Turn, burst, compare_with_log, counted, eventually, outlives_its_server};
 use ash_test_postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 
-/// Deltas of a turn.
+/// Deltas of a turn, and the pause before each.
 const DELTAS: usize = 500;
+const PACE: Duration = Duration::from_millis(1);
 
 async fn on(server: &Postgres) -> TestApp {
     // A variable, as a person should give it: what is in it may be secret.
     TestApp::builder().variable("ASH_DATABASE_URL", &server.url("postgres")).start().await
 }
 
-fn said() -> String {
-    (0..DELTAS).map(|number| format!("{number} ")).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_goes_on_after_the_servers_death() {
     let server = Postgres::start();
     let mut app = on(&server).await;
-    let session = app.session().await;
-    let turn = app.say(&session, r#"[[tool: Bash {"command":"echo kept > note; cat note"}]] [[result]]"#).await;
-    assert!(turn.result().is_some_and(|text| text.contains("kept")), "{:?} {:?}", turn.result(), turn.error());
-    let claude = pid_of(&app.session_folder(&session.id), "claude");
-    app.kill();
-    app.start_again().await;
-    let turn = app.say(&session, r#"[[tool: Bash {"command":"cat note"}]] [[result]]"#).await;
-    assert!(turn.result().is_some_and(|text| text.contains("kept")), "{:?} {:?}", turn.result(), turn.error());
-    assert_eq!(pid_of(&app.session_folder(&session.id), "claude"), claude, "the same process goes on");
-    assert_eq!(app.say(&session, "[[count]]").await.result().as_deref(), Some("3"));
-    // A graceful stop ends the sandbox; the conversation is put back from the log.
-    app.stop();
-    app.start_again().await;
-    assert_eq!(app.say(&session, "[[count]]").await.result().as_deref(), Some("4"));
+    outlives_its_server(&mut app).await;
     assert!(!app.data().join("ash.db").exists(), "nothing is in SQLite");
     assert!(app.data().join("ash.lock").exists(), "the data directory is this server's all the same");
 }
@@ -49,7 +35,7 @@ async fn postgres_is_away_in_the_middle_of_turns_and_nothing_is_lost() {
         // Stopped and crashed by turns; in every third round the server dies meanwhile.
         let turn = disturbed_turn(&mut app, &mut server, &session, round).await;
         assert_eq!(turn.error(), None, "round {round}");
-        assert_eq!(turn.result().as_deref().map(str::trim), Some(said().trim()), "round {round}");
+        assert_eq!(turn.result().as_deref().map(str::trim), Some(counted(DELTAS).trim()), "round {round}");
         compare_with_log(&app.client, &session, &turn.frames, &format!("round {round}")).await;
         let next = app.say(&session, "[[text: still here]]").await;
         assert_eq!(next.result().as_deref(), Some("still here"), "round {round}: {:?}", next.error());
@@ -58,26 +44,20 @@ async fn postgres_is_away_in_the_middle_of_turns_and_nothing_is_lost() {
 
 /// A turn in whose middle Postgres goes away and comes back.
 async fn disturbed_turn(app: &mut TestApp, server: &mut Postgres, session: &Session, round: usize) -> Turn {
-    let text = format!("[[pace: 1ms]] [[burst: {DELTAS}]]");
-    let message = Message { include_partial_messages: true, ..Message::text(text) };
-    let mut stream = app.client.send_message(&session.id, &message).await.expect("the message is taken");
-    let mut turn = Turn::default();
-    while let Some(frame) = stream.next().await {
-        turn.frames.push(frame.expect("the stream goes on"));
-        match turn.frames.len() {
-            60 if round.is_multiple_of(2) => server.stop(),
-            60 => server.crash(),
-            160 if round % 3 == 2 => {
-                app.kill();
-                server.start_again();
-                app.start_again().await;
-            }
-            // The stream goes on without the database.
-            160 => server.start_again(),
-            _ => {}
+    let stream = app.client.send_message(&session.id, &burst(DELTAS, PACE)).await.expect("the message is taken");
+    Turn::read_while(stream, async |frames| match frames {
+        60 if round.is_multiple_of(2) => server.stop(),
+        60 => server.crash(),
+        160 if round % 3 == 2 => {
+            app.kill();
+            server.start_again();
+            app.start_again().await;
         }
-    }
-    turn
+        // The stream goes on without the database.
+        160 => server.start_again(),
+        _ => {}
+    })
+    .await
 }
 
 /// Counts every row of every table that a turn writes.

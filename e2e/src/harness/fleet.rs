@@ -1,163 +1,32 @@
 //! A fleet under test: a coordinator and runners as processes of their own, before the scripted model.
 
+mod process;
+mod runner;
+
 use std::{
-    fs::{self, File},
+    fs,
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    path::PathBuf,
+    process::Command,
 };
 
 use ash_client::{Client, CreateSession, Message, Session};
 use serde_json::json;
 use tempfile::TempDir;
 
+use self::process::Process;
+pub use self::runner::TestRunner;
 use super::{
     MODEL_KEY, Turn, eventually,
-    process::{program, record_pid, signal},
+    process::{program, record_pid},
     real_claude,
 };
 use crate::model::{Script, ScriptedModel};
 
 const API_KEY: &str = "ash_test_key";
 const LOG: &str = "info,ash_runner=debug,ash_coordinator=debug,ash_link=debug";
-const STOP: Duration = Duration::from_secs(30);
-const DUMPED_LINES: usize = 120;
 /// `You are a simple agent.` and a newline, in base64.
 const SIMPLE_AGENT: &str = "WW91IGFyZSBhIHNpbXBsZSBhZ2VudC4K";
-
-/// A process of the fleet.
-#[derive(Debug)]
-struct Process {
-    name: String,
-    folder: PathBuf,
-    child: Option<Child>,
-}
-
-impl Process {
-    fn new(folder: &Path, name: &str) -> Self {
-        let folder = folder.join(name);
-        fs::create_dir_all(&folder).expect("a folder");
-        Self { name: name.to_owned(), folder, child: None }
-    }
-
-    fn start(&mut self, arguments: &[String], environment: &[(&str, String)]) {
-        let log = File::options().create(true).append(true).open(self.folder.join("process.log")).expect("a log file");
-        let mut command = Command::new(program("ash"));
-        command
-            .args(arguments)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .envs(environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log file"))
-            .stderr(log);
-        self.child = Some(command.spawn().expect("the process starts"));
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("process.log")).unwrap_or_default()
-    }
-
-    fn kill(&mut self) {
-        let mut child = self.child.take().expect("a process");
-        child.kill().expect("a process that runs");
-        child.wait().expect("its end");
-    }
-
-    fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        signal(child.id(), "TERM");
-        let start = Instant::now();
-        while start.elapsed() < STOP {
-            if matches!(child.try_wait(), Ok(Some(_)) | Err(_)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-
-    fn dump(&self) {
-        let log = self.log();
-        let lines: Vec<&str> = log.lines().collect();
-        eprintln!("--- {} ---\n{}", self.name, lines[lines.len().saturating_sub(DUMPED_LINES)..].join("\n"));
-    }
-}
-
-/// A runner under test.
-#[derive(Debug)]
-pub struct TestRunner {
-    process: Process,
-    arguments: Vec<String>,
-    environment: Vec<(&'static str, String)>,
-    metrics: SocketAddr,
-}
-
-impl TestRunner {
-    /// Its data directory.
-    pub fn data(&self) -> PathBuf {
-        self.process.folder.join("data")
-    }
-
-    /// A session's folder on it.
-    pub fn session_folder(&self, session: &str) -> PathBuf {
-        self.data().join("sandboxes").join(session)
-    }
-
-    /// What it logged.
-    pub fn log(&self) -> String {
-        self.process.log()
-    }
-
-    /// Its process.
-    ///
-    /// # Panics
-    /// When it does not run.
-    pub fn pid(&self) -> u32 {
-        self.process.child.as_ref().expect("a runner").id()
-    }
-
-    /// Starts it.
-    pub fn start(&mut self) {
-        self.process.start(&self.arguments, &self.environment);
-    }
-
-    /// Kills it, and its sandboxes as the loss of its node would.
-    pub fn kill_with_node(&mut self) {
-        self.process.kill();
-        self.end_sandboxes();
-    }
-
-    /// Kills its process; its sandboxes live on.
-    pub fn kill(&mut self) {
-        self.process.kill();
-    }
-
-    /// Stops it as a person would.
-    pub fn stop(&mut self) {
-        self.process.stop();
-    }
-
-    /// Its metrics.
-    pub async fn metrics(&self) -> String {
-        crate::http::text(self.metrics, "/metrics").await.unwrap_or_default()
-    }
-
-    fn folders(&self) -> Vec<PathBuf> {
-        let Ok(folders) = fs::read_dir(self.data().join("sandboxes")) else { return Vec::new() };
-        folders.flatten().map(|folder| folder.path()).collect()
-    }
-
-    fn end_sandboxes(&self) {
-        for folder in self.folders() {
-            if let Some(pid) = record_pid(&folder) {
-                signal(pid, "KILL");
-            }
-        }
-    }
-}
 
 /// A second coordinator on the same database.
 #[derive(Debug)]

@@ -16,10 +16,19 @@ impl Turn {
     ///
     /// # Panics
     /// When the stream ends with an error.
-    pub async fn read(mut stream: FrameStream) -> Self {
+    pub async fn read(stream: FrameStream) -> Self {
+        Self::read_while(stream, async |_| ()).await
+    }
+
+    /// Reads a stream to its end, and does something after each frame: it is given how many there were.
+    ///
+    /// # Panics
+    /// When the stream ends with an error.
+    pub async fn read_while(mut stream: FrameStream, mut after: impl AsyncFnMut(usize)) -> Self {
         let mut turn = Self::default();
         while let Some(frame) = turn.next(&mut stream).await {
             turn.frames.push(frame);
+            after(turn.frames.len()).await;
         }
         turn
     }

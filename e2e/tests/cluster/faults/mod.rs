@@ -6,10 +6,12 @@ mod processes;
 mod random;
 mod sandboxes;
 
-use ash_client::{Error, FrameStream, Message, Session};
+use std::time::Duration;
+
+use ash_client::{Error, FrameStream, Session};
 use ash_e2e::{
     cluster::{Cluster, SYSTEM_NAMESPACE},
-    harness::{Turn, check_order, compare_with_log, without_superseded, without_withdrawn},
+    harness::{Turn, burst, check_order, compare_with_log, counted, without_superseded, without_withdrawn},
 };
 use serde_json::Value;
 
@@ -19,6 +21,8 @@ use crate::tenant::Tenant;
 const SEEN: usize = 20;
 
 /// What the scripted model says in a turn of [`begin`].
+/// The pause before each delta of a turn.
+const PACE: Duration = Duration::from_millis(10);
 fn said(deltas: usize) -> String {
     (0..deltas).map(|number| format!("{number} ")).collect()
 }
@@ -33,9 +37,7 @@ struct Talk {
 
 /// Begins a turn with partials of so many deltas, 10 ms apart, on a connection of its own, and reads its beginning.
 async fn begin(tenant: &Tenant<'_>, session: &Session, deltas: usize) -> Result<Talk, Error> {
-    let text = format!("[[pace: 10ms]] [[burst: {deltas}]]");
-    let message = Message { include_partial_messages: true, ..Message::text(text) };
-    let mut stream = tenant.client().send_message(&session.id, &message).await?;
+    let mut stream = tenant.client().send_message(&session.id, &burst(deltas, PACE)).await?;
     let mut turn = Turn::default();
     for _ in 0..SEEN {
         turn.read_until(&mut stream, "text_delta").await;
@@ -53,7 +55,7 @@ impl Talk {
         let frames = &self.turn.frames;
         check_order(frames);
         assert_eq!(self.turn.error(), None, "{round}: {:?}", self.turn.names());
-        let expected = said(self.deltas);
+        let expected = counted(self.deltas);
         assert_eq!(without_superseded(&without_withdrawn(frames)), expected, "{round}");
         assert_eq!(self.turn.result().as_deref().map(str::trim), Some(expected.trim()), "{round}");
         compare_with_log(&tenant.client(), &self.session, frames, round).await;

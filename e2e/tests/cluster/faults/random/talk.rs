@@ -9,11 +9,10 @@ use std::{
 use ash_client::{CreateSession, Error, Frame, FrameStream, Message, Session};
 use ash_e2e::{
     cluster::DEADLINE,
-    harness::{Turn, check_order, compare_with_log, position, without_superseded, without_withdrawn},
+    harness::{Turn, check_order, compare_with_log, counted, position, without_superseded, without_withdrawn},
 };
 use uuid::Uuid;
 
-use super::super::said;
 use crate::tenant::Tenant;
 
 /// Deltas of a turn at the least, and how many more there may be: no two neighbouring turns are alike.
@@ -99,7 +98,7 @@ impl Talk {
         let mut cut_off = 0;
         for told in &self.turns {
             let Told { text, deltas, turn } = told;
-            let (frames, whole) = (&turn.frames, said(*deltas));
+            let (frames, whole) = (&turn.frames, counted(*deltas));
             let counting = without_withdrawn(frames);
             let answer = without_superseded(&counting);
             if let Some(error) = turn.error() {
