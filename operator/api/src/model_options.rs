@@ -2,7 +2,7 @@
 //!
 //! Which model thinks how is Claude Code's own knowledge. It was observed by setting every model of its catalogue, and names
 //! that it does not know, with every option, and by looking at the request to the model. Source: Claude Code 2.1.330 as
-//! observed; `e2e/tests/model_options.rs` sees each row of the table again with the program that is pinned.
+//! observed; `e2e/tests/options/models.rs` sees each row of the table again with the program that is pinned.
 
 use ash_bundle::Bundle;
 use ash_protocol::claude::VERSION;

@@ -1,30 +1,10 @@
 //! Options that only some models take: what Claude Code would ignore without a word is refused, everything else is seen in the
 //! model's request.
 
-use ash_client::{CreateSession, Message, Session, Thinking, TurnOptions};
-use ash_e2e::harness::{TestApp, Turn};
+use ash_client::{CreateSession, Thinking, TurnOptions};
 use serde_json::{Value, json};
 
-const CLAUDE_MD: (&str, &str) = ("CLAUDE.md", "You are the agent of the options.\n");
-
-async fn app() -> TestApp {
-    let app = TestApp::start().await;
-    app.deploy("options", &[CLAUDE_MD]).await;
-    app
-}
-
-/// What a session of the agent `options` is made of.
-fn plain() -> CreateSession {
-    CreateSession { agent: "options".to_owned(), ..CreateSession::default() }
-}
-
-async fn create(app: &TestApp, create: CreateSession) -> Session {
-    app.client.create_session(&create).await.expect("a session")
-}
-
-async fn say_with(app: &TestApp, session: &Session, text: &str, options: TurnOptions) -> Turn {
-    app.send(session, &Message { options, ..Message::text(text) }).await
-}
+use crate::{CLAUDE_MD, app, create, plain, say_with};
 
 /// Options that only some models take, as a message says them.
 const OF_THE_MODEL: [(&str, &str, &str); 5] = [

@@ -1,5 +1,7 @@
 //! Every option of a message and of a session, seen in what the model is asked or in what the turn comes to.
 
+mod models;
+
 use std::collections::BTreeMap;
 
 use ash_client::{CreateSession, Effort, Event, Message, OutputFormat, PermissionMode, Session, Thinking, TurnOptions};
