@@ -11,11 +11,13 @@ folder=$(mkdir -p "$1/cni" "$1/.built" && cd "$1" && pwd)
 what=${2:-server}
 
 kubernetes=$(cat "$here/kubernetes.version")
+# HELM: the chart's tests are run with the same.
+# shellcheck source=../chart/tools.versions
+. "$here/../chart/tools.versions"
 containerd=2.4.2
 runc=1.5.2
 cni=1.9.1
 coredns=1.15.0
-helm=4.3.1
 kwok=0.8.0
 # A commit of gVisor's branch `go`, which has no releases.
 gvisor=v0.0.0-20260905035102-160fafc42237
@@ -102,7 +104,7 @@ for plugin in main/bridge main/loopback ipam/host-local meta/portmap; do
   from_release "cni/${plugin#*/}" github.com/containernetworking/plugins/plugins/$plugin v$cni
 done
 from_release coredns github.com/coredns/coredns v$coredns
-from_release helm helm.sh/helm/v4/cmd/helm v$helm
+from_release helm helm.sh/helm/v4/cmd/helm v$HELM
 from_release runsc gvisor.dev/gvisor/runsc $gvisor
 runsc_shim
 key=$(sha256sum <"$here/pause.c")
