@@ -1,10 +1,10 @@
-//! What belongs to nothing is cleared up: rows of sandboxes whose session is gone, and sessions whose resource was deleted while
-//! nobody looked. Whatever is young is left alone: its other half may be on its way.
+//! What belongs to nothing is cleared up: rows of sandboxes whose session is gone, or not on them, and sessions whose resource
+//! was deleted while nobody looked. Whatever is young is left alone: its other half may be on its way.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use ash_core::{
-    id::SessionId,
+    id::{SandboxId, SessionId},
     ports::{PodSandbox, PodState, SessionFilter},
     session::{Closing, SessionState},
 };
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::StepError,
-    limits::{ORPHAN_AGE, SESSION_SWEEPS, SWEEP, SWEEP_PAGE},
+    limits::{ORPHAN_AGE, SESSION_SWEEPS, START_BOUND, SWEEP, SWEEP_PAGE},
     namespace::Namespace,
     session,
 };
@@ -50,11 +50,12 @@ pub(crate) async fn sweep(namespace: &Namespace, with_sessions: bool) -> Result<
             Err(malformed) => malformed.metadata.uid.as_deref()?.parse().ok(),
         })
         .collect();
-    let is_old = |since: Timestamp| {
-        Timestamp::now().duration_since(since) >= SignedDuration::try_from(ORPHAN_AGE).unwrap_or(SignedDuration::MAX)
-    };
+    let is_old = |since: Timestamp| is_older(since, ORPHAN_AGE);
     let mut orphans: HashSet<SessionId> =
-        sessions.into_iter().filter(|(id, made)| is_old(*made) && !known.contains(id)).map(|(id, _)| id).collect();
+        sessions.iter().filter(|one| is_old(one.made) && !known.contains(&one.id)).map(|one| one.id).collect();
+    if with_sessions {
+        left(namespace, &rows, &sessions).await?;
+    }
     // A warm one was made long before a session had it: what counts is when it was claimed.
     let is_orphan = |row: &PodSandbox| {
         let is_unknown = row.session.is_some_and(|owner| !known.contains(&owner));
@@ -85,6 +86,27 @@ pub(crate) async fn sweep(namespace: &Namespace, with_sessions: bool) -> Result<
     Ok(())
 }
 
+/// Ends the sandboxes that sessions have claimed and are not on: whoever took them off could not say so, or was killed before it
+/// did. A session that has just claimed one gets as long for it as a pod has to start.
+async fn left(namespace: &Namespace, rows: &[PodSandbox], live: &[Live]) -> Result<(), StepError> {
+    let served: HashSet<SandboxId> = live.iter().filter_map(|session| session.sandbox).collect();
+    for row in rows {
+        let Some(owner) = row.session.filter(|_| row.state == PodState::Claimed) else { continue };
+        if served.contains(&row.id) || !is_older(row.changed_at, START_BOUND) {
+            continue;
+        }
+        // One that changed its state while all were read may be missing among them.
+        let session = namespace.ports.store.session(&namespace.tenant(), owner).await?;
+        if session.is_some_and(|session| session.sandbox != Some(row.id)) {
+            tracing::info!(namespace = %namespace.name, pod = %row.pod, session = %owner, "a sandbox is over that its session is not on");
+            namespace.ports.pods.delete_pod(row.id).await?;
+            namespace.metrics.orphans.inc();
+            namespace.pool_wake.notify_one();
+        }
+    }
+    Ok(())
+}
+
 /// The ids of all Session resources that there are, as the API server says now.
 async fn sessions_there(namespace: &Namespace) -> Result<HashSet<SessionId>, StepError> {
     let mut there = HashSet::new();
@@ -99,8 +121,19 @@ async fn sessions_there(namespace: &Namespace) -> Result<HashSet<SessionId>, Ste
     }
 }
 
-/// Every session of the namespace that has not ended, with when it was made.
-async fn live_sessions(namespace: &Namespace) -> Result<Vec<(SessionId, Timestamp)>, StepError> {
+fn is_older(since: Timestamp, than: Duration) -> bool {
+    Timestamp::now().duration_since(since) >= SignedDuration::try_from(than).unwrap_or(SignedDuration::MAX)
+}
+
+/// A session that has not ended.
+struct Live {
+    id: SessionId,
+    made: Timestamp,
+    sandbox: Option<SandboxId>,
+}
+
+/// Every session of the namespace that has not ended.
+async fn live_sessions(namespace: &Namespace) -> Result<Vec<Live>, StepError> {
     let mut live = Vec::new();
     for state in ["starting", "active", "paused", "stopped", "error"] {
         let mut offset = 0;
@@ -109,7 +142,11 @@ async fn live_sessions(namespace: &Namespace) -> Result<Vec<(SessionId, Timestam
                 SessionFilter { state: Some(state.to_owned()), limit: SWEEP_PAGE, offset, ..SessionFilter::default() };
             let page = namespace.ports.store.sessions(&namespace.tenant(), &filter).await?;
             let count = u32::try_from(page.sessions.len()).unwrap_or(SWEEP_PAGE);
-            live.extend(page.sessions.into_iter().map(|session| (session.id, session.created_at)));
+            live.extend(page.sessions.into_iter().map(|row| Live {
+                id: row.id,
+                made: row.created_at,
+                sandbox: row.sandbox,
+            }));
             offset += count;
             if count < SWEEP_PAGE {
                 break;

@@ -16,8 +16,9 @@ mod world;
 use std::{sync::atomic::Ordering, time::Duration};
 
 use ash_core::{
+    opening::OpeningReason,
     ports::{CredentialKind, PodState, Resources as _},
-    session::SessionState,
+    session::{PausedReason, SessionEvent, SessionState},
 };
 use futures::{StreamExt as _, stream};
 use serde_json::json;
@@ -385,6 +386,12 @@ async fn what_belongs_to_nothing_goes(server: &Server) {
         "spec": { "containers": [{ "name": "sandbox", "image": "x" }] },
     });
     world.apply(&stray);
+    world.apply(&session("left"));
+    world.until("another session is active", || world.reason("session", "left") == "Active").await;
+    let left = world.session(&world.get("session", "left", "{.metadata.uid}")).await.unwrap();
+    // It is off its sandbox, and whoever took it off dies before that is said of the sandbox.
+    let lost = SessionEvent::Pause(PausedReason::Lost);
+    world.runner.open(&left, lost, OpeningReason::Lost, None).await.unwrap();
     world.until("the pod without a row is gone", || world.names("pod").is_empty()).await;
     world.apply(&secret());
     world.apply(&agent("helper"));
