@@ -9,6 +9,7 @@
 
 mod fakes;
 mod faults;
+mod look;
 mod names;
 mod rest;
 mod world;
@@ -20,7 +21,7 @@ use ash_core::{
     ports::{CredentialKind, PodState, Resources as _},
     session::{PausedReason, SessionEvent, SessionState},
 };
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, future::LocalBoxFuture, stream};
 use serde_json::json;
 
 use ash_test_kubernetes::Server;
@@ -28,7 +29,7 @@ use faults::Faults;
 use world::World;
 
 /// Scenarios that run together.
-const TOGETHER: usize = 8;
+const TOGETHER: usize = 12;
 
 #[test]
 fn the_controllers_on_a_real_api_server() {
@@ -45,42 +46,29 @@ fn the_controllers_on_a_real_api_server() {
         let only = std::env::var("ASH_SCENARIO").unwrap_or_default();
         let runs = |name: &str| only.is_empty() || only == name;
         let calls = if runs("life") || runs("faults") { a_life(&server, "life", Faults::default()).await } else { 0 };
-        if runs("unchanged") {
-            an_unchanged_object_is_not_written(&server).await;
-        }
-        if runs("troubles") {
-            troubles_are_told(&server).await;
-        }
-        if runs("pool") {
-            a_pool_follows_its_demand(&server).await;
-        }
-        if runs("credentials") {
-            a_session_names_a_credential(&server).await;
-        }
-        if runs("defects") {
-            a_defect_stops_nothing_for_long(&server).await;
-        }
-        if runs("names") {
-            names::agents_whose_pods_are_called_alike_own_each_its_own(&server).await;
-        }
-        if runs("rest") {
-            rest::a_deployment_keeps_what_others_have_set(&server).await;
-        }
-        if runs("orphans") {
-            what_belongs_to_nothing_goes(&server).await;
-        }
-        if runs("leader") {
-            another_operator_takes_over(&server).await;
-        }
-        if runs("faults") {
-            let server = &server;
-            stream::iter(faults::cases(calls))
-                .for_each_concurrent(TOGETHER, |(call, late)| async move {
-                    let name = format!("fault-{call}-{}", if late { "late" } else { "early" });
-                    a_life(server, &name, Faults::failing(call, late)).await;
-                })
-                .await;
-        }
+        // Each has a namespace and an operator of its own.
+        let server = &server;
+        let mut scenarios: Vec<(&str, LocalBoxFuture<'_, ()>)> = vec![
+            ("leader", Box::pin(another_operator_takes_over(server))),
+            ("troubles", Box::pin(troubles_are_told(server))),
+            ("credentials", Box::pin(a_session_names_a_credential(server))),
+            ("orphans", Box::pin(what_belongs_to_nothing_goes(server))),
+            ("unchanged", Box::pin(an_unchanged_object_is_not_written(server))),
+            ("pool", Box::pin(a_pool_follows_its_demand(server))),
+            ("defects", Box::pin(a_defect_stops_nothing_for_long(server))),
+            ("names", Box::pin(names::agents_whose_pods_are_called_alike_own_each_its_own(server))),
+            ("rest", Box::pin(rest::a_deployment_keeps_what_others_have_set(server))),
+        ];
+        let cases = if runs("faults") { faults::cases(calls) } else { Vec::new() };
+        scenarios.extend(cases.into_iter().map(|(call, late)| {
+            let name = format!("fault-{call}-{}", if late { "late" } else { "early" });
+            let life = async move {
+                a_life(server, &name, Faults::failing(call, late)).await;
+            };
+            ("faults", Box::pin(life) as LocalBoxFuture<'_, ()>)
+        }));
+        let wanted = scenarios.into_iter().filter(|(name, _)| runs(name)).map(|(_, scenario)| scenario);
+        stream::iter(wanted).for_each_concurrent(TOGETHER, |scenario| scenario).await;
     });
 }
 
@@ -386,18 +374,18 @@ async fn what_belongs_to_nothing_goes(server: &Server) {
         "spec": { "containers": [{ "name": "sandbox", "image": "x" }] },
     });
     world.apply(&stray);
-    world.apply(&session("left"));
-    world.until("another session is active", || world.reason("session", "left") == "Active").await;
-    let left = world.session(&world.get("session", "left", "{.metadata.uid}")).await.unwrap();
-    // It is off its sandbox, and whoever took it off dies before that is said of the sandbox.
-    let lost = SessionEvent::Pause(PausedReason::Lost);
-    world.runner.open(&left, lost, OpeningReason::Lost, None).await.unwrap();
     world.until("the pod without a row is gone", || world.names("pod").is_empty()).await;
     world.apply(&secret());
     world.apply(&agent("helper"));
     world.apply(&session("talk"));
     world.until("the session is active", || world.reason("session", "talk") == "Active").await;
     let uid = world.get("session", "talk", "{.metadata.uid}");
+    world.apply(&session("left"));
+    world.until("another session is active", || world.reason("session", "left") == "Active").await;
+    let left = world.session(&world.get("session", "left", "{.metadata.uid}")).await.unwrap();
+    // It is off its sandbox, and whoever took it off dies before that is said of the sandbox.
+    let lost = SessionEvent::Pause(PausedReason::Lost);
+    world.runner.open(&left, lost, OpeningReason::Lost, None).await.unwrap();
     // Somebody removes the finalizer while no operator looks.
     let world = world
         .away(|world| {
@@ -408,7 +396,7 @@ async fn what_belongs_to_nothing_goes(server: &Server) {
             }
         })
         .await;
-    world.until("its pod is gone", || world.rows.all().iter().all(|row| row.session.is_none())).await;
+    world.until("their pods are gone", || world.rows.all().iter().all(|row| row.session.is_none())).await;
     let mut state = None;
     for _ in 0..100 {
         state = world.session(&uid).await.map(|row| row.state);

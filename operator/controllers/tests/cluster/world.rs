@@ -32,10 +32,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     fakes::{FakeRunner, OneRunner, Rows, Secrets, runner_id},
     faults::Faults,
+    look::look,
 };
 
 /// How long anything may take, on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 /// Between two looks at something that is awaited.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Nothing happens any more when nothing happened for so long: longer than every pause of an operator without work but the idle ones.
@@ -43,6 +44,8 @@ const QUIET: Duration = Duration::from_millis(2500);
 
 pub struct World<'a> {
     server: &'a Server,
+    /// The test's own.
+    client: Client,
     pub namespace: String,
     folder: Arc<tempfile::TempDir>,
     store: Arc<SqliteStore>,
@@ -98,6 +101,7 @@ impl<'a> World<'a> {
         let kubelet_task = tokio::spawn(playing);
         let world = Self {
             server,
+            client: client(server, &Faults::default()),
             namespace,
             folder,
             store,
@@ -216,10 +220,9 @@ impl<'a> World<'a> {
         self.server.done(&["patch", "-n", &self.namespace, kind, name, "--type=merge", "-p", &patch.to_string()], None);
     }
 
-    /// A part of an object; empty where it is not there.
+    /// A part of an object, or of all of these kinds (`-A`); empty where it is not there.
     pub fn get(&self, kind: &str, name: &str, path: &str) -> String {
-        let name = if name == "-A" { "--ignore-not-found" } else { name };
-        self.kubectl(&["get", kind, name, "-o", &format!("jsonpath={path}")])
+        look(&self.client, &self.namespace, kind, (name != "-A").then_some(name), path)
     }
 
     pub fn reason(&self, kind: &str, name: &str) -> String {
