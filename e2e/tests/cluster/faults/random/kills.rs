@@ -42,6 +42,7 @@ enum Way {
 /// What was killed of each part, and what of sandboxes.
 pub(super) struct Kills<'a> {
     tenant: &'a Tenant<'a>,
+    agent: &'a str,
     random: Rng,
     deck: Vec<Part>,
     /// Of each component: the pod that was killed last, and the restarts that it has by then, where it stays.
@@ -51,10 +52,10 @@ pub(super) struct Kills<'a> {
 }
 
 impl<'a> Kills<'a> {
-    /// What this seed chooses.
-    pub(super) fn new(tenant: &'a Tenant<'a>, seed: u64) -> Self {
+    /// What this seed chooses; sandboxes are those of an agent.
+    pub(super) fn new(tenant: &'a Tenant<'a>, agent: &'a str, seed: u64) -> Self {
         let random = Rng::with_seed(seed);
-        Self { tenant, random, deck: Vec::new(), last: HashMap::new(), of_sessions: HashMap::new() }
+        Self { tenant, agent, random, deck: Vec::new(), last: HashMap::new(), of_sessions: HashMap::new() }
     }
 
     /// How many turns are to begin until the next.
@@ -103,7 +104,7 @@ impl<'a> Kills<'a> {
     }
 
     fn sandbox(&mut self, round: usize, way: Way) {
-        let claimed = Rows::read(self.tenant).claimed;
+        let claimed = Rows::read(self.tenant, self.agent).claimed;
         let Some((pod, session)) = claimed.get(self.random.usize(..claimed.len().max(1))) else { return };
         eprintln!("round {round}: sandbox {pod} of {session}: {way:?}");
         *self.of_sessions.entry(session.clone()).or_default() += 1;

@@ -26,7 +26,7 @@ use crate::tenant::Tenant;
 const SESSIONS: usize = 20;
 /// Sessions that begin, and are checked, at the same time.
 const STARTS: usize = 4;
-/// What is killed in one run: each part twice. `ASH_KILL_ROUNDS` asks for more.
+/// What is killed in one run: each part twice, which takes two minutes. `ASH_KILL_ROUNDS` asks for more.
 const KILLS: usize = 8;
 
 /// A number that the person who runs the test gives.
@@ -35,7 +35,6 @@ fn given<T: FromStr>(name: &str) -> Option<T> {
 }
 
 #[test]
-#[ignore = "of three runs one found something left that is not explained: run it by hand"]
 fn whatever_is_killed_while_twenty_sessions_talk_nothing_is_lost_or_doubled() {
     let Some(cluster) = Cluster::alone() else { return };
     let seed = given("ASH_SEED").unwrap_or_else(|| fastrand::u64(..));
@@ -45,7 +44,7 @@ fn whatever_is_killed_while_twenty_sessions_talk_nothing_is_lost_or_doubled() {
     let tenant = Tenant::of_rest(&cluster);
     let agent = "random-faults";
     tenant.agent(agent, &json!({}));
-    let mut kills = Kills::new(&tenant, seed);
+    let mut kills = Kills::new(&tenant, agent, seed);
     let talks = talk_while(&tenant, agent, count, |progress| {
         for round in 0..rounds {
             let next = progress.turns() + kills.pause(count);
@@ -100,7 +99,7 @@ fn nothing_is_left(tenant: &Tenant<'_>, agent: &str) {
     };
     let mut before = None;
     tenant.cluster.eventually("no session has anything, and every row its pod", |_| {
-        let (rows, pods) = (Rows::read(tenant), pods());
+        let (rows, pods) = (Rows::read(tenant, agent), pods());
         let is_clear = rows.claimed.is_empty() && rows.placed.is_empty() && rows.pods == pods;
         let now = Some((rows, pods));
         if now != before {
@@ -110,7 +109,7 @@ fn nothing_is_left(tenant: &Tenant<'_>, agent: &str) {
         is_clear.then_some(())
     });
     tenant.done(&["delete", "agent", agent, "--wait", "--timeout=60s"]);
-    tenant
-        .cluster
-        .eventually("nothing is left", |_| (Rows::read(tenant) == Rows::default() && pods().is_empty()).then_some(()));
+    tenant.cluster.eventually("nothing is left", |_| {
+        (Rows::read(tenant, agent) == Rows::default() && pods().is_empty()).then_some(())
+    });
 }

@@ -1,4 +1,4 @@
-//! What the store has of a tenant's sandboxes, and of the places that sessions have.
+//! What the store has of an agent's sandboxes, and of the places that its sessions have.
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
@@ -16,11 +16,14 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// What there is now.
-    pub(super) fn read(tenant: &Tenant<'_>) -> Self {
+    /// What there is of an agent now. Other journeys of the tenant leave their agents, whose pools have rows and pods of their own.
+    pub(super) fn read(tenant: &Tenant<'_>, agent: &str) -> Self {
         let url = tenant.installation.postgres.lock().expect("the database").url("postgres");
         let name = tenant.name;
-        let ours = format!("tenant IN ('{name}', 'default')");
+        // Also of the agent that is deleted by now.
+        let ours = format!(
+            "tenant IN ('{name}', 'default') AND agent IN (SELECT id FROM agents WHERE agents.name = '{agent}')"
+        );
         let read = async {
             let mut database = PgConnection::connect(&url).await?;
             let claimed = format!(
