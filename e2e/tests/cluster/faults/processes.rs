@@ -38,7 +38,8 @@ fn a_client_whose_api_process_is_deleted_goes_on_at_another() {
     let tenant = Tenant::of_rest(&cluster);
     tenant.agent("api-faults", &json!({}));
     let sessions = [begun(&tenant, "api-faults"), begun(&tenant, "api-faults")];
-    let reconnects = disturbed(&tenant, &sessions, 1500, "an API process is deleted", || {
+    // The turns last longer than the deletions, on a busy machine too.
+    let reconnects = disturbed(&tenant, &sessions, 3000, "an API process is deleted", || {
         // One after the other, so that every client loses its own.
         for pod in parts(&cluster, "api").iter().map(name) {
             delete_part(&cluster, &pod, 1);
@@ -56,7 +57,8 @@ fn a_client_whose_api_process_is_deleted_goes_on_at_another() {
 fn sessions_go_on_without_an_operator_and_it_catches_up() {
     let Some(cluster) = Cluster::alone() else { return };
     let tenant = Tenant::of_rest(&cluster);
-    tenant.agent("operator-faults", &json!({}));
+    // Its pool is as at rest soon after.
+    tenant.agent("operator-faults", &json!({ "warm": { "demandWindow": "10s" } }));
     let sessions = [begun(&tenant, "operator-faults")];
     let pod = pod_of(&tenant, &sessions[0]);
     disturbed(&tenant, &sessions, 300, "the operators are killed", || {
