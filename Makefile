@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 export CARGO_TERM_COLOR ?= auto
+# Tests wait for other processes more than they compute: on two processors four run at once.
+export RUST_TEST_THREADS ?= $(shell processors=$$(getconf _NPROCESSORS_ONLN); echo $$((processors < 4 ? 4 : processors)))
 # What a person's machine cannot run is skipped, and said; in CI it fails.
 ifdef CI
 export ASH_TEST_REQUIRE_KUBERNETES := yes

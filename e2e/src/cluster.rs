@@ -7,6 +7,7 @@
 mod authority;
 mod dump;
 mod install;
+mod journey;
 mod kubectl;
 mod local;
 mod namespace;
@@ -22,11 +23,12 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use authority::{Authority, Certificate};
 pub use install::{Installation, MODEL_SERVICE, SYSTEM_NAMESPACE};
+use journey::Journey;
 use local::LocalCluster;
 pub use namespace::Namespace;
 pub use outside::Outside;
@@ -103,6 +105,7 @@ impl Drop for KilledNode<'_> {
 pub struct Shared {
     cluster: &'static Cluster,
     _use: RwLockReadGuard<'static, ()>,
+    _journey: Journey,
 }
 
 /// The cluster, used by one test alone.
@@ -110,6 +113,7 @@ pub struct Shared {
 pub struct Alone {
     cluster: &'static Cluster,
     _use: RwLockWriteGuard<'static, ()>,
+    _journey: Journey,
 }
 
 /// A cluster of one test, which no other uses; it goes when this is dropped.
@@ -117,6 +121,7 @@ pub struct Alone {
 pub struct Own {
     cluster: Cluster,
     _use: RwLockWriteGuard<'static, ()>,
+    _journey: Journey,
 }
 
 impl Deref for Own {
@@ -151,7 +156,7 @@ impl Cluster {
     /// When it does not start, or cannot and is required.
     pub fn shared() -> Option<Shared> {
         let cluster = Self::of_this_program()?;
-        Some(Shared { cluster, _use: USES.read().unwrap_or_else(PoisonError::into_inner) })
+        Some(Shared { cluster, _use: USES.read().unwrap_or_else(PoisonError::into_inner), _journey: Journey::begin() })
     }
 
     /// The same for a test that kills nodes or takes parts of the control plane away: no other test runs meanwhile.
@@ -160,23 +165,26 @@ impl Cluster {
     /// As [`Cluster::shared`] does.
     pub fn alone() -> Option<Alone> {
         let cluster = Self::of_this_program()?;
-        Some(Alone { cluster, _use: USES.write().unwrap_or_else(PoisonError::into_inner) })
+        Some(Alone { cluster, _use: USES.write().unwrap_or_else(PoisonError::into_inner), _journey: Journey::begin() })
     }
 
-    /// A new cluster for a test that leaves nothing of one as it was, such as the definitions; no other test runs
-    /// meanwhile. `None`, said on the terminal, where none can run, and where the tests have somebody else's: that is not
+    /// A new cluster for a test that leaves nothing of one as it was, such as the definitions; once it is there, no other
+    /// test runs. `None`, said on the terminal, where none can run, and where the tests have somebody else's: that is not
     /// taken apart.
     ///
     /// # Panics
     /// When it does not start, or cannot and is required.
     pub fn own() -> Option<Own> {
-        let alone = USES.write().unwrap_or_else(PoisonError::into_inner);
         if env::var_os(ATTACH).is_some_and(|value| !value.is_empty()) {
             skipped("one of the journeys did not run: it takes a cluster of its own, which it can spoil");
             return None;
         }
         match Self::start_local(LocalCluster::of_a_test) {
-            Ok(cluster) => cluster.map(|cluster| Own { cluster, _use: alone }),
+            Ok(cluster) => cluster.map(|cluster| Own {
+                cluster,
+                _use: USES.write().unwrap_or_else(PoisonError::into_inner),
+                _journey: Journey::begin(),
+            }),
             Err(error) => panic!("there is no cluster: {error}"),
         }
     }
@@ -188,7 +196,7 @@ impl Cluster {
     /// As [`Cluster::shared`] does.
     pub fn audited() -> Option<Shared> {
         let cluster = Self::started(true)?;
-        Some(Shared { cluster, _use: USES.read().unwrap_or_else(PoisonError::into_inner) })
+        Some(Shared { cluster, _use: USES.read().unwrap_or_else(PoisonError::into_inner), _journey: Journey::begin() })
     }
 
     fn of_this_program() -> Option<&'static Self> {
@@ -223,6 +231,7 @@ impl Cluster {
             skipped(&format!("the journeys on a Kubernetes cluster did not run: {missing}"));
             return Ok(None);
         }
+        let begun = Instant::now();
         // Both take some seconds.
         let (archives, local) = std::thread::scope(|scope| {
             let archives = scope.spawn(build_images);
@@ -231,6 +240,7 @@ impl Cluster {
         });
         let local = local?;
         local.load(&archives?)?;
+        journey::said("a cluster with its images", begun);
         Ok(Some(Self { place: Place::Local(local), installation: OnceLock::new() }))
     }
 

@@ -1,12 +1,12 @@
 //! Ash in the cluster, as a platform team installs it: Postgres, the model, the chart.
 
-use std::{net::SocketAddr, process::Command, sync::Mutex};
+use std::{net::SocketAddr, process::Command, sync::Mutex, time::Instant};
 
 use ash_test_postgres::Postgres;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
-use super::{Authority, Cluster, Endpoint, Release, release, script, succeed};
+use super::{Authority, Cluster, Endpoint, Release, journey, release, script, succeed};
 use crate::{
     harness::MODEL_KEY,
     model::{Script, ScriptedModel},
@@ -71,6 +71,10 @@ impl Cluster {
     }
 
     fn installed(&self, install: impl FnOnce() -> Result<Installation, String>) -> &Installation {
+        let install = || {
+            let begun = Instant::now();
+            install().inspect(|_| journey::said("an installation", begun))
+        };
         match self.installation.get_or_init(install) {
             Ok(installation) => installation,
             Err(error) => panic!("Ash is not installed: {error}"),

@@ -15,7 +15,6 @@ mod load;
 mod network;
 mod nodes;
 mod pods;
-mod runners;
 mod sandbox_image;
 mod secrets;
 mod sessions;

@@ -1,9 +1,13 @@
 //! Journeys in which parts of the installed system are killed or taken away while real sessions talk: nothing is lost,
 //! nothing comes twice, and what can go on goes on.
+//!
+//! All that need the cluster alone are here, side by side: whoever waits for it to be free holds up those that share it.
 
 mod dependencies;
+mod nodes;
 mod processes;
 mod random;
+mod runners;
 mod sandboxes;
 
 use std::time::Duration;
@@ -17,15 +21,10 @@ use serde_json::Value;
 
 use crate::tenant::Tenant;
 
-/// Deltas that a client has seen when the disturbance begins.
-const SEEN: usize = 20;
-
-/// What the scripted model says in a turn of [`begin`].
 /// The pause before each delta of a turn.
 const PACE: Duration = Duration::from_millis(10);
-fn said(deltas: usize) -> String {
-    (0..deltas).map(|number| format!("{number} ")).collect()
-}
+/// Deltas that a client has seen when the disturbance begins.
+const SEEN: usize = 20;
 
 /// A turn that is going on.
 struct Talk {
@@ -35,7 +34,7 @@ struct Talk {
     deltas: usize,
 }
 
-/// Begins a turn with partials of so many deltas, 10 ms apart, on a connection of its own, and reads its beginning.
+/// Begins a turn with partials of so many deltas, on a connection of its own, and reads its beginning.
 async fn begin(tenant: &Tenant<'_>, session: &Session, deltas: usize) -> Result<Talk, Error> {
     let mut stream = tenant.client().send_message(&session.id, &burst(deltas, PACE)).await?;
     let mut turn = Turn::default();
