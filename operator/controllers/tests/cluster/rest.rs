@@ -36,7 +36,9 @@ pub async fn a_deployment_keeps_what_others_have_set(server: &Server) {
     assert_eq!(world.deploy(&first, settings, &bundle).await, 1);
     resources.apply_agent(first).await.unwrap();
     world.until("the agent is ready", || world.reason("agent", "helper") == "Deployed" && version("1")).await;
+    // Without warm sandboxes nothing but the version changes.
     let others = json!({ "spec": {
+        "warm": { "min": 0, "max": 0 },
         "limits": { "maxBudgetUsd": 1.5 },
         "sandbox": { "workspaceSizeLimit": "20Gi" },
     } });
