@@ -38,6 +38,8 @@ pub const LAST_RETRY: Duration = Duration::from_secs(60);
 pub const MAX_REMEMBERED: usize = 20_000;
 /// Something that nobody announces (a Secret, a ConfigMap) is read again after this.
 pub const POLL: Duration = Duration::from_secs(30);
+/// A version that was deployed over REST waits so long for the change of its resource; then the resource's own counts.
+pub const DEPLOYMENT: Duration = Duration::from_secs(10);
 /// An agent's counts are written at most this often.
 pub const COUNTS: Duration = Duration::from_secs(10);
 /// A session that a REST call made is given its sandbox by the API; the operator waits this long before it does it.

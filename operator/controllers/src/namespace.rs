@@ -78,6 +78,8 @@ pub(crate) struct Memory {
     retries: HashMap<(&'static str, String), u32>,
     /// When an agent's status was written last.
     pub(crate) status_written: HashMap<String, Timestamp>,
+    /// Agents whose newest version is another's than the one that their status names: its number, and since when that is known.
+    pub(crate) others_version: HashMap<String, (u32, Timestamp)>,
 }
 
 impl Memory {
@@ -87,6 +89,7 @@ impl Memory {
         self.counts.retain(|agent, _| rows.contains(agent));
         self.of_agents.retain(|agent, _| rows.contains(agent));
         self.status_written.retain(|name, _| is_there(name));
+        self.others_version.retain(|name, _| is_there(name));
     }
 }
 

@@ -62,9 +62,10 @@ impl Compaction {
     /// Looks at the next entry.
     pub fn take(&mut self, entry: &Entry) {
         if let Some(dropped) = Dropped::read(entry) {
-            // A compaction that was cut off had decided this much. It begins at the end, so that nothing is gone without its entry.
-            self.extend(dropped, false);
-            self.close();
+            // A compaction that was cut off had decided this much: what it did not come to is seen without what it dropped behind it.
+            while self.dropped.pop_if(|range| range.from >= dropped.from).is_some() {}
+            (self.open, self.has_content) = (None, false);
+            self.dropped.push(dropped);
             return;
         }
         match entry.kind {

@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     failure::Failure,
-    limits::{COUNTS, POLL},
+    limits::{COUNTS, DEPLOYMENT, POLL},
     namespace::Counts,
     object,
 };
@@ -38,6 +38,8 @@ pub(crate) struct Observed<'a> {
     pub(crate) trouble: Option<&'a Failure>,
     /// When its status was last written, if that is known.
     pub(crate) written: Option<Timestamp>,
+    /// Since when its newest version is one that its status does not name, though the resource is as the status says.
+    pub(crate) others_version_since: Option<Timestamp>,
 }
 
 /// What the spec stands for just now.
@@ -101,6 +103,11 @@ pub(crate) fn decide(observed: &Observed<'_>) -> Decision {
     if let Made::Ready(version) = observed.made
         && !observed.row.is_some_and(|row| is_deployed(row, version))
     {
+        // A REST deployment makes the version first: the change of the resource is on its way, or never comes.
+        let age = observed.others_version_since.map(|since| observed.now.duration_since(since));
+        if let Some(left) = age.and_then(|age| remaining(DEPLOYMENT, age)) {
+            return Decision { step: None, status: None, again: Some(left) };
+        }
         return Decision { step: Some(Step::Deploy), status: None, again: None };
     }
     if let (Made::Ready(_), Some(row)) = (observed.made, observed.row)
@@ -117,11 +124,16 @@ pub(crate) fn decide(observed: &Observed<'_>) -> Decision {
     let counts_only =
         AgentStatus { warm: status.warm, active: status.active, asleep: status.asleep, ..observed.before.clone() };
     let age = observed.written.map(|at| observed.now.duration_since(at));
-    let left = age.and_then(|age| Duration::try_from(SignedDuration::try_from(COUNTS).ok()? - age).ok());
-    match left.filter(|left| !left.is_zero() && counts_only == status) {
+    let left = age.and_then(|age| remaining(COUNTS, age));
+    match left.filter(|_| counts_only == status) {
         Some(left) => Decision { step: None, status: None, again: Some(left) },
         None => Decision { step: None, status: Some(status), again },
     }
+}
+
+/// What is left of a time after so long; `None` where it is over.
+fn remaining(time: Duration, age: SignedDuration) -> Option<Duration> {
+    Duration::try_from(SignedDuration::try_from(time).ok()? - age).ok().filter(|left| !left.is_zero())
 }
 
 /// Whether a version is the newest one already.

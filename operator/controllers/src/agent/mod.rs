@@ -89,6 +89,7 @@ async fn look(namespace: &Namespace, agent: &Agent) -> Result<Option<Duration>, 
             asleep: asleep(namespace, &name),
             trouble: trouble.as_ref(),
             written,
+            others_version_since: others_version_since(namespace, agent, row.as_ref()),
         };
         let Decision { step, status, again } = decide::decide(&observed);
         if let Some(status) = status {
@@ -171,6 +172,25 @@ fn remembered(
     let counts = row.and_then(|row| memory.counts.get(&row.id)).copied();
     let trouble = row.and_then(|row| memory.of_agents.get(&row.id)).map(|trouble| trouble.failure.clone());
     (counts, trouble, memory.status_written.get(name).copied())
+}
+
+/// Since when the newest version is one that the status does not name, though nobody has changed the resource since.
+fn others_version_since(
+    namespace: &Namespace,
+    agent: &Agent,
+    row: Option<&ash_core::agent::Agent>,
+) -> Option<Timestamp> {
+    let (name, number) = (agent.name_any(), row?.version.number);
+    let mut memory = namespace.memory();
+    let status = agent.status.as_ref().filter(|status| status.observed_generation == agent.metadata.generation);
+    if status.is_none_or(|status| status.version == Some(number)) {
+        memory.others_version.remove(&name);
+        return None;
+    }
+    let known = memory.others_version.get(&name).filter(|(known, _)| *known == number).copied();
+    let (_, since) = known.unwrap_or((number, Timestamp::now()));
+    memory.others_version.insert(name, (number, since));
+    Some(since)
 }
 
 /// Sessions of an agent that sleep, as their status says.

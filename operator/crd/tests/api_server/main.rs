@@ -130,9 +130,9 @@ fn defaults_are_filled_in(server: &Server) {
     assert_eq!(get("agent", "config-map", "{.spec.sandbox.network.mode}"), "public");
     assert_eq!(get("agent", "config-map", "{.spec.sandbox.nodePool}"), "default");
     assert_eq!(get("agent", "config-map", "{.spec.sandbox.workspaceSizeLimit}"), "10Gi");
-    assert_eq!(get("agent", "config-map", "{.spec.warm}"), r#"{"min":1}"#);
+    assert_eq!(get("agent", "config-map", "{.spec.warm}"), r#"{"demandWindow":"2m","min":1}"#);
     assert_eq!(get("agent", "config-map", "{.spec.idleTimeout}"), "15m");
-    assert_eq!(get("agent", "everything", "{.spec.warm}"), r#"{"max":0,"min":0}"#);
+    assert_eq!(get("agent", "everything", "{.spec.warm}"), r#"{"demandWindow":"24h","max":0,"min":0}"#);
     assert_eq!(get("session", "first-conversation", "{.spec.suspend}{.spec.end}"), "falsefalse");
     let seconds = get("session", "first-conversation", "{.spec.ttlAfterEnd}");
     assert_eq!(seconds, "168h");
@@ -174,7 +174,10 @@ fn explain_is_the_manual(server: &Server) {
 
 fn the_warm_pool_scales(server: &Server) {
     server.done(&["scale", "agent/assistant", "--replicas=3"], None);
-    assert_eq!(server.done(&["get", "ag", "assistant", "-o", "jsonpath={.spec.warm}"], None), r#"{"max":5,"min":3}"#);
+    assert_eq!(
+        server.done(&["get", "ag", "assistant", "-o", "jsonpath={.spec.warm}"], None),
+        r#"{"demandWindow":"2m","max":5,"min":3}"#
+    );
     let said = server.refused(&["scale", "agent/assistant", "--replicas=9"], None);
     assert!(said.contains("warm.min is greater than warm.max: lower min or raise max"), "{said}");
     let selector = ash_crd::names::warm_selector("assistant");

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
 use ash_core::{
     agent::{Agent as Row, AgentSettings, AgentVersion},
     id::{AgentId, TenantId},
@@ -13,8 +15,11 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{Made, Observed, Step, Version, decide};
-use crate::limits::COUNTS;
-use crate::{failure::Failure, namespace::Counts};
+use crate::{
+    failure::Failure,
+    limits::{COUNTS, DEPLOYMENT},
+    namespace::Counts,
+};
 
 fn now() -> Timestamp {
     Timestamp::from_second(1_000_000).unwrap()
@@ -61,7 +66,22 @@ fn observed<'a>(spec: &'a AgentSpec, before: &'a AgentStatus, row: Option<&'a Ro
         asleep: 0,
         trouble: None,
         written: None,
+        others_version_since: None,
     }
+}
+
+#[test]
+fn a_version_of_a_deployment_over_rest_has_time_for_its_resource() {
+    let (spec, before, new, old) = (spec(), AgentStatus::default(), row("b"), made("a"));
+    let since = |seconds| Observed {
+        others_version_since: now().checked_sub(SignedDuration::from_secs(seconds)).ok(),
+        ..observed(&spec, &before, Some(&new), &old)
+    };
+    let waits = decide(&since(1));
+    assert_eq!((waits.step, waits.again), (None, DEPLOYMENT.checked_sub(Duration::from_secs(1))));
+    assert_eq!(decide(&since(10)).step, Some(Step::Deploy), "what the resource says counts in the end");
+    let changed = made("b");
+    assert_eq!(decide(&observed(&spec, &before, Some(&new), &changed)).step, None, "it came");
 }
 
 #[test]
