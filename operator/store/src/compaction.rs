@@ -22,6 +22,9 @@ use crate::{
     store::{Engine, SqlStore, Write},
 };
 
+/// Behind every entry.
+const END: Sequence = Sequence(i64::MAX.unsigned_abs());
+
 struct Compactable;
 
 impl ReadRow for Compactable {
@@ -71,7 +74,8 @@ impl<E: Engine> SqlStore<E> {
     /// that no entry stands for. Holds one batch at a time.
     async fn compact_turn(&self, turn: &CompactableTurn) -> Result<u64, Fault> {
         let dropped = self.droppable(turn).await?;
-        let (mut saved, mut before) = (0, turn.last.next().unwrap_or(turn.last));
+        // The batch of the turn's end may go on behind it.
+        let (mut saved, mut before) = (0, END);
         while !dropped.is_empty() {
             let chunks = self.partials(turn, before).await?;
             let Some(first) = chunks.last() else { break };
@@ -105,7 +109,6 @@ impl<E: Engine> SqlStore<E> {
 
     /// The last few partial chunks of the turn before a batch, the last one first.
     async fn partials(&self, turn: &CompactableTurn, before: Sequence) -> Result<Vec<PartialChunk>, Fault> {
-        // A batch may go on behind the turn's end, so that its chunk is found by where that begins.
         let statement = Statement::new(
             "SELECT batch_last, last_sequence, codec, size, data FROM log_chunks \
              WHERE session = $1 AND class = $2 AND last_sequence >= $3 AND first_sequence <= $4 AND batch_last < $5 \
