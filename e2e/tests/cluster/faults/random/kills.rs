@@ -120,6 +120,15 @@ impl<'a> Kills<'a> {
         for component in PARTS {
             self.wait(component);
         }
+        // A pod that was told to end takes messages until it does.
+        let (tenant, agent) = (self.tenant, self.agent);
+        let selected = format!("ash.dev/agent={agent}");
+        let ending = ["get", "pods", "-l", &selected, "-o", "jsonpath={.items[*].metadata.deletionTimestamp}"];
+        tenant.cluster.eventually("every session that has a sandbox has one that stays", |_| {
+            let rows = Rows::read(tenant, agent);
+            let is_settled = rows.placed.len() == rows.claimed.len() && tenant.done(&ending).trim().is_empty();
+            is_settled.then_some(())
+        });
     }
 
     /// Waits until a part is there again: what is ready is not what was killed.
