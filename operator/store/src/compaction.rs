@@ -16,7 +16,7 @@ use crate::{
     fault::Fault,
     limits::COMPACTED_CHUNKS,
     log,
-    one::{One, ReadRow},
+    one::{Counted, One, ReadRow},
     rows,
     sql::{Columns, Sql, Statement},
     store::{Engine, SqlStore, Write},
@@ -71,7 +71,7 @@ impl<E: Engine> CompactionStore for SqlStore<E> {
 
 impl<E: Engine> SqlStore<E> {
     /// The turn is read forwards, to see what may go, and then backwards, to drop it: what is cut off in the middle leaves no gap
-    /// that no entry stands for. Holds one batch at a time.
+    /// that no entry stands for. Holds one batch, and then at most [`COMPACTED_CHUNKS`] chunks of partials at a time.
     async fn compact_turn(&self, turn: &CompactableTurn) -> Result<u64, Fault> {
         let dropped = self.droppable(turn).await?;
         // The batch of the turn's end may go on behind it.
@@ -86,7 +86,7 @@ impl<E: Engine> SqlStore<E> {
             }
         }
         let done = Statement::new("UPDATE turns SET compactable_since = NULL WHERE session = $1 AND turn = $2");
-        self.engine.write(One::<crate::one::Counted>::new(done.text(turn.session).text(turn.turn))).await?;
+        self.engine.write(One::<Counted>::new(done.text(turn.session).text(turn.turn))).await?;
         Ok(saved)
     }
 
