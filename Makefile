@@ -26,7 +26,7 @@ test: tools test-tools ## Everything that CI runs: format, lints, tests (also on
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- --deny warnings
 	cargo build --workspace --bins --locked
-	cargo test --workspace --locked
+	@scripts/run-tests.sh
 	@e2e/cluster/cluster.sh sweep
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --locked
 

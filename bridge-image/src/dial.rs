@@ -42,6 +42,9 @@ pub(crate) enum Dialled {
 pub(crate) enum DialError {
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// Nobody was asked for anything.
+    #[error("nothing takes connections at {0}: {1}")]
+    NotThere(SocketAddr, io::Error),
     #[error("the token {path} cannot be read: {error}")]
     Token { path: String, error: io::Error },
     #[error("the host's answer: {0}")]
@@ -83,8 +86,8 @@ async fn prove(address: SocketAddr, token_file: &Path, ticket: &Ticket) -> Resul
     };
     // A host that cannot be asked has refused nothing: the ticket is kept for the next try.
     let asked = async {
-        let mut stream =
-            timeout(CONNECT, TcpStream::connect(address)).await.map_err(|_| DialError::Silent(CONNECT))??;
+        let connected = timeout(CONNECT, TcpStream::connect(address)).await.map_err(|_| DialError::Silent(CONNECT))?;
+        let mut stream = connected.map_err(|error| DialError::NotThere(address, error))?;
         watch(&stream)?;
         stream.write_all(&line(&Preamble::of_bridge(proof))).await?;
         let mut received = BytesMut::new();

@@ -36,6 +36,10 @@ use crate::{
 /// The first pause before dialling again; doubled up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
+/// So long after the host was last there the pause is not doubled where nothing takes connections. What enforces network policies
+/// refuses those of a pod until it has heard of it, a tenth of a second after its start (kube-router), and a session waits.
+const BRISK: Duration = Duration::from_secs(1);
+
 /// The longest pause before dialling again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -128,6 +132,10 @@ impl Link {
                 Err(error @ DialError::Unwanted(_)) => {
                     report("unwanted", &error.to_string());
                     return LinkEnd::Unwanted;
+                }
+                Err(DialError::NotThere(..)) if gone_since.elapsed() < BRISK => {
+                    sleep(FIRST_PAUSE).await;
+                    continue;
                 }
                 Err(error) if pause == LONGEST_PAUSE / 2 => report("host_unreachable", &error.to_string()),
                 Err(_) => {}

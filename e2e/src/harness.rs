@@ -4,6 +4,7 @@ mod app;
 mod burst;
 mod fleet;
 mod log;
+mod port;
 mod process;
 mod survival;
 mod turn;
@@ -11,9 +12,9 @@ mod until;
 
 pub use app::{MODEL_KEY, TestApp, TestAppBuilder, real_claude};
 pub use burst::{burst, counted};
-pub(crate) use fleet::free_port;
 pub use fleet::{FleetOptions, TestFleet, TestRunner};
 pub use log::{check_order, compare_with_log, position, without_superseded, without_withdrawn};
+pub(crate) use port::free_port;
 pub use process::{pid_of, program, signal};
 pub use survival::outlives_its_server;
 pub use turn::Turn;

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs::{self, File},
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -15,7 +15,7 @@ use ash_client::{Client, CreateSession, Message, Session};
 use tempfile::TempDir;
 
 use super::{
-    Turn, eventually,
+    Turn, eventually, free_port,
     process::{program, record_pid, signal},
 };
 use crate::model::{Script, ScriptedModel};
@@ -94,7 +94,7 @@ impl TestAppBuilder {
     pub async fn start(self) -> TestApp {
         let folder = TempDir::new().expect("a temporary folder");
         let model = ScriptedModel::start(self.model.unwrap_or_else(Script::directives)).expect("the scripted model");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
+        let port = free_port();
         let claude = self.claude.unwrap_or_else(real_claude);
         let client = Client::new(&format!("http://{port}"), Some(&API_KEY.into())).expect("a client");
         let mut app = TestApp {

@@ -3,12 +3,7 @@
 mod process;
 mod runner;
 
-use std::{
-    fs,
-    net::{SocketAddr, TcpListener},
-    path::PathBuf,
-    process::Command,
-};
+use std::{fs, net::SocketAddr, path::PathBuf, process::Command};
 
 use ash_client::{Client, CreateSession, Message, Session};
 use serde_json::json;
@@ -17,7 +12,7 @@ use tempfile::TempDir;
 use self::process::Process;
 pub use self::runner::TestRunner;
 use super::{
-    MODEL_KEY, Turn, eventually,
+    MODEL_KEY, Turn, eventually, free_port,
     process::{program, record_pid},
     real_claude,
 };
@@ -69,10 +64,6 @@ pub struct TestFleet {
     other: Option<Other>,
     /// The runners.
     pub runners: Vec<TestRunner>,
-}
-
-pub(crate) fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port")
 }
 
 impl TestFleet {

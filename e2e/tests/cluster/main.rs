@@ -5,10 +5,8 @@
 
 mod agents;
 mod attacks;
-mod context;
 mod definitions;
 mod errors;
-mod faults;
 mod git;
 mod images;
 mod load;
@@ -20,4 +18,4 @@ mod secrets;
 mod sessions;
 mod spending;
 mod tenant;
-mod upgrade;
+mod undisturbed;

@@ -19,7 +19,7 @@ use kube::{
     runtime::reflector::{ObjectRef, Store},
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 use crate::{
     Metrics, OperatorConfig, Ports,
@@ -27,7 +27,7 @@ use crate::{
     failure::Failure,
     limits::{FIRST_RETRY, LAST_RETRY, MAX_REMEMBERED},
     object::Guard,
-    pool::{demand::Demand, events::Asked},
+    pool::{demand::Demand, events::Asked, wake::Wake},
     runners::Runners,
 };
 
@@ -45,7 +45,7 @@ pub(crate) struct Namespace {
     pub(crate) sessions: Store<Guard<Session>>,
     pub(crate) pods: Store<Pod>,
     /// Sandboxes are looked at again.
-    pub(crate) pool_wake: Notify,
+    pub(crate) pool_wake: Wake,
     pub(crate) look_at_session: mpsc::Sender<ObjectRef<Guard<Session>>>,
     pub(crate) look_at_agent: mpsc::Sender<ObjectRef<Guard<Agent>>>,
     memory: Mutex<Memory>,
@@ -154,7 +154,7 @@ impl Namespace {
             agents,
             sessions,
             pods,
-            pool_wake: Notify::new(),
+            pool_wake: Wake::default(),
             look_at_session,
             look_at_agent,
             memory: Mutex::default(),

@@ -298,7 +298,7 @@ async fn watch_pods(
         };
         match next {
             Some(Ok(pod)) => {
-                namespace.pool_wake.notify_one();
+                namespace.pool_wake.soon();
                 let label = |name: &str| pod.labels().get(name).map(String::as_str);
                 if label(names::COMPONENT) == Some(names::GIT_CLONE)
                     && let Some(agent) = label(names::AGENT)

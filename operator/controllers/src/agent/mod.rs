@@ -103,7 +103,7 @@ async fn look(namespace: &Namespace, agent: &Agent) -> Result<Option<Duration>, 
             }
             Step::RemoveFinalizer => {
                 object::set_finalizer(&namespace.api::<Agent>(), agent, false, Value::Null).await?;
-                namespace.pool_wake.notify_one();
+                namespace.pool_wake.soon();
                 return Ok(None);
             }
             Step::Forget => {
@@ -376,7 +376,7 @@ async fn deploy(namespace: &Namespace, agent: &Agent, version: &Version, bundle:
     let deployed = namespace.ports.store.deploy_agent(deploy).await?;
     tracing::info!(namespace = %namespace.name, agent = %deployed.name, version = deployed.version.number, "deployed");
     namespace.ports.runner.prepare(deployed.version);
-    namespace.pool_wake.notify_one();
+    namespace.pool_wake.soon();
     let waiting = namespace.sessions.state();
     for session in waiting.iter().filter_map(|session| session.0.as_ref().ok()) {
         let state = session.status.as_ref().and_then(|status| status.state);

@@ -4,6 +4,7 @@ pub(crate) mod decide;
 pub(crate) mod demand;
 pub(crate) mod events;
 mod sweep;
+pub(crate) mod wake;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -73,16 +74,16 @@ pub(crate) async fn keep(namespace: Arc<Namespace>, stop: CancellationToken) {
         };
         tokio::select! {
             () = stop.cancelled() => return,
-            result = timeout(pause, namespace.pool_wake.notified()) => {
+            result = timeout(pause, namespace.pool_wake.told()) => {
                 if result.is_ok() {
                     busy_until = Instant::now() + POOL_BUSY;
                 }
             }
         }
-        // What comes within this is one look.
-        if Instant::now() >= busy_until {
+        if namespace.pool_wake.take_urgent() || Instant::now() >= busy_until {
             continue;
         }
+        // What comes within this is one look.
         tokio::select! {
             () = stop.cancelled() => return,
             () = sleep(POOL_LOOK / 10) => {}
@@ -377,6 +378,7 @@ async fn create(
     match namespace.api::<Pod>().create(&PostParams::default(), &pod).await {
         Ok(_) => {
             namespace.metrics.pods_created.inc();
+            tracing::debug!(sandbox = %row.id, pod = row.pod, "its pod is made");
             Ok(())
         }
         // It is there; the watch has not said so yet.

@@ -72,7 +72,7 @@ pub(crate) async fn sweep(namespace: &Namespace, with_sessions: bool) -> Result<
         let Some(owner) = row.session.filter(|owner| !there.contains(owner)) else { continue };
         namespace.ports.pods.delete_pod(row.id).await?;
         namespace.metrics.orphans.inc();
-        namespace.pool_wake.notify_one();
+        namespace.pool_wake.soon();
         orphans.insert(owner);
     }
     for id in orphans {
@@ -101,7 +101,7 @@ async fn left(namespace: &Namespace, rows: &[PodSandbox], live: &[Live]) -> Resu
             tracing::info!(namespace = %namespace.name, pod = %row.pod, session = %owner, "a sandbox is over that its session is not on");
             namespace.ports.pods.delete_pod(row.id).await?;
             namespace.metrics.orphans.inc();
-            namespace.pool_wake.notify_one();
+            namespace.pool_wake.soon();
         }
     }
     Ok(())

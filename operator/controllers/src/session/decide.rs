@@ -259,7 +259,9 @@ fn serving(observed: &Observed<'_>, row: &Row) -> Decision {
     if is_new && is_for_the_api(observed) && !is_asked && observed.attempts == 0 {
         return Decision::rest(reason, message).again(REST_HEAD_START);
     }
-    let step = if is_new { Step::FindSandbox } else { Step::MakeSandbox };
+    // Who has asked has looked for a warm one; one that failed may have a better successor there.
+    let is_to_look = is_new && (!is_asked || observed.attempts > 0);
+    let step = if is_to_look { Step::FindSandbox } else { Step::MakeSandbox };
     Decision { step: Some(step), report: Some((reason, message)), again: None }
 }
 

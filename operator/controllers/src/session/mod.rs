@@ -256,7 +256,7 @@ async fn act(
             let row = row()?;
             let version = row::version(namespace, row).await?;
             let placed = runner.place(row.clone(), version).await?;
-            namespace.pool_wake.notify_one();
+            namespace.pool_wake.soon();
             if placed.sandbox.is_none() && namespace.ports.pods.pod_of(id).await?.is_none() {
                 return make_sandbox(namespace, row).await;
             }
@@ -275,7 +275,7 @@ async fn act(
         Step::RemoveSandbox => {
             if let Some(sandbox) = observed.sandbox {
                 namespace.ports.pods.delete_pod(sandbox.id).await?;
-                namespace.pool_wake.notify_one();
+                namespace.pool_wake.soon();
             }
         }
         Step::Suspend(_) | Step::Resume => {
@@ -300,7 +300,7 @@ async fn act(
             if let Some(sandbox) = observed.sandbox {
                 namespace.ports.pods.delete_pod(sandbox.id).await?;
             }
-            namespace.pool_wake.notify_one();
+            namespace.pool_wake.soon();
         }
         Step::Fail => fail(namespace, row()?, observed.trouble).await?,
         Step::Send => message::send(namespace, session, row()?).await?,
@@ -330,7 +330,8 @@ async fn make_sandbox(namespace: &Namespace, row: &Row) -> Result<Outcome, StepE
         Ok(()) | Err(StoreError::Conflict(_)) => {}
         Err(error) => return Err(error.into()),
     }
-    namespace.pool_wake.notify_one();
+    tracing::debug!(session = %row.id, "a sandbox is to be made");
+    namespace.pool_wake.at_once();
     Ok(Outcome::Done)
 }
 

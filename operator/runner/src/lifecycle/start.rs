@@ -216,6 +216,7 @@ pub(crate) async fn warm(
             tokio::fs::write(directory.join(UNPACKED_MARK), sandbox.agent.digest.as_bytes()).await?;
         }
     }
+    tracing::debug!(sandbox = %sandbox.id, "the agent's files are there");
     let (options, resume) = match purpose {
         For::Pool => (SessionOptions::default(), None),
         For::Session(hub) => (hub.session().options, restore(shared, sandbox, hub).await?),

@@ -102,6 +102,7 @@ async fn meet(port: Arc<Port>, mut stream: TcpStream, peer: SocketAddr, visitor:
         }
     };
     visitor.spoke();
+    tracing::debug!(%peer, "a bridge dials");
     let preamble = match read {
         Ok(Ok(preamble)) => preamble,
         Ok(Err(error)) => {

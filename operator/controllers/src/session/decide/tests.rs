@@ -202,7 +202,9 @@ fn the_api_has_a_head_start_until_it_asks() {
     };
     assert_eq!(next(&case), None);
     case.wake = Some(Wake::In(EPOCH));
-    assert_eq!(next(&case), Some(Step::FindSandbox));
+    assert_eq!(next(&case), Some(Step::MakeSandbox));
+    let again = Observed { from_rest: true, created_at: ago(1), attempts: 1, ..case.observed() };
+    assert_eq!(decide(&again).step, Some(Step::FindSandbox), "a warm one may have come since");
     // Its row is the API's, too, which knows the request's Idempotency-Key.
     case.row = None;
     assert_eq!(next(&case), None);

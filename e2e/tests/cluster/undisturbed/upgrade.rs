@@ -7,8 +7,8 @@ use ash_e2e::cluster::{Cluster, Release, SYSTEM_NAMESPACE};
 use serde_json::{Value, json};
 
 use crate::{
-    faults::{begun, disturbed, pod_of},
     tenant::{Tenant, bash, session},
+    undisturbed::faults::{begun, disturbed, pod_of},
 };
 
 /// The release from which the upgrade starts: the first commit of this repository whose chart held conversations on a

@@ -39,7 +39,7 @@ fn a_client_whose_api_process_is_deleted_goes_on_at_another() {
     tenant.agent("api-faults", &json!({}));
     let sessions = [begun(&tenant, "api-faults"), begun(&tenant, "api-faults")];
     // The turns last longer than the deletions, on a busy machine too.
-    let reconnects = disturbed(&tenant, &sessions, 3000, "an API process is deleted", || {
+    let reconnects = disturbed(&tenant, &sessions, 1800, "an API process is deleted", || {
         // One after the other, so that every client loses its own.
         for pod in parts(&cluster, "api").iter().map(name) {
             delete_part(&cluster, &pod, 1);
