@@ -9,9 +9,9 @@ beside=
 trap 'if [ -n "$beside" ]; then kill -- "-$beside" 2>/dev/null || true; wait "$beside" || true; fi; rm -f "$said"' EXIT
 
 cargo test --workspace --locked --no-run
-# In a process group of its own, which can be ended.
+# In a process group of its own, which can be ended. With the workspace's features, or all is built a second time.
 set -m
-env -u ASH_TEST_CLUSTER cargo test --locked --package ash-e2e --test cluster -- undisturbed:: >"$said" 2>&1 &
+env -u ASH_TEST_CLUSTER cargo test --workspace --locked --test cluster -- undisturbed:: >"$said" 2>&1 &
 beside=$!
 set +m
 status=0
