@@ -11,9 +11,9 @@ mod until;
 
 pub use app::{MODEL_KEY, TestApp, TestAppBuilder, real_claude};
 pub use burst::{burst, counted};
-pub(crate) use fleet::free_port;
-pub use fleet::{FleetOptions, TestFleet, TestRunner};
+pub use fleet::{FleetOptions, TestFleet};
 pub use log::{check_order, compare_with_log, position, without_superseded, without_withdrawn};
+pub(crate) use process::record_pid;
 pub use process::{pid_of, program, signal};
 pub use survival::outlives_its_server;
 pub use turn::Turn;
