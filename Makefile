@@ -21,6 +21,12 @@ help: ## This list
 quickstart: tools ## Install what is missing, build, and hold a first conversation with an agent
 	@scripts/quickstart.sh
 
+.PHONY: fleet
+fleet: tools ## A fleet on this machine until Ctrl-C: 2 coordinators behind HAProxy, 3 runners, Postgres
+	@scripts/install-fleet-tools.sh
+	cargo build --release --locked --quiet -p ash -p ash-bridge -p ash-e2e --bin ash --bin ash-bridge --bin ash-fleet
+	@exec target/release/ash-fleet $(FLEET)
+
 .PHONY: test
 test: tools test-tools ## Everything that CI runs: format, lints, tests (also on Kubernetes), documentation
 	cargo fmt --all --check
@@ -55,7 +61,7 @@ tools: ## Install what Ash needs beside Rust: bubblewrap and the pinned Claude C
 	@scripts/install-tools.sh
 
 .PHONY: test-tools
-test-tools: ## Install what only the tests need: Postgres, Python and the published client, a local Kubernetes
+test-tools: ## Install what only the tests need: Postgres, HAProxy, Python and the published client, a local Kubernetes
 	@scripts/install-test-tools.sh
 
 .PHONY: generate

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what only the tests need: Postgres and Python from the distribution, the published Python client of Ash
+# Installs what only the tests need: Postgres, HAProxy and Python from the distribution, the published Python client of Ash
 # (pinned in e2e/python-client.version) and, where there is Go, the programs of a local Kubernetes (e2e/cluster), each
 # in a folder of its own where nothing else of this machine uses it. Does nothing when all is there; says what to do
 # where it cannot.
@@ -9,11 +9,9 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 version=$(cat "$top/e2e/python-client.version")
 target=$HOME/.cache/ash/python-client-$version
 
+"$top/scripts/install-fleet-tools.sh"
 missing=()
 command -v python3 >/dev/null || missing+=(python3 python3-venv)
-# Debian keeps its programs off the PATH. A DATABASE_URL names a server that the tests use instead.
-[ -n "${DATABASE_URL:-}" ] || command -v postgres >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null ||
-  missing+=(postgresql)
 if [ ${#missing[@]} -gt 0 ]; then install_packages "${missing[@]}"; fi
 
 if [ ! -d "$target" ]; then

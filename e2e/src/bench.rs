@@ -11,6 +11,7 @@ mod processes;
 mod report;
 mod rows;
 mod statistics;
+mod streams;
 
 pub use report::{Row, markdown, table};
 pub use rows::{GROUPS, Group, Scale, TABLES, Table};

@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod cluster;
+pub mod fleet;
 pub mod harness;
 pub mod http;
 pub mod model;

@@ -8,6 +8,7 @@ use std::{
     fs,
     io::Write,
     net::SocketAddr,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     time::{Duration, Instant},
@@ -61,6 +62,11 @@ impl Postgres {
         server
     }
 
+    /// Whether there is a Postgres on this machine.
+    pub fn is_installed() -> bool {
+        programs().is_some()
+    }
+
     /// The same for clients elsewhere, who log in as `ash` with this password: it listens on this address too, in the
     /// network of the calling thread. Port 0 takes a free one.
     ///
@@ -83,7 +89,7 @@ impl Postgres {
 
     /// A server that was made and does not run.
     fn initialized(password: Option<&str>) -> Self {
-        let programs = programs().expect("Postgres is not installed: run scripts/install-tools.sh");
+        let programs = programs().expect("Postgres is not installed: run scripts/install-fleet-tools.sh");
         let folder = tempfile::Builder::new().prefix("ash-pg-").tempdir().expect("a temporary folder");
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("the folder's owner");
@@ -148,6 +154,8 @@ impl Postgres {
             .arg(CONNECTIONS.to_string())
             .arg(self.address.map(|address| address.ip().to_string()).unwrap_or_default())
             .arg(self.port().to_string())
+            // Ctrl-C at a terminal reaches only who started it, and who may still need it while it stops other things.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

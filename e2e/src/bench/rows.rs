@@ -18,6 +18,7 @@ use crate::{
         cluster::OnCluster,
         fleet::{creations, hop},
         report::Row,
+        streams::{failover, many, readers, replay},
     },
     harness::{TestApp, TestAppBuilder, program},
     model::Script,
@@ -52,6 +53,16 @@ pub struct Scale {
     pub fleet_creations: usize,
     /// Sessions that the operator looks after.
     pub many: usize,
+    /// Events that are replayed.
+    pub replayed: usize,
+    /// Readers of one session.
+    pub readers: usize,
+    /// Events that each of them gets.
+    pub reader_events: usize,
+    /// Open streams on one coordinator.
+    pub streams: usize,
+    /// Coordinators that are killed, one after the other.
+    pub kills: usize,
 }
 
 impl Scale {
@@ -70,6 +81,11 @@ impl Scale {
         counted: 10,
         fleet_creations: 4000,
         many: 10_000,
+        replayed: 100_000,
+        readers: 1000,
+        reader_events: 1000,
+        streams: 10_000,
+        kills: 5,
     };
     /// To see where one stands.
     pub const QUICK: Self = Self {
@@ -86,6 +102,11 @@ impl Scale {
         counted: 2,
         fleet_creations: 320,
         many: 300,
+        replayed: 10_000,
+        readers: 50,
+        reader_events: 100,
+        streams: 300,
+        kills: 1,
     };
 }
 
@@ -108,10 +129,18 @@ pub enum Group {
     Relay,
     /// What the gateway adds to a model's answer
     Gateway,
+    /// A long log, read from its beginning
+    Replay,
     /// A coordinator and a runner beside a standalone server
     Hop,
     /// Sessions created on three runners with stand-in bridges
     FleetCreations,
+    /// Many readers of one live session
+    Readers,
+    /// Very many open streams on one coordinator
+    ManyStreams,
+    /// A coordinator behind the load balancer is killed
+    CoordinatorKilled,
     /// On the cluster: sessions that REST creates from a warm pool
     ClusterCreate,
     /// On the cluster: twenty sessions at once, each with its first message
@@ -131,7 +160,7 @@ pub enum Group {
 }
 
 /// Every group, in the order of the tables.
-pub const GROUPS: [Group; 18] = [
+pub const GROUPS: [Group; 22] = [
     Group::LaterTurn,
     Group::FirstTurn,
     Group::OwnShare,
@@ -140,8 +169,12 @@ pub const GROUPS: [Group; 18] = [
     Group::Idle,
     Group::Relay,
     Group::Gateway,
+    Group::Replay,
     Group::Hop,
     Group::FleetCreations,
+    Group::Readers,
+    Group::ManyStreams,
+    Group::CoordinatorKilled,
     Group::ClusterCreate,
     Group::ClusterCrowd,
     Group::ClusterApply,
@@ -164,8 +197,12 @@ impl Group {
             Self::Idle => idle::measure(scale).await,
             Self::Relay => relay::measure(scale).await,
             Self::Gateway => gateway::measure(),
+            Self::Replay => replay::measure(scale).await,
             Self::Hop => hop::measure(scale).await,
             Self::FleetCreations => creations::measure(scale).await,
+            Self::Readers => readers::measure(scale).await,
+            Self::ManyStreams => many::measure(scale).await,
+            Self::CoordinatorKilled => failover::measure(scale).await,
             Self::ClusterCreate => OnCluster::Create.measure(scale),
             Self::ClusterCrowd => OnCluster::Crowd.measure(scale),
             Self::ClusterApply => OnCluster::Apply.measure(scale),
@@ -187,7 +224,8 @@ impl Group {
             | Self::Asleep
             | Self::Idle
             | Self::Relay
-            | Self::Gateway => Table::Standalone,
+            | Self::Gateway
+            | Self::Replay => Table::Standalone,
             _ => Table::Cluster,
         }
     }

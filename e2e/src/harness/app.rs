@@ -15,10 +15,13 @@ use ash_client::{Client, CreateSession, Message, Session};
 use tempfile::TempDir;
 
 use super::{
-    Turn, eventually, free_port,
+    Turn, eventually,
     process::{program, record_pid, signal},
 };
-use crate::model::{Script, ScriptedModel};
+use crate::{
+    fleet::free_port,
+    model::{Script, ScriptedModel},
+};
 
 /// The key with which the server calls the model: looked for where it must not be.
 pub const MODEL_KEY: &str = "sk-ant-canary-5f0c2a9e7b";

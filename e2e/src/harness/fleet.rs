@@ -1,36 +1,34 @@
-//! A fleet under test: a coordinator and runners as processes of their own, before the scripted model.
+//! A fleet under test: coordinators and runners as processes of their own, before the scripted model.
 
-mod process;
-mod runner;
-
-use std::{fs, net::SocketAddr, path::PathBuf, process::Command};
+use std::{
+    fs,
+    net::SocketAddr,
+    ops::{Deref, DerefMut},
+    path::PathBuf,
+    process::Command,
+};
 
 use ash_client::{Client, CreateSession, Message, Session};
 use serde_json::json;
 use tempfile::TempDir;
 
-use self::process::Process;
-pub use self::runner::TestRunner;
 use super::{
-    MODEL_KEY, Turn, eventually, free_port,
+    MODEL_KEY, Turn, eventually,
     process::{program, record_pid},
     real_claude,
 };
-use crate::model::{Script, ScriptedModel};
+use crate::{
+    fleet::{Fleet, Keys, Settings, free_port, metric},
+    model::{Script, ScriptedModel},
+};
 
 const API_KEY: &str = "ash_test_key";
 const LOG: &str = "info,ash_runner=debug,ash_coordinator=debug,ash_link=debug";
 /// `You are a simple agent.` and a newline, in base64.
 const SIMPLE_AGENT: &str = "WW91IGFyZSBhIHNpbXBsZSBhZ2VudC4K";
-
-/// A second coordinator on the same database.
-#[derive(Debug)]
-struct Other {
-    process: Process,
-    address: SocketAddr,
-    fleet_address: SocketAddr,
-    client: Client,
-}
+/// Places among the coordinators.
+const FIRST: usize = 0;
+const OTHER: usize = 1;
 
 /// What of a fleet is not as tests have it.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +37,8 @@ pub struct FleetOptions {
     pub database: Option<String>,
     /// Whether there is a second coordinator on the database.
     pub second_coordinator: bool,
+    /// Whether there is a load balancer before both.
+    pub balancer: bool,
     /// More arguments of the coordinators.
     pub coordinator_arguments: Vec<String>,
     /// More variables of the runners.
@@ -52,18 +52,18 @@ pub struct FleetOptions {
 /// A coordinator, or two, and their runners. Dropped, all is stopped and nothing left behind.
 #[derive(Debug)]
 pub struct TestFleet {
-    folder: TempDir,
+    fleet: Fleet,
     /// The model behind the runners.
     pub model: ScriptedModel,
-    address: SocketAddr,
-    fleet_address: SocketAddr,
     /// A client of the coordinator.
     pub client: Client,
-    coordinator: Process,
-    options: FleetOptions,
-    other: Option<Other>,
-    /// The runners.
-    pub runners: Vec<TestRunner>,
+    other: Option<Client>,
+    balanced: Option<Client>,
+    _folder: TempDir,
+}
+
+fn client(address: SocketAddr) -> Client {
+    Client::new(&format!("http://{address}"), Some(&API_KEY.into())).expect("a client")
 }
 
 impl TestFleet {
@@ -85,6 +85,16 @@ impl TestFleet {
         Self::start_with(runners, arguments, options).await
     }
 
+    /// The same behind a load balancer.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start_balanced(database: &str, runners: usize, arguments: &[&str]) -> Self {
+        let database = Some(database.to_owned());
+        let options = FleetOptions { database, second_coordinator: true, balancer: true, ..FleetOptions::default() };
+        Self::start_with(runners, arguments, options).await
+    }
+
     /// The same with what is not as tests have it.
     ///
     /// # Panics
@@ -92,31 +102,44 @@ impl TestFleet {
     pub async fn start_with(runners: usize, arguments: &[&str], options: FleetOptions) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let model = ScriptedModel::start(Script::directives()).expect("the scripted model");
-        let (address, fleet_address) = (free_port(), free_port());
-        let client = Client::new(&format!("http://{address}"), Some(&API_KEY.into())).expect("a client");
-        let coordinator = Process::new(folder.path(), "coordinator");
-        let other = options.second_coordinator.then(|| {
-            let (address, fleet_address) = (free_port(), free_port());
-            let client = Client::new(&format!("http://{address}"), Some(&API_KEY.into())).expect("a client");
-            Other { process: Process::new(folder.path(), "other-coordinator"), address, fleet_address, client }
-        });
-        let mut fleet =
-            Self { folder, model, address, fleet_address, client, coordinator, options, other, runners: Vec::new() };
-        fleet.write_secret(&["s".repeat(40)]);
-        fleet.start_coordinator().await;
-        if fleet.other.is_some() {
-            fleet.start_other().await;
+        let mut runner_environment = vec![("ANTHROPIC_BASE_URL", model.base_url().into())];
+        runner_environment.extend(options.runner_environment.into_iter().map(|(name, value)| (name, value.into())));
+        let settings = Settings {
+            folder: folder.path().to_owned(),
+            keys: Keys::make(&folder.path().join("keys"), Some(API_KEY)).expect("keys"),
+            database: options.database.map(Into::into),
+            log: options.log.unwrap_or(LOG).to_owned(),
+            coordinator_arguments: options.coordinator_arguments,
+            coordinator_environment: vec![("ANTHROPIC_API_KEY", MODEL_KEY.into())],
+            runner_environment,
+            claude: Some(options.claude.unwrap_or_else(real_claude)),
+            apart: false,
+        };
+        let mut fleet = Fleet::new(settings, if options.second_coordinator { 2 } else { 1 });
+        fleet.start_coordinator(FIRST).await.expect("a coordinator");
+        if options.second_coordinator {
+            fleet.start_coordinator(OTHER).await.expect("a second coordinator");
         }
         for _ in 0..runners {
             fleet.add_runner(arguments);
         }
-        fleet.wait_runners(runners).await;
-        fleet
+        fleet.wait_runners(runners).await.expect("runners");
+        if options.balancer {
+            fleet.start_balancer(free_port()).await.expect("a load balancer");
+        }
+        Self {
+            model,
+            client: client(fleet.coordinators[FIRST].address),
+            other: fleet.coordinators.get(OTHER).map(|other| client(other.address)),
+            balanced: fleet.balancer.as_ref().map(|balancer| client(balancer.address)),
+            fleet,
+            _folder: folder,
+        }
     }
 
     /// The file with the shared secret.
     pub fn secret_file(&self) -> PathBuf {
-        self.folder.path().join("secret")
+        self.fleet.keys().fleet_secret()
     }
 
     /// Writes the shared secrets.
@@ -129,7 +152,7 @@ impl TestFleet {
 
     /// Where runners reach the coordinator.
     pub fn fleet_address(&self) -> SocketAddr {
-        self.fleet_address
+        self.fleet.coordinators[FIRST].fleet_address
     }
 
     /// Starts the coordinator, and waits until it answers.
@@ -137,15 +160,7 @@ impl TestFleet {
     /// # Panics
     /// When it does not.
     pub async fn start_coordinator(&mut self) {
-        let (arguments, environment) = self.coordinator_call(&self.coordinator, self.address, self.fleet_address);
-        self.coordinator.start(&arguments, &environment);
-        eventually("the coordinator answers", async || {
-            if let Ok(Some(status)) = self.coordinator.child.as_mut().expect("a coordinator").try_wait() {
-                panic!("the coordinator ended with {status}:\n{}", self.coordinator.log());
-            }
-            self.client.health().await.ok()
-        })
-        .await;
+        self.fleet.start_coordinator(FIRST).await.expect("the coordinator answers");
     }
 
     /// Starts the second coordinator, and waits until it answers.
@@ -153,12 +168,7 @@ impl TestFleet {
     /// # Panics
     /// When there is none, or it does not answer.
     pub async fn start_other(&mut self) {
-        let other = self.other.as_ref().expect("a second coordinator");
-        let (arguments, environment) = self.coordinator_call(&other.process, other.address, other.fleet_address);
-        let other = self.other.as_mut().expect("a second coordinator");
-        other.process.start(&arguments, &environment);
-        let client = &other.client;
-        eventually("the second coordinator answers", async || client.health().await.ok()).await;
+        self.fleet.start_coordinator(OTHER).await.expect("the second coordinator answers");
     }
 
     /// A client of the second coordinator.
@@ -166,7 +176,15 @@ impl TestFleet {
     /// # Panics
     /// When there is none.
     pub fn other(&self) -> &Client {
-        &self.other.as_ref().expect("a second coordinator").client
+        self.other.as_ref().expect("a second coordinator")
+    }
+
+    /// A client of the load balancer.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn balanced(&self) -> &Client {
+        self.balanced.as_ref().expect("a load balancer")
     }
 
     /// The second coordinator's process.
@@ -174,7 +192,7 @@ impl TestFleet {
     /// # Panics
     /// When it does not run.
     pub fn other_pid(&self) -> u32 {
-        self.other.as_ref().and_then(|other| other.process.child.as_ref()).expect("a second coordinator").id()
+        self.fleet.coordinators[OTHER].pid()
     }
 
     /// Kills the second coordinator.
@@ -182,7 +200,7 @@ impl TestFleet {
     /// # Panics
     /// When it does not run.
     pub fn kill_other(&mut self) {
-        self.other.as_mut().expect("a second coordinator").process.kill();
+        self.fleet.coordinators[OTHER].kill();
     }
 
     /// Runs the command-line client against the first coordinator, and gives what it printed.
@@ -193,7 +211,7 @@ impl TestFleet {
         let output = Command::new(program("ash"))
             .args(arguments)
             .env_clear()
-            .env("ASH_URL", format!("http://{}", self.address))
+            .env("ASH_URL", format!("http://{}", self.address()))
             .env("ASH_API_KEY", API_KEY)
             .output()
             .expect("the client runs");
@@ -201,41 +219,9 @@ impl TestFleet {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    fn coordinator_call(
-        &self,
-        process: &Process,
-        address: SocketAddr,
-        fleet_address: SocketAddr,
-    ) -> (Vec<String>, Vec<(&'static str, String)>) {
-        let data = process.folder.join("data");
-        let mut arguments = vec![
-            "serve".to_owned(),
-            "--mode=coordinator".to_owned(),
-            format!("--listen={address}"),
-            format!("--fleet-listen={fleet_address}"),
-            format!("--data-dir={}", data.display()),
-            format!("--fleet-secret-file={}", self.secret_file().display()),
-            format!("--log={}", self.log()),
-            "--shutdown-timeout=5s".to_owned(),
-        ];
-        arguments.extend(self.options.coordinator_arguments.iter().cloned());
-        let mut environment = vec![
-            ("ASH_API_KEY", API_KEY.to_owned()),
-            ("ASH_TOKEN_KEY", "0f".repeat(32)),
-            ("ASH_CREDENTIAL_KEY", "1e".repeat(32)),
-            ("ANTHROPIC_API_KEY", MODEL_KEY.to_owned()),
-        ];
-        environment.extend(self.options.database.clone().map(|url| ("ASH_DATABASE_URL", url)));
-        (arguments, environment)
-    }
-
-    fn log(&self) -> &'static str {
-        self.options.log.unwrap_or(LOG)
-    }
-
     /// Where clients reach the coordinator.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.fleet.coordinators[FIRST].address
     }
 
     /// The key that clients need.
@@ -245,58 +231,31 @@ impl TestFleet {
 
     /// Kills the coordinator.
     pub fn kill_coordinator(&mut self) {
-        self.coordinator.kill();
+        self.fleet.coordinators[FIRST].kill();
     }
 
     /// What the coordinator logged.
     pub fn coordinator_log(&self) -> String {
-        self.coordinator.log()
-    }
-
-    /// Starts one more runner.
-    pub fn add_runner(&mut self, more: &[&str]) {
-        let name = format!("runner-{}", self.runners.len());
-        let process = Process::new(self.folder.path(), &name);
-        let metrics = free_port();
-        let mut arguments = vec![
-            "runner".to_owned(),
-            format!("--coordinator=http://{}", self.fleet_address),
-            format!("--name={name}"),
-            format!("--listen={}", free_port()),
-            format!("--metrics-listen={metrics}"),
-            format!("--data-dir={}", process.folder.join("data").display()),
-            format!("--fleet-secret-file={}", self.secret_file().display()),
-            format!("--claude={}", self.options.claude.clone().unwrap_or_else(real_claude).display()),
-            format!("--log={}", self.log()),
-            "--shutdown-timeout=5s".to_owned(),
-        ];
-        arguments.extend(self.other.iter().map(|other| format!("--coordinator=http://{}", other.fleet_address)));
-        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
-        let mut environment = vec![("ANTHROPIC_BASE_URL", self.model.base_url())];
-        environment.extend(self.options.runner_environment.iter().cloned());
-        let mut runner = TestRunner { process, arguments, environment, metrics };
-        runner.start();
-        self.runners.push(runner);
+        self.fleet.coordinators[FIRST].log()
     }
 
     /// Waits until so many runners can be given sessions.
     pub async fn wait_runners(&self, count: usize) {
         eventually("the runners are there", async || {
-            let counted = self.metric("ash_coordinator_runners_ready").await?;
-            (counted >= f64::from(u32::try_from(count).unwrap_or(u32::MAX))).then_some(())
+            let ready = self.fleet.runners_ready().await?;
+            (ready >= count).then_some(())
         })
         .await;
     }
 
     /// The coordinator's metrics.
     pub async fn metrics(&self) -> String {
-        crate::http::text(self.address, "/metrics").await.unwrap_or_default()
+        crate::http::text(self.address(), "/metrics").await.unwrap_or_default()
     }
 
     /// A value of the coordinator's metrics.
     pub async fn metric(&self, name: &str) -> Option<f64> {
-        let text = crate::http::text(self.address, "/metrics").await.ok()?;
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+        metric(self.address(), name).await
     }
 
     /// Deploys a simple agent.
@@ -306,7 +265,7 @@ impl TestFleet {
     pub async fn deploy(&self, name: &str) {
         let files = json!([{ "path": "CLAUDE.md", "content": SIMPLE_AGENT }]);
         let body = json!({ "name": name, "files": files });
-        let answer = crate::http::json(self.address, "POST", "/api/agents", Some(API_KEY), Some(body)).await;
+        let answer = crate::http::json(self.address(), "POST", "/api/agents", Some(API_KEY), Some(body)).await;
         let (status, answer) = answer.expect("an answer");
         assert_eq!(status, 201, "{answer}");
     }
@@ -332,7 +291,7 @@ impl TestFleet {
     /// Which runner has a session's sandbox.
     pub async fn runner_of(&self, session: &Session) -> usize {
         eventually("the session is on a runner", async || {
-            self.runners.iter().position(|runner| {
+            self.fleet.runners.iter().position(|runner| {
                 runner.process.child.is_some() && record_pid(&runner.session_folder(&session.id)).is_some()
             })
         })
@@ -344,26 +303,20 @@ impl TestFleet {
     /// # Panics
     /// When the coordinator does not answer with JSON.
     pub async fn request(&self, method: &str, path: &str, body: Option<serde_json::Value>) -> (u16, serde_json::Value) {
-        crate::http::json(self.address, method, path, Some(API_KEY), body).await.expect("an answer")
+        crate::http::json(self.address(), method, path, Some(API_KEY), body).await.expect("an answer")
     }
 }
 
-impl Drop for TestFleet {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.coordinator.dump();
-            self.other.iter().for_each(|other| other.process.dump());
-            for runner in &self.runners {
-                runner.process.dump();
-            }
-        }
-        for runner in &mut self.runners {
-            runner.stop();
-        }
-        self.coordinator.stop();
-        self.other.iter_mut().for_each(|other| other.process.stop());
-        for runner in &self.runners {
-            runner.end_sandboxes();
-        }
+impl Deref for TestFleet {
+    type Target = Fleet;
+
+    fn deref(&self) -> &Fleet {
+        &self.fleet
+    }
+}
+
+impl DerefMut for TestFleet {
+    fn deref_mut(&mut self) -> &mut Fleet {
+        &mut self.fleet
     }
 }

@@ -38,7 +38,7 @@ pub fn pid_of(sandbox_folder: &Path, comm: &str) -> Option<u32> {
 }
 
 /// The first process of a sandbox, from its record, if it is still that one.
-pub(super) fn record_pid(sandbox_folder: &Path) -> Option<u32> {
+pub(crate) fn record_pid(sandbox_folder: &Path) -> Option<u32> {
     let record = fs::read(sandbox_folder.join("sandbox.json")).ok()?;
     let record: serde_json::Value = serde_json::from_slice(&record).ok()?;
     let init = record.get("init")?;

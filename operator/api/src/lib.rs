@@ -9,6 +9,7 @@ mod answer;
 mod auth;
 mod body;
 mod credentials;
+mod descriptors;
 mod error;
 mod fields;
 mod health;
@@ -39,6 +40,7 @@ use axum::{
 
 pub use access::AccessConfig;
 pub use auth::{InitialKeyError, ensure_initial_key, hash_key};
+pub use descriptors::connections_within_descriptors;
 pub use serve::{ServeLimits, serve};
 pub use state::{ApiConfig, ApiState, OptionalPorts};
 

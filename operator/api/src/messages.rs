@@ -42,6 +42,10 @@ const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
+/// Says behind which position a session's stream begins: a client that asked for one from now on, and is cut before its first frame,
+/// goes on from there.
+const STREAM_AFTER: HeaderName = HeaderName::from_static("ash-stream-after");
+
 /// `POST /api/sessions/{id}/messages`: begins a turn and streams it, or answers with its result where the client accepts
 /// nothing but JSON. A place for the session's sandbox is reserved before the headers go out. The turn goes on when its client
 /// goes away.
@@ -84,7 +88,11 @@ pub(crate) async fn stream(
     let session = state.session(&tenant, &id).await?;
     let position = position.unwrap_or(Position::after(session.last));
     let reader = state.runner.read(&session, position).await?;
-    Ok(respond(&state, session.id, reader, Frames::after(session.id, position, partials), until))
+    let mut response = respond(&state, session.id, reader, Frames::after(session.id, position, partials), until);
+    if let Ok(after) = HeaderValue::from_str(&position.to_string()) {
+        response.headers_mut().insert(STREAM_AFTER, after);
+    }
+    Ok(response)
 }
 
 /// What the client has seen. The header wins over the parameter: a client that reconnects by itself repeats the address.

@@ -24,7 +24,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a server allows its clients.
 #[derive(Debug, Clone)]
 pub struct ServeLimits {
-    /// Connections at once: 4,096. At the bound further ones wait in the kernel's queue.
+    /// Connections at once: 16,384. At the bound further ones wait in the kernel's queue.
     pub max_connections: usize,
     /// For how long a client may read nothing while there is something to read: 30 s. Then its connection is closed; its turn
     /// goes on.
@@ -38,7 +38,7 @@ pub struct ServeLimits {
 impl Default for ServeLimits {
     fn default() -> Self {
         Self {
-            max_connections: 4096,
+            max_connections: 16_384,
             write_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),
             shutdown_grace: Duration::from_secs(30),

@@ -170,6 +170,10 @@ async fn a_stream_goes_on_after_every_frame() {
         by_header.headers_mut().insert("last-event-id", seen.parse().unwrap());
         assert_eq!(server.send(by_header).await.text(), text);
     }
+    // One from now on says where that is, so that a client which is cut before its first frame can come back to it.
+    let now = server.send(stream("")).await.headers["ash-stream-after"].to_str().unwrap().to_owned();
+    assert!(all.last().unwrap().starts_with(&format!("{now}.")), "{now}");
+    assert_eq!(server.send(stream("after=12.1")).await.headers["ash-stream-after"], "12.1");
     for query in ["after=x", "after=1.", "follow=perhaps", "includePartialMessages=2"] {
         server.send(stream(query)).await.error(400);
     }

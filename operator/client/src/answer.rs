@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use reqwest::{Response, header::RETRY_AFTER};
+use ash_core::sse::Position;
+use reqwest::{
+    Response,
+    header::{HeaderName, RETRY_AFTER},
+};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::Error;
@@ -17,6 +21,14 @@ const SHOWN_CHARACTERS: usize = 200;
 #[derive(Deserialize)]
 struct Refusal {
     error: String,
+}
+
+/// The header that says behind which position a stream begins.
+const STREAM_AFTER: HeaderName = HeaderName::from_static("ash-stream-after");
+
+/// Behind which position a stream begins, where the server says so.
+pub(crate) fn position(response: &Response) -> Option<Position> {
+    response.headers().get(STREAM_AFTER)?.to_str().ok()?.parse().ok()
 }
 
 /// Reads an answer as JSON.

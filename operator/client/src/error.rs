@@ -158,6 +158,12 @@ impl Error {
         }
     }
 
+    /// Whether the request was on its way when the connection ended: what is sent under a key may be sent again. Only a proxy says
+    /// 502 or 504, of a server behind it.
+    pub(crate) fn is_cut(&self) -> bool {
+        matches!(self, Self::Cut { .. } | Self::Refused { status: 502 | 504, .. })
+    }
+
     /// How long the server asked to wait.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -34,5 +34,5 @@ pub use frame::Frame;
 #[cfg(feature = "kubernetes")]
 pub use kubernetes::{ClusterOptions, DEFAULT_RELEASE_NAMESPACE, DEFAULT_RELEASE_SERVICE, DEFAULT_SERVICE_ACCOUNT};
 pub use parser::{MAX_FRAME_BYTES, Parsed, Parser, TooLong};
-pub use stream::{FrameStream, StreamOptions};
+pub use stream::{FrameStream, Step, StreamOptions};
 pub use types::{Agent, Content, CreateSession, Health, Message, Pool, Runner, Session, SessionQuery};

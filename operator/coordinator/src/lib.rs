@@ -5,6 +5,7 @@
 //! [`CoordinatorService`] is what runners call: membership, and the store's part that they need. Both share a [`Registry`].
 
 mod calls;
+mod feed;
 mod fleet_runner;
 mod keys;
 mod limits;
@@ -17,6 +18,7 @@ mod registry;
 mod routes;
 mod service;
 mod store_calls;
+mod stream;
 mod warm;
 
 pub use fleet_runner::FleetRunner;

@@ -10,12 +10,18 @@ pub(crate) const SEND: Duration = Duration::from_secs(200);
 pub(crate) const CALL: Duration = Duration::from_secs(160);
 /// How long a runner may take to begin a stream of entries.
 pub(crate) const STREAM_BEGIN: Duration = Duration::from_secs(5);
+/// How long a reader waits for another one that begins the stream of the same session, to take part in it.
+pub(crate) const OPENING_WAIT: Duration = Duration::from_secs(1);
 /// How long a stream of entries may say nothing; a runner says how things are every 2 s.
 pub(crate) const STREAM_SILENCE: Duration = Duration::from_secs(8);
 /// The pause before a runner that did not answer is asked again.
 pub(crate) const RETRY: Duration = Duration::from_millis(200);
 /// Bytes that a reader takes from the log at once, beyond the first entry.
 pub(crate) const BATCH_BYTES: usize = 1 << 20;
+/// What the readers of one session at this coordinator have not all taken, beyond the last batch. Who is further behind reads the log.
+pub(crate) const FEED_BYTES: usize = 1 << 20;
+/// What is kept of it during a turn although all have taken it, so that a reader that comes from the log finds what is not there yet.
+pub(crate) const FEED_KEPT_BYTES: usize = 64 << 10;
 /// The pause before a message that found no place looks again, where no runner came in between.
 pub(crate) const PLACE_RETRY: Duration = Duration::from_millis(500);
 /// How old what is known of runners, of the sessions that are read, and of agents may be.

@@ -18,6 +18,8 @@ pub(crate) struct Metrics {
     pub(crate) writes_refused: Counter,
     pub(crate) streams: Gauge,
     pub(crate) streams_broken: Counter,
+    pub(crate) feeds: Gauge,
+    pub(crate) readers_behind: Counter,
     pub(crate) unwritten: Counter,
     pub(crate) heard_unwritten: Counter,
     pub(crate) pods_admitted: Counter,
@@ -63,6 +65,12 @@ impl Metrics {
         registry.register("pods_claimed", "Sessions that found a warm pod", self.pods_claimed.clone());
         registry.register("pods_missed", "Sessions that found none", self.pods_missed.clone());
         registry.register("wakes", "Times that the operator was asked for a pod", self.wakes.clone());
+        registry.register("feeds", "Sessions whose stream is shared by several readers", self.feeds.clone());
+        registry.register(
+            "readers_behind",
+            "Times that a reader was too slow for what is shared and read the log",
+            self.readers_behind.clone(),
+        );
         registry.register("streams_broken", "Streams of entries that broke", self.streams_broken.clone());
     }
 }

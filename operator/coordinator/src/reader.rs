@@ -13,18 +13,17 @@ use ash_core::{
     session::Session,
 };
 use ash_link::{Answer, FrameReader};
-use ash_protocol::{
-    fleet::{StreamStatus, runner as path},
-    frame::FrameKind,
-};
+use ash_protocol::fleet::runner as path;
 use async_trait::async_trait;
 use tokio::time::{sleep, timeout};
 
 use crate::{
     calls,
-    limits::{BATCH_BYTES, PLACE_RETRY, RETRY, STREAM_BEGIN, STREAM_SILENCE},
+    feed::{Next, Subscription},
+    limits::{BATCH_BYTES, OPENING_WAIT, PLACE_RETRY, RETRY, STREAM_BEGIN},
     registry::{Registry, Target},
     routes::{RouteWatch, Whereabouts},
+    stream::{Arrived, Came, Stream},
 };
 
 pub(crate) struct FleetReader {
@@ -41,24 +40,20 @@ pub(crate) struct FleetReader {
     live: Option<Live>,
 }
 
-/// A stream from a runner.
-struct Live {
-    target: Target,
-    frames: FrameReader<Answer>,
-    pending: Batch,
-    registry: Arc<Registry>,
+/// What comes from a runner.
+enum Live {
+    /// On a stream of its own: nobody else reads the session here, or this reader is not as far as they are.
+    Own(Box<Stream>),
+    /// On one that is shared.
+    Shared(Subscription),
 }
 
 impl Live {
-    fn new(registry: &Arc<Registry>, target: Target, frames: FrameReader<Answer>) -> Self {
-        registry.metrics.streams.inc();
-        Self { target, frames, pending: Batch::new(), registry: Arc::clone(registry) }
-    }
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        self.registry.metrics.streams.dec();
+    fn target(&self) -> &Target {
+        match self {
+            Self::Own(stream) => &stream.target,
+            Self::Shared(subscription) => subscription.target(),
+        }
     }
 }
 
@@ -95,7 +90,7 @@ impl FleetReader {
 
     /// A reader of a turn whose stream has begun.
     pub(crate) fn with_stream(mut self, target: Target, frames: FrameReader<Answer>) -> Self {
-        self.live = Some(Live::new(&self.registry, target, frames));
+        self.live = Some(Live::Own(Box::new(Stream::new(&self.registry, target, frames))));
         self
     }
 
@@ -109,22 +104,81 @@ impl FleetReader {
                 Ok(Whereabouts::Nowhere) => self.in_progress = false,
             }
         }
-        if self.live.is_some() {
+        match &mut self.live {
+            None => {}
             // The first frame says how things are.
-            if let Ok(Step::Broken(reason)) = timeout(STREAM_BEGIN, self.step()).await {
-                self.break_off(&reason);
+            Some(Live::Own(_)) => {
+                if let Ok(Step::Broken(reason)) = timeout(STREAM_BEGIN, self.step()).await {
+                    self.break_off(&reason);
+                }
+            }
+            // Nothing is taken from it: whoever reads on gets it.
+            Some(Live::Shared(subscription)) => {
+                if let Ok(Some(progress)) = timeout(STREAM_BEGIN, subscription.known(self.position)).await {
+                    self.in_progress = progress;
+                }
             }
         }
     }
 
     async fn connect(&mut self, target: Target) {
+        if self.join(&target) {
+            return;
+        }
+        // Of many that come at once one begins the stream, and the others take part in it.
+        let opening = self.watch.opening();
+        let one_at_a_time = timeout(OPENING_WAIT, opening.lock()).await;
+        if self.join(&target) {
+            return;
+        }
+        // There is one, and this reader is not as far: nobody waits for what it needs for itself.
+        let one_at_a_time = one_at_a_time.ok().filter(|_| !self.registry.has_feed(self.session.id, &target));
         let read = Read { session: self.session.clone(), after: self.position };
         match calls::stream::<()>(&target, path::READ, STREAM_BEGIN, &read).await {
-            Ok(((), frames)) => self.live = Some(Live::new(&self.registry, target, frames)),
+            Ok(((), frames)) => {
+                let stream = Box::new(Stream::new(&self.registry, target, frames));
+                let shared = self.registry.share(self.session.id, self.position, None, stream);
+                self.live = Some(shared.map_or_else(Live::Own, Live::Shared));
+            }
             Err(error) => {
                 tracing::debug!(session = %self.session.id, runner = %target.id.name, ?error, "a stream could not begin");
                 self.registry.metrics.unanswered.inc();
             }
+        }
+        drop(one_at_a_time);
+    }
+
+    /// Takes part in a stream that others share, where they are not further on. That no turn is in progress is not taken from them:
+    /// one may have begun since the runner said so, and nothing have come of it yet.
+    fn join(&mut self, target: &Target) -> bool {
+        let Some(subscription) = self.registry.subscribe(self.session.id, target, self.position) else { return false };
+        match subscription.progress(self.position) {
+            Some(false) => return false,
+            Some(true) => self.in_progress = true,
+            None => {}
+        }
+        self.live = Some(Live::Shared(subscription));
+        true
+    }
+
+    /// Gives up the stream of its own where others read the session, too: takes part in theirs, once both say the same, or shares it
+    /// with them.
+    fn merge(&mut self) {
+        let target = match &self.live {
+            Some(Live::Own(stream)) if self.registry.readers(self.session.id) > 1 => stream.target.clone(),
+            _ => return,
+        };
+        if let Some(subscription) = self.registry.subscribe(self.session.id, &target, self.position) {
+            let has_more = subscription.has_more();
+            if has_more || subscription.progress(self.position) == Some(self.in_progress) {
+                self.in_progress |= has_more;
+                self.live = Some(Live::Shared(subscription));
+            }
+            return;
+        }
+        if let Some(Live::Own(stream)) = self.live.take() {
+            let shared = self.registry.share(self.session.id, self.position, Some(self.in_progress), stream);
+            self.live = Some(shared.map_or_else(Live::Own, Live::Shared));
         }
     }
 
@@ -137,42 +191,66 @@ impl FleetReader {
         }
     }
 
-    /// Takes one frame of the stream. Safe to cancel.
+    /// Takes what comes next. Safe to cancel.
     async fn step(&mut self) -> Step {
-        let Some(live) = &mut self.live else { return Step::Nothing };
-        let frame = match timeout(STREAM_SILENCE, live.frames.next()).await {
-            Ok(Ok(Some(frame))) => frame,
-            Ok(Ok(None)) => return Step::Broken("the runner ended it".to_owned()),
-            Ok(Err(reason)) => return Step::Broken(reason),
-            Err(_) => return Step::Broken(format!("the runner said nothing for {} s", STREAM_SILENCE.as_secs())),
-        };
-        if frame.kind == FrameKind::Event {
-            return match frame.into_entry() {
-                Ok(entry) => {
-                    live.pending.push(Arc::new(LoggedEntry::new(entry)));
-                    Step::Nothing
+        let came = match &mut self.live {
+            None => return Step::Nothing,
+            Some(Live::Own(stream)) => stream.next().await,
+            Some(Live::Shared(subscription)) => {
+                let next = tokio::select! {
+                    biased;
+                    next = subscription.next() => next,
+                    // One that is not told anything has to look by itself whether the session went elsewhere.
+                    () = self.watch.changed() => Next::Came(Came::Nothing),
+                };
+                match next {
+                    Next::Came(came) => came,
+                    Next::Behind => {
+                        // The log has what it lacks, or else a stream of its own.
+                        self.live = None;
+                        return Step::Nothing;
+                    }
                 }
-                Err(error) => Step::Broken(error.to_string()),
-            };
-        }
-        let status = match serde_json::from_slice::<StreamStatus>(&frame.body) {
-            Ok(status) if frame.kind == FrameKind::Status => status,
-            _ => return Step::Broken("a frame that a stream cannot have".to_owned()),
+            }
         };
-        self.position = self.position.max(status.through);
-        let pending = std::mem::take(&mut live.pending);
-        let runner = live.target.id.clone();
-        let fell = std::mem::replace(&mut self.in_progress, status.turn_in_progress) && !status.turn_in_progress;
-        if let Some(reason) = status.unwritten {
-            self.live = None;
-            return Step::Failed(ReadError::Unwritten(reason));
+        match came {
+            Came::Nothing => {
+                if let (Some(Live::Shared(_)), Some(reason)) = (&self.live, self.moved()) {
+                    self.break_off(reason);
+                }
+                Step::Nothing
+            }
+            Came::Arrived(arrived) => self.arrived(arrived),
+            Came::Broken(reason) => Step::Broken(reason),
+            Came::Unwritten(reason) => {
+                self.live = None;
+                Step::Failed(ReadError::Unwritten(reason))
+            }
         }
-        let moved = self.watch.live_on().is_some_and(|target| target.id != runner);
-        let over = status.over.then(|| "the runner stops".to_owned()).or(status.unread);
-        if let Some(reason) = over.or_else(|| moved.then(|| "the session is on another runner".to_owned())) {
+    }
+
+    fn arrived(&mut self, arrived: Arrived) -> Step {
+        let Arrived { mut batch, through, in_progress, over } = arrived;
+        batch.retain(|logged| logged.entry.sequence > self.position);
+        self.position = self.position.max(through);
+        let was_in_progress = std::mem::replace(&mut self.in_progress, in_progress);
+        if over.is_none() {
+            self.merge();
+        }
+        let fell = was_in_progress && !self.in_progress;
+        // Where the stream is given up there may be more.
+        if let Some(reason) = over {
             self.break_off(&reason);
+        } else if let Some(reason) = self.moved() {
+            self.break_off(reason);
         }
-        if pending.is_empty() && !fell { Step::Nothing } else { Step::Given(pending) }
+        if batch.is_empty() && !fell { Step::Nothing } else { Step::Given(batch) }
+    }
+
+    /// Says so where the session is on another runner than the one that is listened to.
+    fn moved(&self) -> Option<&'static str> {
+        let from = &self.live.as_ref()?.target().id;
+        self.watch.live_on().filter(|target| target.id != *from).map(|_| "the session is on another runner")
     }
 
     /// Whether the turn that this reader is for was taken by a runner that lost it before it was written: it is over without an

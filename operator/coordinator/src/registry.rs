@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,7 @@ use secrecy::SecretBox;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use uuid::Uuid;
 
-use crate::{keys::ModelKeySource, metrics::Metrics, placing::Wish, warm};
+use crate::{feed::Feed, keys::ModelKeySource, metrics::Metrics, placing::Wish, warm};
 
 /// What a registry is made from.
 pub struct RegistryConfig {
@@ -69,13 +69,23 @@ pub(crate) struct Inner {
     read: Option<Instant>,
     peers: HashMap<RunnerName, Arc<Peer>>,
     pub(crate) routes: HashMap<SessionId, RouteRow>,
-    pub(crate) watched: HashMap<SessionId, (usize, watch::Sender<Option<RouteRow>>)>,
+    pub(crate) watched: HashMap<SessionId, Watched>,
+    /// Sessions whose stream several readers share.
+    pub(crate) feeds: HashMap<SessionId, Weak<Feed>>,
     pub(crate) warm: WarmList,
     pub(crate) stamp: Option<AgentsStamp>,
     pub(crate) writes: OwnWrites,
     pub(crate) coordinators: Vec<CoordinatorRow>,
     /// Runners that were heard while it could not be written.
     pub(crate) unwritten: HashMap<RunnerId, Load>,
+}
+
+/// A session that somebody reads.
+pub(crate) struct Watched {
+    pub(crate) readers: usize,
+    pub(crate) route: watch::Sender<Option<RouteRow>>,
+    /// Held by the reader that begins its stream.
+    pub(crate) opening: Arc<AsyncMutex<()>>,
 }
 
 /// A runner that can be called.

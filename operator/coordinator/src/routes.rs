@@ -10,12 +10,12 @@ use ash_core::{
     ports::{RouteRow, StoreError},
     session::{Session, SessionState},
 };
-use tokio::sync::watch;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use crate::{
     limits::MAX_ROUTES,
     placing::Placing,
-    registry::{Registry, Target},
+    registry::{Registry, Target, Watched},
 };
 
 /// Where a session is.
@@ -70,9 +70,9 @@ impl Registry {
             if inner.routes.len() >= MAX_ROUTES && !inner.routes.contains_key(&route.session) {
                 inner.routes.clear();
             }
-            if let Some((_, watched)) = inner.watched.get(&route.session) {
+            if let Some(watched) = inner.watched.get(&route.session) {
                 let sent = Some(route.clone());
-                watched.send_if_modified(|had| {
+                watched.route.send_if_modified(|had| {
                     let is_new = *had != sent;
                     *had = sent;
                     is_new
@@ -134,13 +134,22 @@ impl Registry {
 
     /// Watches where a session is, for as long as the answer is kept.
     pub(crate) fn watch(self: &Arc<Self>, session: SessionId) -> RouteWatch {
-        let route = self.with(|inner| {
+        let (route, opening) = self.with(|inner| {
             let known = inner.routes.get(&session).cloned();
-            let (count, sender) = inner.watched.entry(session).or_insert_with(|| (0, watch::Sender::new(known)));
-            *count += 1;
-            sender.subscribe()
+            let watched = inner.watched.entry(session).or_insert_with(|| Watched {
+                readers: 0,
+                route: watch::Sender::new(known),
+                opening: Arc::default(),
+            });
+            watched.readers += 1;
+            (watched.route.subscribe(), Arc::clone(&watched.opening))
         });
-        RouteWatch { registry: Arc::clone(self), session, route }
+        RouteWatch { registry: Arc::clone(self), session, route, opening }
+    }
+
+    /// How many read a session here.
+    pub(crate) fn readers(&self, session: SessionId) -> usize {
+        self.with(|inner| inner.watched.get(&session).map_or(0, |watched| watched.readers))
     }
 
     /// Asks where the sessions are that somebody reads.
@@ -158,9 +167,15 @@ pub(crate) struct RouteWatch {
     registry: Arc<Registry>,
     session: SessionId,
     route: watch::Receiver<Option<RouteRow>>,
+    opening: Arc<AsyncMutex<()>>,
 }
 
 impl RouteWatch {
+    /// Held by the reader that begins the session's stream.
+    pub(crate) fn opening(&self) -> Arc<AsyncMutex<()>> {
+        Arc::clone(&self.opening)
+    }
+
     /// Marks what is known as seen.
     pub(crate) fn seen(&mut self) {
         self.route.mark_unchanged();
@@ -186,9 +201,9 @@ impl RouteWatch {
 impl Drop for RouteWatch {
     fn drop(&mut self) {
         self.registry.with(|inner| {
-            if let Some((count, _)) = inner.watched.get_mut(&self.session) {
-                *count -= 1;
-                if *count == 0 {
+            if let Some(watched) = inner.watched.get_mut(&self.session) {
+                watched.readers -= 1;
+                if watched.readers == 0 {
                     inner.watched.remove(&self.session);
                 }
             }

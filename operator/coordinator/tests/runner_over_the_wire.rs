@@ -33,7 +33,7 @@ use ash_runner::{RunnerService, Told};
 use ash_store::SqliteStore;
 use async_trait::async_trait;
 use serde_json::value::RawValue;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 /// Says what it was asked.
@@ -43,12 +43,19 @@ struct Asked {
     error: Mutex<Option<RunnerError>>,
     /// It stops with each message that it takes, and its next life knows nothing of it.
     forgets: AtomicBool,
+    /// How many entries a session has by now, and whether a turn is in progress, where it is one that grows.
+    grown: Mutex<Option<watch::Receiver<(u32, bool)>>>,
 }
 
 impl Asked {
     fn note(&self, call: impl Into<String>) -> Result<(), RunnerError> {
         self.calls.lock().unwrap().push(call.into());
         self.error.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    /// How often a session's stream was begun.
+    fn reads(&self) -> usize {
+        self.calls.lock().unwrap().iter().filter(|call| call.starts_with("read")).count()
     }
 
     fn last(&self) -> String {
@@ -110,6 +117,38 @@ impl EntryReader for Batches {
     }
 }
 
+/// Bytes of an entry of a session that grows: a few dozen are more than is kept for readers.
+const GROWN_BYTES: usize = 40_000;
+
+/// Gives what a session has by now, one entry at a time.
+struct Grows {
+    position: Sequence,
+    grown: watch::Receiver<(u32, bool)>,
+}
+
+#[async_trait]
+impl EntryReader for Grows {
+    async fn next(&mut self) -> Result<Option<Batch>, ReadError> {
+        let next = self.position.n() + 1;
+        if self.grown.wait_for(|(grown, _)| *grown >= next).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let flags = ash_core::EntryFlags(0);
+        let sequence = Epoch(1).sequence(next);
+        let entry = Entry { sequence, kind: EntryKind::Claude, flags, body: vec![0; GROWN_BYTES].into() };
+        self.position = sequence;
+        Ok(Some(vec![Arc::new(LoggedEntry::new(entry))]))
+    }
+
+    fn position(&self) -> Sequence {
+        self.position
+    }
+
+    fn turn_in_progress(&self) -> bool {
+        self.grown.borrow().1
+    }
+}
+
 /// What a runner gives that stops.
 struct Stops;
 
@@ -154,6 +193,9 @@ impl Runner for Asked {
 
     async fn read(&self, session: &Session, after: Position) -> Result<Box<dyn EntryReader>, RunnerError> {
         self.note(format!("read {} {}", session.id, after.sequence))?;
+        if let Some(grown) = self.grown.lock().unwrap().clone() {
+            return Ok(Box::new(Grows { position: after.sequence.max(Epoch(1).opening()), grown }));
+        }
         if self.forgets.load(Ordering::Relaxed) {
             return Ok(Box::new(Batches { position: after.sequence.max(Epoch(1).opening()), end: None }));
         }
@@ -286,6 +328,93 @@ async fn entries_come_as_they_are() {
     assert_eq!(batch[0].entry.sequence, Epoch(1).sequence(4));
     assert_eq!(reader.position(), Epoch(1).sequence(5));
     assert!(!reader.turn_in_progress());
+}
+
+/// Reads on until an entry came; all in order, none twice.
+async fn read_to(reader: &mut Box<dyn EntryReader>, next: &mut u32, last: u32) {
+    while *next <= last {
+        let batch = tokio::time::timeout(support::WAIT, reader.next()).await.unwrap().unwrap().unwrap();
+        for logged in batch {
+            assert_eq!(logged.entry.sequence, Epoch(1).sequence(*next));
+            *next += 1;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_of_one_session_share_its_stream() {
+    let Fixture { asked, fleet, agent, session, .. } = &fixture().await;
+    fleet.place(session.clone(), agent.clone()).await.unwrap();
+    let grow = watch::Sender::new((1, true));
+    *asked.grown.lock().unwrap() = Some(grow.subscribe());
+    let mut readers = Vec::new();
+    for _ in 0..50 {
+        let mut reader = fleet.read(session, Position::START).await.unwrap();
+        assert!(reader.turn_in_progress());
+        readers.push(tokio::spawn(async move {
+            let mut next = 2;
+            for last in [3, 100, 200] {
+                read_to(&mut reader, &mut next, last).await;
+            }
+            assert_eq!(reader.position(), Epoch(1).sequence(200));
+        }));
+    }
+    // The first one had it to itself; the second one began the stream that all share.
+    assert_eq!(asked.reads(), 2);
+    for grown in 2..=200 {
+        grow.send_replace((grown, true));
+        tokio::task::yield_now().await;
+    }
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    // The last of them took it along: who comes now begins another one.
+    let mut late = fleet.read(session, Position::after(Epoch(1).sequence(190))).await.unwrap();
+    read_to(&mut late, &mut 191, 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_is_far_behind_holds_up_nobody_and_misses_nothing() {
+    let Fixture { asked, fleet, agent, session, .. } = &fixture().await;
+    fleet.place(session.clone(), agent.clone()).await.unwrap();
+    let grow = watch::Sender::new((1, true));
+    *asked.grown.lock().unwrap() = Some(grow.subscribe());
+    let mut readers = Vec::new();
+    for _ in 0..3 {
+        readers.push((fleet.read(session, Position::START).await.unwrap(), 2));
+    }
+    let [(one, next_one), (two, next_two), (slow, next_slow)] = &mut readers[..] else { panic!("three readers") };
+    // More than three times what is kept for readers, of which one takes nothing.
+    for grown in 2..=100 {
+        grow.send_replace((grown, true));
+        read_to(one, next_one, grown).await;
+        read_to(two, next_two, grown).await;
+    }
+    read_to(slow, next_slow, 100).await;
+    // Its log had none of it: it had a stream of its own, until it was as far as the others.
+    grow.send_replace((110, true));
+    for (reader, next) in &mut readers {
+        read_to(reader, next, 110).await;
+    }
+    assert!((3..=4).contains(&asked.reads()), "{}", asked.reads());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_is_told_of_a_turn_that_those_who_share_a_stream_have_not_heard_of() {
+    let Fixture { asked, fleet, agent, session, .. } = &fixture().await;
+    fleet.place(session.clone(), agent.clone()).await.unwrap();
+    let grow = watch::Sender::new((1, true));
+    *asked.grown.lock().unwrap() = Some(grow.subscribe());
+    let mut readers =
+        [fleet.read(session, Position::START).await.unwrap(), fleet.read(session, Position::START).await.unwrap()];
+    grow.send_replace((1, false));
+    for reader in &mut readers {
+        let batch = tokio::time::timeout(support::WAIT, reader.next()).await.unwrap().unwrap().unwrap();
+        assert!(batch.is_empty() && !reader.turn_in_progress());
+    }
+    // A turn begins; nothing has come of it yet.
+    grow.send_replace((1, true));
+    assert!(fleet.read(session, Position::START).await.unwrap().turn_in_progress());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,8 +8,8 @@ pub const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 pub const STREAMS_PER_CONNECTION: u32 = 128;
 /// What all streams of a connection may have on the way: every one of them may be full without holding up another.
 pub const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * STREAMS_PER_CONNECTION;
-/// Connections to one peer: 4,096 streams, as many as the API has connections. At the bound a request waits for one to end.
-pub const CONNECTIONS_PER_PEER: usize = 32;
+/// Connections to one peer: 16,384 streams, as many as the API has connections. At the bound a request waits for one to end.
+pub const CONNECTIONS_PER_PEER: usize = 128;
 /// Connections that a server has at once. At the bound further ones wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 1024;
 /// How long a connection, or a handshake, may take to be made.

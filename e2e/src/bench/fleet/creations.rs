@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     bench::{connection::Connection, report::Row, rows::Scale, statistics::Times},
-    harness::{FleetOptions, TestFleet, eventually, free_port},
+    fleet::free_port,
+    harness::{FleetOptions, TestFleet, eventually},
 };
 
 const RUNNERS: usize = 3;

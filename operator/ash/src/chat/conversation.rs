@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, io};
 
-use ash_client::{Client, Decision, Error, Event, Frame, FrameStream, Message};
+use ash_client::{Client, Decision, Error, Event, Frame, FrameStream, Message, Step as StreamStep};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
@@ -106,8 +106,10 @@ impl Conversation {
             let may_answer = !turn.asking.is_empty() && !self.ended;
             tokio::select! {
                 opened = &mut opening, if stream.is_none() => stream = Some(opened?),
-                frame = next(&mut stream), if stream.is_some() => match frame {
-                    Some(frame) => self.frame(&frame?, &mut turn)?,
+                step = next(&mut stream), if stream.is_some() => match step.transpose()? {
+                    Some(StreamStep::Frame(frame)) => self.frame(&frame, &mut turn)?,
+                    Some(StreamStep::Lost { reason }) => self.print(|view| view.lost(&reason))?,
+                    Some(StreamStep::Resumed { after }) => self.print(|view| view.resumed(after.as_deref()))?,
                     None => return Ok(if turn.failed { Outcome::Failed } else { Outcome::Done }),
                 },
                 _ = self.interrupts.recv() => {
@@ -229,10 +231,10 @@ impl Conversation {
     }
 }
 
-/// The next frame of a stream that is open.
-async fn next(stream: &mut Option<FrameStream>) -> Option<Result<Frame, Error>> {
+/// The next step of a stream that is open.
+async fn next(stream: &mut Option<FrameStream>) -> Option<Result<StreamStep, Error>> {
     match stream {
-        Some(stream) => stream.next().await,
+        Some(stream) => stream.step().await,
         None => None,
     }
 }

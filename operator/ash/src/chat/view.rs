@@ -63,6 +63,19 @@ impl View {
         }
     }
 
+    /// The connection was lost; the stream connects again by itself.
+    pub(super) fn lost(&mut self, reason: &str) -> Shown {
+        self.say(&format!("Connection lost, reconnecting … ({reason})"))
+    }
+
+    /// The connection is there again; what comes follows this event, with no gap and nothing twice.
+    pub(super) fn resumed(&mut self, after: Option<&str>) -> Shown {
+        match after {
+            Some(event) => self.say(&format!("Connection lost, resumed after event {event}.")),
+            None => self.say("Connection lost, resumed from the turn's beginning."),
+        }
+    }
+
     /// A question to the person; the answer follows on the same line.
     pub(super) fn ask(&mut self, text: &str) -> Shown {
         match self {

@@ -126,6 +126,20 @@ fn a_pipe_gets_texts_as_they_are_written_and_each_once() {
 }
 
 #[test]
+fn a_lost_connection_is_said_in_every_view_and_never_among_the_results() {
+    let mut terminal = View::terminal(Style::new(false));
+    show(&mut terminal, &[delta("Half of a")]);
+    assert_eq!(terminal.lost("cut").output, "\nConnection lost, reconnecting … (cut)\n");
+    assert_eq!(terminal.resumed(Some("4294967298.0")).output, "Connection lost, resumed after event 4294967298.0.\n");
+    for mut view in [View::plain(), View::frames()] {
+        for shown in [view.lost("cut"), view.resumed(Some("4294967298.0")), view.resumed(None)] {
+            assert_eq!(shown.output, "");
+            assert!(shown.note.is_some_and(|note| note.contains("Connection lost")));
+        }
+    }
+}
+
+#[test]
 fn a_program_gets_every_frame() {
     let shown = show(&mut View::frames(), &[delta("x"), ("done", json!({ "sessionId": "s" }))]);
     insta::assert_snapshot!(shown.output, @r#"

@@ -79,6 +79,10 @@ pub(crate) struct Arguments {
     /// Without it, the first start generates one
     #[arg(long, env = "ASH_API_KEY", hide_env_values = true, value_parser = values::secret, value_name = "KEY")]
     pub(crate) api_key: Option<SecretString>,
+    /// Connections of clients at once, one for each open stream; further ones wait. Never more than the process may have open files
+    #[arg(long, env = "ASH_MAX_CONNECTIONS", default_value_t = 16_384,
+        value_parser = clap::value_parser!(u32).range(16..=1_000_000), value_name = "NUMBER")]
+    pub(crate) max_connections: u32,
     /// The longest wait of a graceful stop for running turns
     #[arg(long, env = "ASH_SHUTDOWN_TIMEOUT", value_parser = values::duration, default_value = "30s", value_name = "TIME")]
     pub(crate) shutdown_timeout: Duration,

@@ -140,7 +140,7 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
     let shared = Arc::new(Mutex::new(MetricsRegistry::default()));
     *shared.lock().unwrap_or_else(PoisonError::into_inner) = metrics;
     let config = ApiConfig { allow_path: false, api_key, access, ..ApiConfig::default() };
-    let limits = ServeLimits { shutdown_grace: arguments.shutdown_timeout + DRAIN, ..ServeLimits::default() };
+    let limits = wiring::serve_limits(arguments, arguments.shutdown_timeout + DRAIN);
     let fleet: Arc<dyn MembershipStore> = store.clone();
     let optional = OptionalPorts { credentials: Some(store.clone()), fleet: Some(fleet), resources };
     let state = ApiState::with(store.clone(), runner, optional, shared, config);

@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -122,7 +123,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let config = ApiConfig { allow_path: true, api_key: arguments.api_key.clone(), access, ..ApiConfig::default() };
     // Streams end with their turns; a moment more lets them say so.
     let shutdown_grace = arguments.shutdown_timeout + ash_runner::CLOSING + super::DRAIN;
-    let limits = ServeLimits { shutdown_grace, ..ServeLimits::default() };
+    let limits = serve_limits(arguments, shutdown_grace);
     let optional = OptionalPorts { credentials: Some(store.clone()), fleet: None, resources: None };
     let keyed = KeyedRunner::start(Arc::clone(&runner), store.clone()).await?;
     let state = ApiState::with(as_port, Arc::new(keyed), optional, registry, config);
@@ -169,6 +170,12 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// What clients are allowed.
+pub(super) fn serve_limits(arguments: &Arguments, shutdown_grace: Duration) -> ServeLimits {
+    let max_connections = ash_api::connections_within_descriptors(arguments.max_connections as usize);
+    ServeLimits { max_connections, shutdown_grace, ..ServeLimits::default() }
 }
 
 pub(crate) fn absolute(program: &Path) -> anyhow::Result<std::path::PathBuf> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::server::{self, Answer, Seen};
-use ash_client::{Client, Error, Event, Frame, Message, Reconnect, StreamOptions};
+use ash_client::{Client, Error, Event, Frame, Message, Reconnect, Step, StreamOptions};
 
 const SESSION: &str = "0199a000-0000-7000-8000-000000000001";
 const EPOCH: u64 = 1 << 32;
@@ -119,8 +119,12 @@ async fn a_server_that_repeats_itself_is_heard_once() {
     })
     .await;
     let after = format!("{}", EPOCH + 1);
-    let stream = client(address).stream(SESSION, Some(&after), StreamOptions::default()).await.unwrap();
-    assert_eq!(read_all(stream).await, expected);
+    let mut stream = client(address).stream(SESSION, Some(&after), StreamOptions::default()).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(frame) = stream.next().await {
+        seen.push(frame.unwrap());
+    }
+    assert_eq!((seen, stream.repeated()), (expected, 4));
 }
 
 #[tokio::test]
@@ -180,6 +184,74 @@ async fn following_goes_on_after_a_turn() {
     }
     assert_eq!(stream.reconnects(), 1);
     assert!(requests.lock().unwrap().iter().all(|seen| seen.line.contains("follow=true")));
+}
+
+#[tokio::test]
+async fn a_lost_connection_and_its_return_are_told_once() {
+    let frames = turn(4);
+    let served = frames.clone();
+    let mut answers = 0;
+    let (address, _) = server::start(move |seen| {
+        answers += 1;
+        match answers {
+            1 => Answer::Stream { bytes: bytes(&served[..3]), send: usize::MAX, clean: true },
+            2 | 3 => Answer::Whole(503, "retry-after: 0\r\n", r#"{"error":"busy","statusCode":503}"#.into()),
+            _ => Answer::Stream { bytes: answer_of(&served, seen), send: usize::MAX, clean: true },
+        }
+    })
+    .await;
+    let mut stream = client(address).send_message(SESSION, &Message::text("hello")).await.unwrap();
+    let mut steps = Vec::new();
+    while let Some(step) = stream.step().await {
+        steps.push(step.unwrap());
+    }
+    let seen = |frames: &[Frame]| frames.iter().cloned().map(Step::Frame).collect::<Vec<_>>();
+    assert_eq!(steps[..3], seen(&frames[..3]));
+    let Step::Lost { reason } = &steps[3] else { panic!("{:?}", steps[3]) };
+    assert!(reason.contains("it ended before the turn was done"), "{reason}");
+    assert_eq!(steps[4], Step::Resumed { after: frames[2].id.clone() });
+    assert_eq!(steps[5..], seen(&frames[3..]));
+}
+
+#[tokio::test]
+async fn a_stream_from_now_on_begins_where_it_was_opened_wherever_it_is_cut() {
+    let frames = turn(2);
+    let begin = (EPOCH + 1).to_string();
+    let served = (frames.clone(), format!("{begin}.0"));
+    let mut answers = 0;
+    let (address, requests) = server::start(move |_| {
+        answers += 1;
+        if answers == 1 {
+            return Answer::Behind { after: served.1.clone(), bytes: bytes(&[start_frame()]) };
+        }
+        Answer::Stream { bytes: bytes(&served.0), send: usize::MAX, clean: true }
+    })
+    .await;
+    let stream = client(address).stream(SESSION, None, StreamOptions::default()).await.unwrap();
+    assert_eq!(stream.position(), Some(format!("{begin}.0")));
+    assert_eq!(read_all(stream).await[1..], frames);
+    assert_eq!(requests.lock().unwrap()[1].header("last-event-id"), Some(format!("{begin}.0").as_str()));
+}
+
+#[tokio::test]
+async fn a_message_whose_server_died_behind_a_proxy_is_sent_again_under_its_key() {
+    let frames = turn(2);
+    let served = frames.clone();
+    let mut answers = 0;
+    let (address, requests) = server::start(move |seen| {
+        answers += 1;
+        match answers {
+            1 => Answer::Whole(502, "", "<html>502 Bad Gateway</html>".into()),
+            2 => Answer::Whole(504, "", "<html>504 Gateway Time-out</html>".into()),
+            _ => Answer::Stream { bytes: answer_of(&served, seen), send: usize::MAX, clean: true },
+        }
+    })
+    .await;
+    let stream = client(address).send_message(SESSION, &Message::text("hello")).await.unwrap();
+    assert_eq!(read_all(stream).await[1..], frames);
+    let requests = requests.lock().unwrap();
+    let keys: Vec<_> = requests.iter().map(|seen| seen.header("idempotency-key").unwrap()).collect();
+    assert!(keys.len() == 3 && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
 }
 
 #[tokio::test]

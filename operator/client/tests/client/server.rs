@@ -31,6 +31,8 @@ pub(crate) enum Answer {
     /// A stream of which only the first bytes are sent; the connection is then cut in the middle of its chunk, or ended as if
     /// it were complete.
     Stream { bytes: Vec<u8>, send: usize, clean: bool },
+    /// A stream that says behind which position it begins, and is cut after these bytes.
+    Behind { after: String, bytes: Vec<u8> },
     /// Nothing: the connection is closed.
     Close,
 }
@@ -94,6 +96,15 @@ async fn write(stream: &mut TcpStream, answer: Answer) -> std::io::Result<()> {
             );
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(body.as_bytes()).await
+        }
+        Answer::Behind { after, bytes } => {
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\nash-stream-after: {after}\r\n\
+                 transfer-encoding: chunked\r\n\r\n{:x}\r\n",
+                bytes.len() + 1
+            );
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(&bytes).await
         }
         Answer::Stream { bytes, send, clean } => {
             let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";

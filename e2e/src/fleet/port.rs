@@ -17,7 +17,7 @@ static NEXT: AtomicU16 = AtomicU16::new(0);
 ///
 /// # Panics
 /// When none of all is free.
-pub(crate) fn free_port() -> SocketAddr {
+pub fn free_port() -> SocketAddr {
     // Programs that run side by side begin far from each other.
     let start = process::id().wrapping_mul(2_654_435_761) % u32::from(COUNT);
     (0..COUNT)
