@@ -84,9 +84,9 @@ async fn round(fleet: &mut TestFleet, session: &str, times: &mut Times, noticed:
     ensure!(affected > 0, "nobody was at the coordinator that was killed");
     drop(sent);
     if busiest == 0 {
-        fleet.start_coordinator().await
+        fleet.start_coordinator().await;
     } else {
-        fleet.start_other().await
+        fleet.start_other().await;
     }
     eventually("the balancer has both", async || (fleet.balancer.as_ref()?.ready().await? == 2).then_some(())).await;
     Ok(())
