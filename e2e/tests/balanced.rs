@@ -73,9 +73,9 @@ async fn come(deltas: &AtomicU64, count: u64) {
 /// Starts the coordinator again that was killed, and waits until the balancer asks both.
 async fn bring_back(fleet: &mut TestFleet, number: usize) {
     if number == 0 {
-        fleet.start_coordinator().await
+        fleet.start_coordinator().await;
     } else {
-        fleet.start_other().await
+        fleet.start_other().await;
     }
     eventually("the balancer takes both for ready", async || {
         (fleet.balancer.as_ref()?.ready().await? == 2).then_some(())
@@ -176,12 +176,11 @@ async fn two_hundred_readers_of_one_session_lose_and_double_nothing_when_a_coord
         let what = format!("reader {number}");
         seen.check(READ_DELTAS, &what);
         resumed += u64::from(seen.resumed > 0);
-        match &first {
-            Some(first) => assert_eq!(seen.turn.frames, first.frames, "{what} and the first one"),
-            None => {
-                compare_with_log(&balanced, &session, &seen.turn.frames, &what).await;
-                first = Some(seen.turn);
-            }
+        if let Some(first) = &first {
+            assert_eq!(seen.turn.frames, first.frames, "{what} and the first one");
+        } else {
+            compare_with_log(&balanced, &session, &seen.turn.frames, &what).await;
+            first = Some(seen.turn);
         }
     }
     // Half of them were at the coordinator that was killed, the others noticed nothing.
