@@ -11,11 +11,11 @@ trap 'if [ -n "$beside" ]; then kill -- "-$beside" 2>/dev/null || true; wait "$b
 cargo test --workspace --locked --no-run
 # In a process group of its own, which can be ended. With the workspace's features, or all is built a second time.
 set -m
-env -u ASH_TEST_CLUSTER cargo test --workspace --locked --test cluster -- undisturbed:: >"$said" 2>&1 &
+env -u ASH_TEST_CLUSTER cargo test --workspace --locked --no-fail-fast --test cluster -- undisturbed:: >"$said" 2>&1 &
 beside=$!
 set +m
 status=0
-cargo test --workspace --locked -- --skip undisturbed:: || status=$?
+cargo test --workspace --locked --no-fail-fast -- --skip undisturbed:: || status=$?
 wait "$beside" || status=$?
 beside=
 cat "$said"
