@@ -1,0 +1,227 @@
+//! What a workspace consists of, as a bridge lists it.
+
+use std::{fmt, sync::Arc};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{MAX_NAME_BYTES, MAX_PATH_BYTES};
+
+/// A path below the workspace: names with `/` between them, any bytes that Linux takes. Never absolute, never with `.` or
+/// `..`, so that it leads nowhere else. Ordered by its bytes.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "PathText", into = "PathText")]
+pub struct EntryPath(Arc<[u8]>);
+
+/// Bytes that are no path below a workspace.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidEntryPath {
+    /// It is empty or too long.
+    #[error("a path has 1 to {MAX_PATH_BYTES} bytes, and each name in it at most {MAX_NAME_BYTES}")]
+    Length,
+    /// It leads elsewhere, or nowhere.
+    #[error("a path is relative and consists of names: none is empty, `.` or `..`, and none has a zero byte")]
+    Names,
+    /// It is written as no bytes.
+    #[error("the bytes of a path are not written in base64")]
+    Encoding,
+}
+
+impl EntryPath {
+    /// Checks a path.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn new(bytes: &[u8]) -> Result<Self, InvalidEntryPath> {
+        if bytes.is_empty() || bytes.len() > MAX_PATH_BYTES {
+            return Err(InvalidEntryPath::Length);
+        }
+        for name in bytes.split(|byte| *byte == b'/') {
+            if name.len() > MAX_NAME_BYTES {
+                return Err(InvalidEntryPath::Length);
+            }
+            if name.is_empty() || name == b"." || name == b".." || name.contains(&0) {
+                return Err(InvalidEntryPath::Names);
+            }
+        }
+        Ok(Self(bytes.into()))
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The path of the folder that it is in; none at the top.
+    pub fn parent(&self) -> Option<&[u8]> {
+        let end = self.0.iter().rposition(|byte| *byte == b'/')?;
+        Some(&self.0[..end])
+    }
+}
+
+impl fmt::Display for EntryPath {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl fmt::Debug for EntryPath {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:?}", String::from_utf8_lossy(&self.0))
+    }
+}
+
+/// A path as JSON has it: text where it is text.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum PathText {
+    Text(String),
+    Bytes { base64: String },
+}
+
+impl From<EntryPath> for PathText {
+    fn from(path: EntryPath) -> Self {
+        match std::str::from_utf8(&path.0) {
+            Ok(text) => Self::Text(text.to_owned()),
+            Err(_) => Self::Bytes { base64: BASE64_STANDARD.encode(&path.0) },
+        }
+    }
+}
+
+impl TryFrom<PathText> for EntryPath {
+    type Error = InvalidEntryPath;
+
+    fn try_from(text: PathText) -> Result<Self, InvalidEntryPath> {
+        match text {
+            PathText::Text(text) => Self::new(text.as_bytes()),
+            PathText::Bytes { base64 } => {
+                Self::new(&BASE64_STANDARD.decode(base64).map_err(|_| InvalidEntryPath::Encoding)?)
+            }
+        }
+    }
+}
+
+/// What tells a change of a file's content without reading it: the kernel sets it, no program of the sandbox can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stamp {
+    /// Its inode.
+    pub inode: u64,
+    /// When the inode last changed (`ctime`), in nanoseconds since 1970.
+    pub changed_ns: i64,
+}
+
+/// One thing in a workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// Where it is.
+    pub path: EntryPath,
+    /// Permission bits with set-uid, set-gid and sticky: 0 to 0o7777.
+    pub mode: u32,
+    /// When its content last changed (`mtime`), in nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: EntryKind,
+}
+
+/// What an entry is. Sockets, pipes and devices are none: they are left out, with a note.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "kind")]
+pub enum EntryKind {
+    /// A folder.
+    Directory,
+    /// A regular file.
+    File {
+        /// Its bytes.
+        size: u64,
+        /// What tells a change of it.
+        stamp: Stamp,
+        /// It has holes: runs of zeros that take no room.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        sparse: bool,
+    },
+    /// A symbolic link. Where it leads is nobody's business here: it is made again as it was, never followed.
+    Symlink {
+        /// Its target, as written.
+        #[serde(with = "bytes_as_text")]
+        target: Vec<u8>,
+    },
+    /// Another name of a file that was listed before.
+    HardLink {
+        /// The first name.
+        to: EntryPath,
+    },
+}
+
+/// Bytes as text where they are text.
+mod bytes_as_text {
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Text {
+        Text(String),
+        Bytes { base64: String },
+    }
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => Text::Text(text.to_owned()),
+            Err(_) => Text::Bytes { base64: BASE64_STANDARD.encode(bytes) },
+        };
+        text.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        match Text::deserialize(deserializer)? {
+            Text::Text(text) => Ok(text.into_bytes()),
+            Text::Bytes { base64 } => BASE64_STANDARD.decode(base64).map_err(D::Error::custom),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::{Entry, EntryKind, EntryPath, InvalidEntryPath, Stamp};
+
+    #[test]
+    fn what_leads_elsewhere_is_no_path() {
+        for wrong in ["", "/", "/etc", "a//b", "a/", "..", "a/../b", "./a", "a/.", "a\0b"] {
+            assert!(EntryPath::new(wrong.as_bytes()).is_err(), "{wrong:?}");
+        }
+        assert_eq!(EntryPath::new(&[b'a'; 256]), Err(InvalidEntryPath::Length));
+        assert_eq!(EntryPath::new("a/".repeat(2049).as_bytes()), Err(InvalidEntryPath::Length));
+        for right in ["a", "...", "a/..b", " ", "a\nb", "-rf", "\u{1F600}"] {
+            assert!(EntryPath::new(right.as_bytes()).is_ok(), "{right:?}");
+        }
+        assert_eq!(EntryPath::new(b"a/b/c").unwrap().parent(), Some(&b"a/b"[..]));
+        assert_eq!(EntryPath::new(b"a").unwrap().parent(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn an_entry_survives_json(
+            names in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 1..4),
+            target in prop::collection::vec(any::<u8>(), 0..30),
+            which in 0..4,
+        ) {
+            let Ok(path) = EntryPath::new(&names.join(&b'/')) else { return Ok(()) };
+            let kind = match which {
+                0 => EntryKind::Directory,
+                1 => EntryKind::File { size: 7, stamp: Stamp { inode: 1, changed_ns: -1 }, sparse: true },
+                2 => EntryKind::Symlink { target },
+                _ => EntryKind::HardLink { to: path.clone() },
+            };
+            let entry = Entry { path, mode: 0o644, modified_ns: 5, kind };
+            let json = serde_json::to_string(&entry).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Entry>(&json).unwrap(), entry, "{}", json);
+        }
+    }
+}
