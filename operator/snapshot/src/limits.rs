@@ -1,5 +1,11 @@
 //! Bounds of snapshots. `docs/limits.md` has them with what happens at each.
 
+use std::time::Duration;
+
+/// What was written is not removed for so long, needed or not: longer than a snapshot or a backup takes.
+pub const GRACE: Duration = Duration::from_hours(48);
+/// Objects that a collection removes at the same time.
+pub const COLLECT_AT_ONCE: usize = 16;
 /// A file of at least this size has segments of its own; smaller ones share segments.
 pub const LARGE_FILE_BYTES: u64 = 1 << 20;
 /// A run of small files ends once it has this many bytes.
