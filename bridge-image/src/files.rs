@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
@@ -245,8 +245,19 @@ pub(crate) async fn delete(workspace: &Workspace, path: &str) -> Result<(), Refu
     if FileType::from_raw_mode(status.st_mode) != FileType::Directory {
         return unlinkat(&parent, path.name(), AtFlags::empty()).map_err(failed);
     }
+    remove_folder(parent.as_fd(), path.name(), path.depth(), &what).await
+}
+
+/// Removes a folder with all that is in it.
+pub(crate) async fn remove_folder(
+    parent: BorrowedFd<'_>,
+    name: &OsString,
+    depth: usize,
+    what: &str,
+) -> Result<(), Refusal> {
+    let failed = |error| io_refusal(what, error);
     // Folders that are being emptied, each with its parent's descriptor: nothing that is renamed meanwhile leads elsewhere.
-    let mut open = vec![(open_folder(&parent, path.name()).map_err(failed)?, path.name().clone())];
+    let mut open = vec![(open_folder(parent, name).map_err(failed)?, name.clone())];
     let mut seen = 0_usize;
     while let Some((folder, _)) = open.last() {
         let mut deeper = None;
@@ -272,14 +283,14 @@ pub(crate) async fn delete(workspace: &Workspace, path: &str) -> Result<(), Refu
             }
         }
         if let Some(name) = deeper {
-            if open.len() + path.depth() > MAX_DEPTH {
+            if open.len() + depth > MAX_DEPTH {
                 return Err(refusal(RefusalCategory::Invalid, format!("{what}: too many folders below each other")));
             }
             open.push((open_folder(folder, &name).map_err(failed)?, name));
             continue;
         }
         let Some((_, name)) = open.pop() else { break };
-        let above = open.last().map_or(&parent, |(folder, _)| folder);
+        let above = open.last().map_or(parent, |(folder, _)| folder.as_fd());
         match unlinkat(above, &name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(failed(error)),

@@ -8,7 +8,7 @@ use crate::limits::{MAX_PIECE_BYTES, MIN_PIECE_BYTES, PIECE_BYTES};
 /// As much as a cut needs to see.
 const WINDOW: usize = MAX_PIECE_BYTES as usize;
 
-/// Cuts what it is given piece by piece (FastCDC, 2020). It holds less than two of the largest pieces.
+/// Cuts what it is given piece by piece (`FastCDC`, 2020). It holds less than two of the largest pieces.
 #[derive(Debug, Default)]
 pub struct Cutter {
     rest: BytesMut,

@@ -7,18 +7,17 @@
 
 mod cut;
 mod digest;
-mod entry;
 mod limits;
 mod manifest;
 mod packed;
 mod plan;
 mod vault;
 
+pub use ash_protocol::tree::{Entry, EntryKind, EntryPath, InvalidEntryPath, ListedFile, Note, NoteKind, Stamp};
 pub use cut::Cutter;
 pub use digest::{Digest, InvalidDigest};
-pub use entry::{Entry, EntryKind, EntryPath, InvalidEntryPath, Stamp};
 pub use limits::*;
-pub use manifest::{Content, Manifest, ManifestError, Note, NoteKind, Segment, Span};
+pub use manifest::{Content, Manifest, ManifestError, Segment, Span};
 pub use packed::{Damaged, pack, unpack};
 pub use plan::{Plan, Planned, plan};
-pub use vault::{Collected, Vault, VaultError};
+pub use vault::{Collected, Presence, Vault, VaultError};

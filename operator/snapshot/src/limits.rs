@@ -22,10 +22,6 @@ pub const PIECE_BYTES: u32 = 1 << 20;
 pub const MAX_PIECE_BYTES: u32 = 4 << 20;
 /// Entries that a workspace may have. With more, the snapshot is refused.
 pub const MAX_ENTRIES: usize = 1_000_000;
-/// Bytes of a path, as Linux has it (`PATH_MAX`).
-pub const MAX_PATH_BYTES: usize = 4096;
-/// Bytes of one name, as Linux has it (`NAME_MAX`).
-pub const MAX_NAME_BYTES: usize = 255;
 /// Bytes of a manifest before it is compressed. A larger one is refused, written and read.
 pub const MAX_MANIFEST_BYTES: usize = 512 << 20;
 /// Notes that a manifest keeps; further ones are counted.

@@ -2,13 +2,13 @@
 
 use std::io::Read as _;
 
+use ash_protocol::tree::{Entry, EntryKind, Note};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     digest::Digest,
-    entry::{Entry, EntryKind, EntryPath},
     limits::{MAX_ENTRIES, MAX_MANIFEST_BYTES, MAX_NOTES},
 };
 
@@ -73,29 +73,6 @@ pub struct Span {
     pub first: u32,
     /// How many; none for an empty file.
     pub count: u32,
-}
-
-/// Something that a reader of the snapshot should know.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Note {
-    /// Where.
-    pub path: EntryPath,
-    /// What.
-    pub note: NoteKind,
-}
-
-/// What is not as it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum NoteKind {
-    /// It changed while it was read: what is kept may be a mixture.
-    Changed,
-    /// It went away before it was read: it is not in the snapshot.
-    Gone,
-    /// It could not be read: it is not in the snapshot.
-    Unreadable,
-    /// A socket, pipe or device: it is not in the snapshot.
-    Special,
 }
 
 /// Why bytes are no manifest, or a manifest cannot be written.

@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, ops::Range};
 
+use ash_protocol::tree::{Entry, EntryKind, Stamp};
 use jiff::Timestamp;
 
 use crate::{
-    entry::{Entry, EntryKind, Stamp},
     limits::{LARGE_FILE_BYTES, RUN_BYTES, RUN_CHANCE, RUN_FILES},
     manifest::{Content, Manifest, Segment},
 };

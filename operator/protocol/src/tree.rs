@@ -1,11 +1,20 @@
-//! What a workspace consists of, as a bridge lists it.
+//! What a workspace consists of, as a bridge lists it and as it is made again.
 
 use std::{fmt, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{MAX_NAME_BYTES, MAX_PATH_BYTES};
+/// Bytes of a path, as Linux has it (`PATH_MAX`).
+pub const MAX_PATH_BYTES: usize = 4096;
+/// Bytes of one name, as Linux has it (`NAME_MAX`).
+pub const MAX_NAME_BYTES: usize = 255;
+/// Bytes of an [`Entry`] as a line of JSON: two paths, of which every byte may take six, and a little more.
+pub const MAX_LINE_BYTES: usize = 64 << 10;
+/// Files that one [`ReadTree`](crate::message::Request::ReadTree) names.
+pub const MAX_READ_FILES: usize = 1024;
+/// Notes that the answer to a request keeps; further ones are counted.
+pub const MAX_NOTES: usize = 100;
 
 /// A path below the workspace: names with `/` between them, any bytes that Linux takes. Never absolute, never with `.` or
 /// `..`, so that it leads nowhere else. Ordered by its bytes.
@@ -153,6 +162,43 @@ pub enum EntryKind {
         /// The first name.
         to: EntryPath,
     },
+}
+
+/// A file whose content is asked for, as it was listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedFile {
+    /// Where it is.
+    pub path: EntryPath,
+    /// Its bytes; no more are sent.
+    pub size: u64,
+    /// What tells whether it changed since.
+    pub stamp: Stamp,
+}
+
+/// Something that is not in a snapshot as it was in the workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// Where.
+    pub path: EntryPath,
+    /// What.
+    pub note: NoteKind,
+}
+
+/// What is not as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NoteKind {
+    /// It changed while it was read: what is kept may be a mixture.
+    Changed,
+    /// It went away before it was read: it is not in the snapshot.
+    Gone,
+    /// It could not be read: it, or what is in it, is not in the snapshot.
+    Unreadable,
+    /// A socket, pipe or device: it is not in the snapshot.
+    Special,
+    /// Its path is too long, or it lies in too many folders: it, or what is in it, is not in the snapshot.
+    TooDeep,
 }
 
 /// Bytes as text where they are text.
