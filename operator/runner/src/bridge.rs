@@ -2,6 +2,7 @@
 
 mod greeting;
 mod stream;
+mod transfer;
 
 use std::{
     collections::HashMap,
@@ -29,8 +30,14 @@ use tokio::{
     time::{Duration, Instant, sleep, timeout, timeout_at},
 };
 
-pub(crate) use self::greeting::greet;
-use self::stream::{ReadHalf, WriteHalf};
+pub(crate) use self::{
+    greeting::greet,
+    transfer::{Download, Piece, Upload},
+};
+use self::{
+    stream::{ReadHalf, WriteHalf},
+    transfer::Sink,
+};
 use crate::{
     budget::{Budget, Share},
     hub::NotTaken,
@@ -56,7 +63,15 @@ pub(crate) struct Bridge {
 }
 
 /// Requests that wait for their answers, by number.
-type Pending = HashMap<u64, oneshot::Sender<Result<Box<RawValue>, RequestError>>>;
+type Pending = HashMap<u64, Waiting>;
+
+/// Who waits for an answer.
+#[derive(Debug)]
+struct Waiting {
+    answer: oneshot::Sender<Result<Box<RawValue>, RequestError>>,
+    /// For the data that comes before it.
+    data: Option<Sink>,
+}
 
 #[derive(Debug)]
 struct Outgoing {
@@ -203,11 +218,9 @@ impl Bridge {
 
     /// Sends a request with the data that belongs to it.
     pub(crate) async fn send_with_data(&self, request: &Request, data: Option<Bytes>) -> Answer {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = oneshot::channel();
-        self.lock_pending().insert(id, sender);
-        let mut sent = self.queue(Frame::json(FrameKind::Request, id, request)).await;
+        let (id, answer) = self.ask(request, None).await;
         if let Some(mut data) = data {
+            let mut sent = true;
             while sent {
                 let piece = data.split_to(data.len().min(MAX_DATA_BYTES));
                 let flags = if data.is_empty() { DATA_END } else { 0 };
@@ -216,11 +229,26 @@ impl Bridge {
                     break;
                 }
             }
+            if !sent {
+                self.lock_pending().remove(&id);
+            }
         }
-        if !sent {
+        answer
+    }
+
+    fn next_number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Sends a request: its number, and the future of its answer.
+    async fn ask(&self, request: &Request, data: Option<Sink>) -> (u64, Answer) {
+        let id = self.next_number();
+        let (sender, receiver) = oneshot::channel();
+        self.lock_pending().insert(id, Waiting { answer: sender, data });
+        if !self.queue(Frame::json(FrameKind::Request, id, request)).await {
             self.lock_pending().remove(&id);
         }
-        Answer(receiver)
+        (id, Answer(receiver))
     }
 
     /// Queues a frame, waiting for room where there is none. False where nobody takes it.
@@ -256,13 +284,13 @@ impl Bridge {
 
     /// Fails every request that waits for an answer: the connection that it was sent on is gone.
     pub(crate) fn fail_pending(&self) {
-        for (_, sender) in self.lock_pending().drain() {
-            let _ = sender.send(Err(RequestError::Gone));
+        for (_, waiting) in self.lock_pending().drain() {
+            let _ = waiting.answer.send(Err(RequestError::Gone));
         }
     }
 
     fn answer(&self, id: u64, body: &[u8]) {
-        let Some(sender) = self.lock_pending().remove(&id) else { return };
+        let Some(waiting) = self.lock_pending().remove(&id) else { return };
         let answer = match serde_json::from_slice(body) {
             Ok(Reply::Ok(value)) => Ok(value),
             Ok(Reply::Error(refusal)) => {
@@ -271,7 +299,15 @@ impl Bridge {
             }
             Err(error) => Err(error.into()),
         };
-        let _ = sender.send(answer);
+        let _ = waiting.answer.send(answer);
+    }
+
+    /// Hands data to whoever asked for it; false where nobody did.
+    fn take_data(&self, frame: &Frame) -> Result<bool, ConnectionError> {
+        match self.lock_pending().get_mut(&frame.number).and_then(|waiting| waiting.data.as_mut()) {
+            Some(sink) => sink.take(frame).map(|()| true),
+            None => Ok(false),
+        }
     }
 
     fn lock_pending(&self) -> MutexGuard<'_, Pending> {
@@ -395,6 +431,10 @@ impl Bridge {
             }
             if !entries.is_empty() {
                 pause = pause.max(incoming(Incoming::Entries(std::mem::take(&mut entries)))?);
+            }
+            // What was asked for has its own measure.
+            if frame.kind == FrameKind::Data && self.take_data(&frame)? {
+                continue;
             }
             (frames, bytes) = (frames + 1, bytes + frame.body.len());
             match frame.kind {

@@ -80,6 +80,25 @@ pub(crate) const MAX_PERMISSION_ID_BYTES: usize = 256;
 pub(crate) const ROOM_RETRY: Duration = Duration::from_millis(250);
 /// Requests to one bridge that wait to be written.
 pub(crate) const BRIDGE_QUEUE: usize = 64;
+/// Bytes of data that are taken from a bridge before it is granted as many more.
+pub(crate) const DOWNLOAD_GRANT: usize = 256 << 10;
+/// Pieces of data of one request that wait to be taken: more than a bridge has a reason to send at the credit that it has, with an
+/// end for each of the files that one request may name. One more is a violation of the protocol.
+pub(crate) const DOWNLOAD_PIECES: usize = 4096;
+/// Snapshots that are taken or restored at the same time.
+pub(crate) const SNAPSHOTS_AT_ONCE: usize = 4;
+/// Segments of one snapshot that are packed and written at the same time.
+pub(crate) const PACKED_AT_ONCE: usize = 4;
+/// Segments of one snapshot that are fetched ahead when it is restored.
+pub(crate) const FETCHED_AT_ONCE: usize = 4;
+/// How long a bridge may leave a listing, a reading or a restoring without a sign before it is given up.
+pub(crate) const SNAPSHOT_STALL: Duration = Duration::from_secs(60);
+/// How long after a turn its snapshot is taken; turns that end meanwhile share it.
+pub(crate) const SNAPSHOT_AFTER: Duration = Duration::from_secs(2);
+/// How long a snapshot after a turn waits for the next turn to end; then it is taken in the middle of that.
+pub(crate) const SNAPSHOT_IDLE: Duration = Duration::from_secs(30);
+/// How long a session that leaves its sandbox waits for its snapshot; then it leaves without.
+pub(crate) const SNAPSHOT_AT_END: Duration = Duration::from_secs(120);
 /// Bytes read from a bridge at once.
 pub(crate) const BRIDGE_READ_BYTES: usize = 256 << 10;
 /// Uncommitted bytes that every session may have whatever the others have; beyond them the budget of all is drawn from.

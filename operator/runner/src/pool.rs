@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     hub::Hub,
     kernel,
-    lifecycle::{For, close, rest, start},
+    lifecycle::{For, rest, save_and_close, start},
     limits::{MEASURED_GROWTH_BYTES, ROOM_RETRY, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
     sandbox::{EndReason, Sandbox},
     shared::{Shared, WarmTarget},
@@ -172,7 +172,7 @@ fn put_to_sleep(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, reason: PausedReas
             match sandbox.hub() {
                 // A pod keeps its session's files; a place that is given back would lose them.
                 Some(hub) if shared.backend.pods().is_some() => rest(&shared, &sandbox, &hub, reason).await,
-                _ => close(&shared.metrics, &sandbox, reason).await,
+                _ => save_and_close(&shared, &sandbox, reason).await,
             }
             shared.evicting.fetch_sub(1, Ordering::SeqCst);
         });

@@ -81,6 +81,11 @@ pub struct Collected {
 }
 
 impl Vault {
+    /// The snapshots at an address: a folder of this machine.
+    pub fn open(address: &str) -> Result<Self, VaultError> {
+        Self::in_folder(std::path::Path::new(address))
+    }
+
     /// The snapshots in a folder of this machine, which is made where it is not there.
     pub fn in_folder(folder: &std::path::Path) -> Result<Self, VaultError> {
         use std::os::unix::fs::DirBuilderExt as _;

@@ -80,6 +80,7 @@ async fn measure(store: &Arc<impl Database + 'static>) {
             last_committed: session.last,
             interrupted: None,
             message: None,
+            recovered: None,
         },
     };
     let begin = Instant::now();

@@ -28,7 +28,7 @@ use super::{
     arguments::{Arguments, SandboxArguments, SandboxPolicy, UpstreamArguments},
     claude, compaction, key,
     keyed::KeyedRunner,
-    sinks, store_metrics, system_metrics,
+    sinks, snapshots, store_metrics, system_metrics,
 };
 use crate::values::Size;
 
@@ -100,8 +100,10 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let compaction_metrics = compaction::Metrics::register(&mut runner_metrics);
     runner_metrics.register_collector(Box::new(system_metrics::SystemMetrics(Arc::clone(&backend))));
     let as_port: Arc<dyn Store> = store.clone();
+    let vault = snapshots::vault(sandboxing, Some(&data))?;
+    let collections = snapshots::Collections::register(&mut runner_metrics);
     let runner = LocalRunner::start(
-        runner_config(sandboxing, &data, bridge, claude),
+        RunnerConfig { vault: vault.clone(), ..runner_config(sandboxing, &data, bridge, claude) },
         backend.into(),
         gateway,
         Arc::new(WholeStore(Arc::clone(&as_port))),
@@ -111,6 +113,9 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let runner = Arc::new(runner);
     *registry.lock().unwrap_or_else(PoisonError::into_inner) = runner_metrics;
 
+    if let Some(vault) = vault {
+        tokio::spawn(snapshots::collect(vault, Arc::clone(&as_port), collections));
+    }
     for agent in as_port.agents(&TenantId::default_tenant()).await? {
         runner.prepare(agent.version);
     }
@@ -266,5 +271,6 @@ pub(crate) fn runner_config(
         capacity_wait: arguments.capacity_wait.unwrap_or(ash_runner::CAPACITY_WAIT),
         permission_timeout: arguments.permission_timeout,
         model_keys: Arc::default(),
+        vault: None,
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     options::effective,
     sandbox::{EndReason, Sandbox},
     shared::Shared,
+    snapshots::mark,
 };
 
 /// Why a session gets a sandbox.
@@ -50,6 +51,7 @@ pub(crate) async fn bind_claimed(
         let folder = shared.folders.of_session(row.id);
         // A sandbox that ends meanwhile removes its folder before it has the session's name, or leaves it to the session.
         let _folder = sandbox.folder.lock().await;
+        mark(&process.directory(), row.epoch).await?;
         if process.directory() != folder {
             tokio::fs::rename(process.directory(), &folder).await?;
             process.relocate(&folder)?;
@@ -105,6 +107,7 @@ async fn open_claimed(shared: &Shared, sandbox: &Sandbox, hub: &Hub, cause: Caus
             last_committed: before.last,
             interrupted: interrupted.map(|turn| turn.0),
             message: None,
+            recovered: sandbox.recovered(),
         };
         let open = OpenEpoch {
             session: before.id,

@@ -2,13 +2,16 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use ash_core::session::Closing;
 use ash_protocol::message::Request;
 use tokio::time::timeout;
 
 use crate::{
-    limits::SANDBOX_END,
+    limits::{INTERRUPTED, SANDBOX_END},
     metrics::Metrics,
     sandbox::{EndReason, Sandbox},
+    shared::Shared,
+    snapshots::take_at_end,
 };
 
 /// The folder of a sandbox's directory that its programs call home.
@@ -36,6 +39,25 @@ pub(crate) async fn close(metrics: &Metrics, sandbox: &Arc<Sandbox>, reason: End
     }
     sandbox.end_with(reason);
     sandbox.gone.cancelled().await;
+}
+
+/// Ends the sandbox of a session that goes on later as [`close`] does, with a snapshot of its workspace before.
+pub(crate) async fn save_and_close(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, reason: EndReason) {
+    if let Some(hub) = sandbox.hub()
+        && reason != EndReason::Closed(Closing::End)
+    {
+        sandbox.announce_end(reason.clone());
+        if let Some(turn) = hub.leaving_turn() {
+            let interrupt = Request::Interrupt { turn: Some(turn.0) };
+            let interrupted = async {
+                let _ = sandbox.bridge.call::<serde::de::IgnoredAny>(&interrupt).await;
+                hub.wait_idle().await;
+            };
+            let _ = timeout(INTERRUPTED, interrupted).await;
+        }
+        take_at_end(shared, sandbox, &hub).await;
+    }
+    close(&shared.metrics, sandbox, reason).await;
 }
 
 /// Removes a folder that nobody needs any more, where it is there. One that cannot be removed is said.

@@ -25,6 +25,7 @@ use crate::{
     options::{effective, environment},
     sandbox::{EndReason, Sandbox, listen},
     shared::Shared,
+    snapshots::{self, SnapshotError},
 };
 
 /// Where things are inside a sandbox.
@@ -61,6 +62,8 @@ pub(crate) enum StartError {
     NoProcesses,
     #[error("the pod is of no use: {0}")]
     Unusable(&'static str),
+    #[error("the session's workspace could not be restored: {0}; try again")]
+    Workspace(#[source] SnapshotError),
     #[error("the sandbox was ended while it started")]
     Ended,
     #[error(transparent)]
@@ -119,6 +122,12 @@ async fn start_process(
         For::Session(hub) => shared.folders.of_session(hub.session),
     };
     let Some(backend) = shared.backend.processes() else { return Err(StartError::NoProcesses) };
+    if let For::Session(hub) = purpose
+        && !snapshots::belongs(&directory, shared.store.as_ref(), &hub.session()).await?
+    {
+        tracing::info!(session = %hub.session, "the session had its sandbox elsewhere since: what it left here goes");
+        remove_folder(directory.clone()).await;
+    }
     let unpacked = tokio::fs::try_exists(directory.join(UNPACKED_MARK)).await?;
     tokio::fs::create_dir_all(&directory).await?;
     let listener = listen(&directory)?;
@@ -201,7 +210,11 @@ pub(crate) async fn warm(
 ) -> Result<(), StartError> {
     connected(sandbox).await?;
     let Surroundings { gateway, program, path } = surroundings(shared, sandbox).await?;
-    if !unpacked {
+    let restored = match purpose {
+        For::Session(hub) if !unpacked => restore_workspace(shared, sandbox, hub).await?,
+        _ => false,
+    };
+    if !unpacked && !restored {
         let bundle =
             shared.store.bundle(&sandbox.agent.tenant, &sandbox.agent.digest).await?.ok_or(StartError::NoBundle)?;
         let tar = tokio::task::spawn_blocking(move || zstd::decode_all(&bundle[..]))
@@ -212,9 +225,12 @@ pub(crate) async fn warm(
         let unpacked =
             async { sandbox.bridge.send_with_data(&request, data).await.read::<serde::de::IgnoredAny>().await };
         call(sandbox, unpacked).await?;
-        if let Some(directory) = sandbox.enclosure.directory() {
-            tokio::fs::write(directory.join(UNPACKED_MARK), sandbox.agent.digest.as_bytes()).await?;
+    }
+    if !unpacked && let Some(directory) = sandbox.enclosure.directory() {
+        if let For::Session(hub) = purpose {
+            snapshots::mark(&directory, hub.epoch()).await?;
         }
+        tokio::fs::write(directory.join(UNPACKED_MARK), sandbox.agent.digest.as_bytes()).await?;
     }
     let (options, resume) = match purpose {
         For::Pool => (SessionOptions::default(), None),
@@ -232,6 +248,17 @@ pub(crate) async fn warm(
     let warmed: Warmed = call(sandbox, sandbox.bridge.call(&request)).await?;
     tracing::debug!(sandbox = %sandbox.id, version = warmed.version, rehearsed = warmed.rehearsed, "a sandbox is warm");
     Ok(())
+}
+
+/// Makes a session's workspace what its newest snapshot is, where it has one: false where there is none that is whole.
+async fn restore_workspace(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, hub: &Arc<Hub>) -> Result<bool, StartError> {
+    let restored = tokio::select! {
+        restored = snapshots::restore(shared, sandbox, hub) => restored.map_err(StartError::Workspace)?,
+        () = sandbox.end.cancelled() => return Err(StartError::Ended),
+    };
+    let Some(restored) = restored else { return Ok(false) };
+    sandbox.set_recovered(restored.recovered);
+    Ok(restored.is_made)
 }
 
 /// Puts a session's conversation back: its id and length, where it has one.

@@ -290,6 +290,7 @@ impl World {
             idle_timeout: self.idle_timeout,
             permission_timeout: Duration::from_secs(60),
             capacity_wait: Duration::from_secs(5),
+            vault: None,
             model_keys: Arc::<ModelKeys>::default(),
         };
         let pods = PodsConfig {

@@ -1,0 +1,193 @@
+//! Workspaces that outlive their sandboxes and their folders, with the real Claude Code.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use ash_client::Session;
+use ash_e2e::harness::{TestApp, eventually, pid_of, signal};
+use serde_json::Value;
+
+fn bash(command: &str) -> String {
+    format!("[[tool: Bash {}]] [[result]]", serde_json::json!({ "command": command }))
+}
+
+async fn run(app: &TestApp, session: &Session, command: &str) -> String {
+    let turn = app.say(session, &bash(command)).await;
+    turn.result().unwrap_or_else(|| panic!("no result: {:?}", turn.names())).trim().to_owned()
+}
+
+/// What a server keeps of snapshots, by kind: `segments` or `manifests`.
+fn kept(app: &TestApp, kind: &str) -> Vec<PathBuf> {
+    fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            // What is being written has a name of its own until it is whole.
+            if path.is_dir() {
+                files(&path, found);
+            } else if !path.to_string_lossy().contains('#') {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for space in fs::read_dir(app.data().join("snapshots")).into_iter().flatten().flatten() {
+        files(&space.path().join(kind), &mut found);
+    }
+    found
+}
+
+/// The newest of some files.
+fn newest(files: &[PathBuf]) -> &Path {
+    let changed = |path: &&PathBuf| fs::metadata(path).expect("a file").modified().expect("its time");
+    files.iter().max_by_key(changed).expect("a file")
+}
+
+/// All that the session's history says of where it goes on from.
+async fn recovered(app: &TestApp, session: &Session) -> Vec<Value> {
+    let path = format!("/api/sessions/{}/events?type=lifecycle&limit=1000", session.id);
+    let (status, body) = app.request("GET", &path, None).await;
+    assert_eq!(status, 200, "{body}");
+    let data = body["events"].as_array().expect("events").iter();
+    let data = data.map(|event| serde_json::from_str::<Value>(event["data"].as_str().expect("data")).expect("JSON"));
+    data.filter(|data| data["action"] == "recovered").map(|data| data["recovered"].clone()).collect()
+}
+
+async fn pause(app: &TestApp, session: &Session) {
+    assert_eq!(app.client.pause_session(&session.id).await.expect("an answer").status, "paused");
+    assert_eq!(pid_of(&app.session_folder(&session.id), "claude"), None, "its sandbox is gone");
+}
+
+async fn resume(app: &TestApp, session: &Session) {
+    assert_eq!(app.client.resume_session(&session.id).await.expect("an answer").status, "active");
+}
+
+/// Takes away what a session left on this machine: as if it woke on another.
+fn lose_folder(app: &TestApp, session: &Session) {
+    fs::remove_dir_all(app.session_folder(&session.id)).expect("its folder");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_session_is_made_again_where_nothing_of_it_is_left() {
+    let app = TestApp::start().await;
+    let session = app.session().await;
+    let make = "mkdir -p deep/er 'odd name' && echo kept > deep/er/note && printf '#!/bin/sh\\necho ran\\n' > run.sh && \
+                chmod 750 run.sh && chmod 2711 deep && ln -s deep/er/note link && ln deep/er/note hard && : > empty && \
+                truncate -s 32M sparse && printf end >> sparse && head -c 3000000 /dev/urandom > large && \
+                touch -d '2001-02-03 04:05:06' run.sh && echo made";
+    assert_eq!(run(&app, &session, make).await, "made");
+    let look = "ls -lA --time-style=full-iso . deep deep/er | grep -v '^total' | awk '{print $1, $2, $5, $9, $10, $11}' | sha256sum; \
+                find . -type f ! -path './.claude/*' | LC_ALL=C sort | xargs -d '\\n' sha256sum | sha256sum; stat -c %Y run.sh";
+    let before = run(&app, &session, look).await;
+    pause(&app, &session).await;
+    lose_folder(&app, &session);
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, look).await, before);
+    assert_eq!(run(&app, &session, "./run.sh; cat link; readlink link").await, "ran\nkept\ndeep/er/note");
+    let workspace = app.session_folder(&session.id).join("workspace");
+    let sparse = fs::metadata(workspace.join("sparse")).expect("a file");
+    assert!(sparse.blocks() * 512 < sparse.len() / 2, "its holes take room: {} blocks", sparse.blocks());
+    assert_eq!(fs::metadata(workspace.join("run.sh")).expect("a file").permissions().mode() & 0o7777, 0o750);
+    let history = app.say(&session, "[[history]]").await.result().expect("a result");
+    assert!(history.contains("mkdir -p deep/er"), "{history}");
+    let said = recovered(&app, &session).await;
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!((&said[0]["workspace"], &said[0]["damaged"]), (&said[0]["conversation"], &Value::from(0)));
+    assert!(said[0]["workspace"].is_string(), "{said:?}");
+    // What is still there as it was left is not made again.
+    pause(&app, &session).await;
+    fs::write(workspace.join("left"), "here").expect("a file");
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "cat left").await, "here");
+    assert_eq!(recovered(&app, &session).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_snapshot_is_noticed_and_the_one_before_is_used() {
+    let app = TestApp::start().await;
+    let session = app.session().await;
+    assert_eq!(run(&app, &session, "echo first > note; cat note").await, "first");
+    pause(&app, &session).await;
+    let first = kept(&app, "segments");
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "echo second > note; cat note").await, "second");
+    pause(&app, &session).await;
+    // Half of it was written.
+    let second: Vec<PathBuf> = kept(&app, "segments").into_iter().filter(|path| !first.contains(path)).collect();
+    let damaged = newest(&second);
+    let bytes = fs::read(damaged).expect("a segment");
+    fs::write(damaged, &bytes[..bytes.len() / 2]).expect("a segment");
+    lose_folder(&app, &session);
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "cat note").await, "first");
+    let said = recovered(&app, &session).await;
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(said[0]["damaged"], 1);
+    assert_ne!(said[0]["workspace"], said[0]["conversation"], "the files are of an earlier turn than the conversation");
+    assert!(app.metric("ash_runner_snapshots_damaged_total").await >= 1);
+    // The next snapshot writes again what was damaged.
+    assert_eq!(run(&app, &session, "echo second > note; cat note").await, "second");
+    pause(&app, &session).await;
+    lose_folder(&app, &session);
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "cat note").await, "second");
+    // Where none is whole, the agent's files are what there is, and that is said.
+    pause(&app, &session).await;
+    for manifest in kept(&app, "manifests") {
+        fs::write(manifest, "garbage").expect("a manifest");
+    }
+    lose_folder(&app, &session);
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "cat CLAUDE.md; ls").await.lines().next(), Some("You are a simple agent."));
+    let said = recovered(&app, &session).await;
+    let last = said.last().expect("a recovery");
+    assert!(last["workspace"].is_null() && last["damaged"].as_u64() >= Some(1), "{last}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_taken_after_a_turn_and_survives_what_kills_the_server_and_the_sandbox() {
+    let mut app = TestApp::start().await;
+    let session = app.session().await;
+    assert_eq!(run(&app, &session, "echo one > note; cat note").await, "one");
+    eventually("a snapshot in the background", async || (!kept(&app, "manifests").is_empty()).then_some(())).await;
+    // A turn that changes nothing has the same one.
+    let manifests = kept(&app, "manifests").len();
+    assert_eq!(run(&app, &session, "cat note").await, "one");
+    eventually("a look that finds nothing", async || {
+        (app.metric("ash_runner_snapshots_unchanged_total").await > 0).then_some(())
+    })
+    .await;
+    assert_eq!(kept(&app, "manifests").len(), manifests);
+    // Killed in the middle of a snapshot of a workspace that takes a moment to read.
+    assert_eq!(run(&app, &session, "head -c 200000000 /dev/urandom > large; echo two > note; cat note").await, "two");
+    let segments = kept(&app, "segments").len();
+    eventually("the middle of a snapshot", async || (kept(&app, "segments").len() > segments + 4).then_some(())).await;
+    app.kill();
+    let is_whole = kept(&app, "manifests").len() > manifests;
+    let folder = app.session_folder(&session.id);
+    if let Some(bridge) = pid_of(&folder, "bridge") {
+        signal(bridge, "KILL");
+    }
+    eventually("the sandbox's end", async || pid_of(&folder, "claude").is_none().then_some(())).await;
+    app.start_again().await;
+    eventually("the loss is known", async || {
+        let status = app.client.session(&session.id).await.ok()?.status;
+        (status == "paused").then_some(())
+    })
+    .await;
+    lose_folder(&app, &session);
+    let woken = app.say(&session, &bash("cat note")).await;
+    assert!(woken.names().contains(&"recovered"), "the reader is told: {:?}", woken.names());
+    let note = woken.result().expect("a result");
+    assert_eq!(note.trim(), if is_whole { "two" } else { "one" });
+    let said = recovered(&app, &session).await;
+    assert_eq!(said.last().expect("a recovery")["damaged"], 0, "what is half written is no snapshot");
+    // It goes on, and stops in good order: the files come along.
+    assert_eq!(run(&app, &session, "echo three > note; cat note").await, "three");
+    app.stop();
+    lose_folder(&app, &session);
+    app.start_again().await;
+    assert_eq!(run(&app, &session, "cat note").await, "three");
+}
