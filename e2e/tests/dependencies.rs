@@ -64,7 +64,7 @@ const ONLY: &[(&str, &[&str])] = &[
     ("serde_yaml", &["ash", "ash-crd"]),
     ("anyhow", &["ash", "ash-e2e"]),
     ("seccompiler", &["ash-sandbox"]),
-    ("reqwest", &["ash-client", "ash-gateway"]),
+    ("reqwest", &["ash-client", "ash-gateway", "ash-snapshot"]),
 ];
 
 fn manifests() -> BTreeMap<String, BTreeSet<String>> {

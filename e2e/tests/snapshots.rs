@@ -7,7 +7,7 @@ use std::{
 };
 
 use ash_client::Session;
-use ash_e2e::harness::{TestApp, eventually, pid_of, signal};
+use ash_e2e::harness::{ObjectStorage, TestApp, eventually, pid_of, signal};
 use serde_json::Value;
 
 fn bash(command: &str) -> String {
@@ -102,6 +102,13 @@ async fn a_paused_session_is_made_again_where_nothing_of_it_is_left() {
     resume(&app, &session).await;
     assert_eq!(run(&app, &session, "cat left").await, "here");
     assert_eq!(recovered(&app, &session).await.len(), 1);
+    // What is there and was left before the session had its sandbox elsewhere is.
+    pause(&app, &session).await;
+    fs::write(workspace.join("left"), "stale").expect("a file");
+    fs::write(app.session_folder(&session.id).join("epoch"), "1").expect("the mark of an earlier epoch");
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "cat left").await, "here");
+    assert_eq!(recovered(&app, &session).await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,4 +197,66 @@ async fn a_snapshot_is_taken_after_a_turn_and_survives_what_kills_the_server_and
     lose_folder(&app, &session);
     app.start_again().await;
     assert_eq!(run(&app, &session, "cat note").await, "three");
+}
+
+/// The objects of a storage.
+fn objects(folder: &Path, kind: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.to_string_lossy().contains(&format!("/{kind}/")) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_are_kept_in_a_bucket_and_a_bucket_that_is_away_or_damaged_loses_nothing() {
+    let mut storage = ObjectStorage::start();
+    let mut builder = TestApp::builder().argument(format!("--object-store={}", storage.url()));
+    for (name, value) in storage.variables() {
+        builder = builder.variable(name, &value);
+    }
+    let app = builder.start().await;
+    let session = app.session().await;
+    assert_eq!(run(&app, &session, "head -c 5000000 /dev/urandom > large; echo one > note; cat note").await, "one");
+    let sum = run(&app, &session, "sha256sum < large").await;
+    pause(&app, &session).await;
+    assert_eq!(kept(&app, "manifests"), [] as [PathBuf; 0], "nothing is in the data directory");
+    assert!(!objects(&storage.folder(), "manifests").is_empty());
+    lose_folder(&app, &session);
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "cat note; sha256sum < large").await, format!("one\n{sum}"));
+    // The storage is away: turns go on, and what is put aside without a snapshot keeps its folder.
+    storage.stop();
+    assert_eq!(run(&app, &session, "echo two > note; cat note").await, "two");
+    pause(&app, &session).await;
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "cat note").await, "two");
+    pause(&app, &session).await;
+    // Without its folder it does not start with nothing: it waits for its files.
+    let aside = app.session_folder(&session.id).with_extension("aside");
+    fs::rename(app.session_folder(&session.id), &aside).expect("its folder");
+    resume(&app, &session).await;
+    let refused = app.say(&session, &bash("cat note")).await;
+    assert!(refused.error().is_some_and(|error| error.contains("could not be restored")), "{:?}", refused.names());
+    storage.start_again();
+    assert_eq!(run(&app, &session, "cat note").await, "one");
+    // What comes back garbled is noticed.
+    assert_eq!(run(&app, &session, "echo three > note; cat note").await, "three");
+    let before = objects(&storage.folder(), "segments");
+    pause(&app, &session).await;
+    let new: Vec<PathBuf> =
+        objects(&storage.folder(), "segments").into_iter().filter(|path| !before.contains(path)).collect();
+    fs::write(newest(&new), "garbage").expect("an object");
+    lose_folder(&app, &session);
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "cat note").await, "one");
+    assert_eq!(recovered(&app, &session).await.last().expect("a recovery")["damaged"], 1);
 }

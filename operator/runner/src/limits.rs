@@ -85,8 +85,10 @@ pub(crate) const DOWNLOAD_GRANT: usize = 256 << 10;
 /// Pieces of data of one request that wait to be taken: more than a bridge has a reason to send at the credit that it has, with an
 /// end for each of the files that one request may name. One more is a violation of the protocol.
 pub(crate) const DOWNLOAD_PIECES: usize = 4096;
-/// Snapshots that are taken or restored at the same time.
-pub(crate) const SNAPSHOTS_AT_ONCE: usize = 4;
+/// Snapshots that are taken at the same time.
+pub(crate) const SNAPSHOTS_AT_ONCE: usize = 2;
+/// Workspaces that are restored at the same time.
+pub(crate) const RESTORES_AT_ONCE: usize = 4;
 /// Segments of one snapshot that are packed and written at the same time.
 pub(crate) const PACKED_AT_ONCE: usize = 4;
 /// Segments of one snapshot that are fetched ahead when it is restored.
@@ -98,7 +100,7 @@ pub(crate) const SNAPSHOT_AFTER: Duration = Duration::from_secs(2);
 /// How long a snapshot after a turn waits for the next turn to end; then it is taken in the middle of that.
 pub(crate) const SNAPSHOT_IDLE: Duration = Duration::from_secs(30);
 /// How long a session that leaves its sandbox waits for its snapshot; then it leaves without.
-pub(crate) const SNAPSHOT_AT_END: Duration = Duration::from_secs(120);
+pub(crate) const SNAPSHOT_AT_END: Duration = Duration::from_secs(60);
 /// Bytes read from a bridge at once.
 pub(crate) const BRIDGE_READ_BYTES: usize = 256 << 10;
 /// Uncommitted bytes that every session may have whatever the others have; beyond them the budget of all is drawn from.

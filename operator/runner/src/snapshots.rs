@@ -33,7 +33,7 @@ pub(crate) use self::{
 use crate::{
     bridge::RequestError,
     hub::Hub,
-    limits::{SNAPSHOT_AT_END, SNAPSHOTS_AT_ONCE},
+    limits::{RESTORES_AT_ONCE, SNAPSHOT_AT_END, SNAPSHOTS_AT_ONCE},
     sandbox::Sandbox,
     shared::Shared,
 };
@@ -45,6 +45,7 @@ const PROTOCOL: u16 = 2;
 pub(crate) struct Snapshots {
     vault: Option<Vault>,
     places: Semaphore,
+    restores: Semaphore,
     metrics: SnapshotMetrics,
     /// Sessions of which a snapshot will be taken in a moment.
     due: Mutex<HashSet<SessionId>>,
@@ -83,6 +84,7 @@ impl Snapshots {
         Self {
             vault,
             places: Semaphore::new(SNAPSHOTS_AT_ONCE),
+            restores: Semaphore::new(RESTORES_AT_ONCE),
             metrics: SnapshotMetrics::default(),
             due: Mutex::default(),
         }

@@ -5,6 +5,7 @@
 //! name, so that it is stored once however many snapshots need it. A [`Manifest`] says which tree they make. A [`Vault`] keeps
 //! both.
 
+mod address;
 mod cut;
 mod digest;
 mod limits;

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// What was written is not removed for so long, needed or not: longer than a snapshot or a backup takes.
 pub const GRACE: Duration = Duration::from_hours(48);
+/// How long a bucket that does not answer is asked again, by one call.
+pub const STORAGE_RETRY: Duration = Duration::from_secs(30);
+/// How often.
+pub const STORAGE_RETRIES: usize = 5;
 /// Objects that a collection removes at the same time.
 pub const COLLECT_AT_ONCE: usize = 16;
 /// A file of at least this size has segments of its own; smaller ones share segments.
@@ -20,8 +24,8 @@ pub const MIN_PIECE_BYTES: u32 = 512 << 10;
 pub const PIECE_BYTES: u32 = 1 << 20;
 /// The largest piece.
 pub const MAX_PIECE_BYTES: u32 = 4 << 20;
-/// Entries that a workspace may have. With more, the snapshot is refused.
-pub const MAX_ENTRIES: usize = 1_000_000;
+/// Entries that a workspace may have: some 100 MiB of memory while a snapshot is taken. With more, it is refused.
+pub const MAX_ENTRIES: usize = 300_000;
 /// Bytes of a manifest before it is compressed. A larger one is refused, written and read.
 pub const MAX_MANIFEST_BYTES: usize = 512 << 20;
 /// Notes that a manifest keeps; further ones are counted.

@@ -9,11 +9,12 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, local::LocalFileSystem, path::Path};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, path::Path};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use crate::{
+    address,
     digest::Digest,
     limits::{COLLECT_AT_ONCE, GRACE},
     manifest::{Manifest, ManifestError, Segment},
@@ -81,22 +82,15 @@ pub struct Collected {
 }
 
 impl Vault {
-    /// The snapshots at an address: a folder of this machine.
+    /// The snapshots at an address: `s3://BUCKET/PREFIX`, whose server and keys the variables that begin with `AWS_` name, or a
+    /// folder of this machine.
     pub fn open(address: &str) -> Result<Self, VaultError> {
-        Self::in_folder(std::path::Path::new(address))
+        Ok(Self::new(address::open(address)?))
     }
 
     /// The snapshots in a folder of this machine, which is made where it is not there.
     pub fn in_folder(folder: &std::path::Path) -> Result<Self, VaultError> {
-        use std::os::unix::fs::DirBuilderExt as _;
-
-        let unusable = |error: &dyn std::fmt::Display| {
-            VaultError::Unavailable(format!("{} cannot be used for snapshots: {error}", folder.display()))
-        };
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|error| unusable(&error))?;
-        let objects = LocalFileSystem::new_with_prefix(folder).map_err(|error| unusable(&error))?;
-        Ok(Self::new(Arc::new(objects)))
+        Ok(Self::new(address::in_folder(folder)?))
     }
 
     /// The snapshots in this storage.

@@ -210,8 +210,9 @@ pub(crate) struct SandboxArguments {
     /// log has it; 65MiB at the least [default: half of what this process may use]
     #[arg(long, env = "ASH_LOG_MEMORY", value_parser = values::log_memory, value_name = "SIZE", help_heading = "Sandboxes")]
     pub(crate) log_memory: Option<Size>,
-    /// Where snapshots of workspaces are kept: a folder [default: `snapshots` in the data directory of a server by itself; a
-    /// runner takes none]
+    /// Where snapshots of workspaces are kept: a folder, or `s3://BUCKET/PREFIX` with server and keys in the variables AWS_ENDPOINT,
+    /// AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ALLOW_HTTP=true without TLS). Coordinators and runners name the
+    /// same [default: `snapshots` in the data directory of a server by itself; a runner takes none]
     #[arg(long, env = "ASH_OBJECT_STORE", value_name = "ADDRESS", help_heading = "Sandboxes")]
     pub(crate) object_store: Option<String>,
     /// Host or network that sandboxes may reach although it is not public: a name, an address, or address/length; can be

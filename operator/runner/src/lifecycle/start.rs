@@ -210,21 +210,14 @@ pub(crate) async fn warm(
 ) -> Result<(), StartError> {
     connected(sandbox).await?;
     let Surroundings { gateway, program, path } = surroundings(shared, sandbox).await?;
-    let restored = match purpose {
-        For::Session(hub) if !unpacked => restore_workspace(shared, sandbox, hub).await?,
-        _ => false,
-    };
-    if !unpacked && !restored {
-        let bundle =
-            shared.store.bundle(&sandbox.agent.tenant, &sandbox.agent.digest).await?.ok_or(StartError::NoBundle)?;
-        let tar = tokio::task::spawn_blocking(move || zstd::decode_all(&bundle[..]))
-            .await
-            .map_err(|_| StartError::NoBundle)??;
-        let request = Request::Unpack { max_bytes: MAX_BUNDLE_BYTES };
-        let data = Some(Bytes::from(tar));
-        let unpacked =
-            async { sandbox.bridge.send_with_data(&request, data).await.read::<serde::de::IgnoredAny>().await };
-        call(sandbox, unpacked).await?;
+    if !unpacked {
+        let restored = match purpose {
+            For::Session(hub) => restore_workspace(shared, sandbox, hub).await?,
+            For::Pool => None,
+        };
+        if restored != Some(true) {
+            unpack_bundle(shared, sandbox).await?;
+        }
     }
     if !unpacked && let Some(directory) = sandbox.enclosure.directory() {
         if let For::Session(hub) = purpose {
@@ -250,19 +243,47 @@ pub(crate) async fn warm(
     Ok(())
 }
 
-/// Makes a session's workspace what its newest snapshot is, where it has one: false where there is none that is whole.
-async fn restore_workspace(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, hub: &Arc<Hub>) -> Result<bool, StartError> {
+/// Puts the agent's files into the workspace.
+async fn unpack_bundle(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>) -> Result<(), StartError> {
+    let bundle =
+        shared.store.bundle(&sandbox.agent.tenant, &sandbox.agent.digest).await?.ok_or(StartError::NoBundle)?;
+    let tar = tokio::task::spawn_blocking(move || zstd::decode_all(&bundle[..]))
+        .await
+        .map_err(|_| StartError::NoBundle)??;
+    let request = Request::Unpack { max_bytes: MAX_BUNDLE_BYTES };
+    let data = Some(Bytes::from(tar));
+    let unpacked = async { sandbox.bridge.send_with_data(&request, data).await.read::<serde::de::IgnoredAny>().await };
+    call(sandbox, unpacked).await?;
+    Ok(())
+}
+
+/// Makes a session's workspace what its newest snapshot is. `None` where it has none and the workspace is as it was, false where
+/// none is whole and the workspace may be empty.
+async fn restore_workspace(
+    shared: &Arc<Shared>,
+    sandbox: &Arc<Sandbox>,
+    hub: &Arc<Hub>,
+) -> Result<Option<bool>, StartError> {
     let restored = tokio::select! {
         restored = snapshots::restore(shared, sandbox, hub) => restored.map_err(StartError::Workspace)?,
         () = sandbox.end.cancelled() => return Err(StartError::Ended),
     };
-    let Some(restored) = restored else { return Ok(false) };
+    let Some(restored) = restored else { return Ok(None) };
     sandbox.set_recovered(restored.recovered);
-    Ok(restored.is_made)
+    Ok(Some(restored.is_made))
+}
+
+/// Brings a session that is not new to a warm sandbox that was claimed for it: its workspace, and its conversation.
+pub(crate) async fn bring(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, hub: &Arc<Hub>) -> Result<(), StartError> {
+    if restore_workspace(shared, sandbox, hub).await? == Some(false) {
+        unpack_bundle(shared, sandbox).await?;
+    }
+    restore(shared, sandbox, hub).await?;
+    Ok(())
 }
 
 /// Puts a session's conversation back: its id and length, where it has one.
-pub(crate) async fn restore(
+async fn restore(
     shared: &Arc<Shared>,
     sandbox: &Arc<Sandbox>,
     hub: &Arc<Hub>,

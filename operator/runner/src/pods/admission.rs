@@ -13,7 +13,7 @@ use crate::{
     backend::Pods,
     enclosure::{Dialled, Enclosure, Pod},
     hub::{Hub, Place},
-    lifecycle::{For, StartError, connected, restore, spawn_supervisor, warm},
+    lifecycle::{For, StartError, bring, connected, spawn_supervisor, warm},
     recovery,
     sandbox::{EndReason, Sandbox},
     shared::Shared,
@@ -167,7 +167,7 @@ async fn give_started(
         warm_in_turn(shared, sandbox, &For::Session(Arc::clone(hub))).await?;
     } else {
         // The life of the runner before this one may not have got so far, where it was claimed from the pool.
-        restore(shared, sandbox, hub).await?;
+        bring(shared, sandbox, hub).await?;
     }
     sandbox.set_warm();
     if !sandbox.claim(hub, true) {

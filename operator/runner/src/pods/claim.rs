@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::{
     hub::{Hub, Place},
-    lifecycle::restore,
+    lifecycle::bring,
     limits::CLAIM_WAIT,
     pool::is_new,
     sandbox::{EndReason, Sandbox},
@@ -40,10 +40,10 @@ pub(crate) async fn claim(shared: &Arc<Shared>, session: Session, id: SandboxId)
         return Err(not_here(id));
     }
     shared.pre_warm_hits.fetch_add(1, Ordering::Relaxed);
-    // A session that lost its pod goes on with its conversation; its files are gone.
-    let restored = if is_new(&hub) { Ok(None) } else { restore(shared, &sandbox, &hub).await };
-    let given = match restored {
-        Ok(_) => bind_or_end(shared, &sandbox, &hub, Claimed::Live).await,
+    // A session that lost its pod goes on with its conversation, and its files as they were when they were last kept.
+    let brought = if is_new(&hub) { Ok(()) } else { bring(shared, &sandbox, &hub).await };
+    let given = match brought {
+        Ok(()) => bind_or_end(shared, &sandbox, &hub, Claimed::Live).await,
         Err(error) => {
             sandbox.end_with(EndReason::Failed(error.to_string()));
             sandbox.gone.cancelled().await;

@@ -53,10 +53,10 @@ pub(crate) async fn restore(
     if rows.is_empty() && conversation.is_none() {
         return Ok(None);
     }
-    if shared.snapshots.places.available_permits() == 0 {
+    if shared.snapshots.restores.available_permits() == 0 {
         shared.snapshots.metrics.waited.inc();
     }
-    let _place = shared.snapshots.places.acquire().await;
+    let _place = shared.snapshots.restores.acquire().await;
     for known in rows {
         match from(vault, sandbox, &row, &known.digest).await {
             Ok(made) => {

@@ -290,7 +290,7 @@ impl World {
             idle_timeout: self.idle_timeout,
             permission_timeout: Duration::from_secs(60),
             capacity_wait: Duration::from_secs(5),
-            vault: None,
+            vault: Some(ash_snapshot::Vault::in_folder(&self.folder.path().join("vault")).unwrap()),
             model_keys: Arc::<ModelKeys>::default(),
         };
         let pods = PodsConfig {
