@@ -51,8 +51,13 @@ fn what_nothing_stands_for_stays() {
     assert_eq!(dropped(&cut), []);
     let unreadable = entries(&[(Partial, "?"), (Claude, RESULT)]);
     assert_eq!(dropped(&unreadable), []);
-    let opening =
-        Opening { reason: OpeningReason::Lost, last_committed: Epoch(2).sequence(1), interrupted: None, message: None };
+    let opening = Opening {
+        reason: OpeningReason::Lost,
+        last_committed: Epoch(2).sequence(1),
+        interrupted: None,
+        message: None,
+        recovered: None,
+    };
     let mut lost = entries(&[(Partial, DELTA)]);
     lost.push(opening.entry(Epoch(3)));
     lost.push(Entry { sequence: Epoch(3).sequence(2), ..entries(&[(Claude, ASSISTANT)]).remove(0) });

@@ -118,7 +118,8 @@ async fn sent_behind_a_download(frames: Vec<Frame>) -> ConnectionError {
         }
         std::future::pending::<()>().await;
     };
-    let serving = bridge.serve(greeted, Sequence::START, false, std::future::pending(), |incoming| {
+    let budget = budget();
+    let serving = bridge.serve(greeted, Sequence::START, false, pending(), within(&budget, &|| 0), |incoming| {
         assert!(!matches!(incoming, Incoming::Beside { .. }), "what was asked for has its own measure");
         Ok(Duration::ZERO)
     });
@@ -146,7 +147,9 @@ async fn a_bridge_that_sends_more_data_than_it_was_granted_is_cut_off() {
 async fn data_comes_within_its_credit_and_what_is_dropped_is_given_up() {
     let bridge = Bridge::new(Arc::default());
     let (greeted, mut sandbox) = connect().await;
-    let serving = bridge.serve(greeted, Sequence::START, false, std::future::pending(), |_| Ok(Duration::ZERO));
+    let budget = budget();
+    let serving =
+        bridge.serve(greeted, Sequence::START, false, pending(), within(&budget, &|| 0), |_| Ok(Duration::ZERO));
     let mut buffer = BytesMut::new();
     let mut next = async |sandbox: &mut UnixStream| loop {
         if let Some(frame) = Frame::decode(&mut buffer).unwrap() {
