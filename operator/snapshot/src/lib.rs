@@ -1,6 +1,6 @@
 //! Snapshots of a workspace.
 //!
-//! A bridge lists a workspace ([`Entry`]); the host decides what it has to read ([`plan`]), computes every digest itself, and
+//! A bridge lists a workspace ([`Entry`]); the host decides what it has to read ([`plan()`]), computes every digest itself, and
 //! keeps content in *segments*: a run of small files, or a piece of a large one. A segment has the digest of its bytes as its
 //! name, so that it is stored once however many snapshots need it. A [`Manifest`] says which tree they make. A [`Vault`] keeps
 //! both.
