@@ -16,7 +16,7 @@ pub(crate) use fleet::free_port;
 pub use fleet::{FleetOptions, TestFleet, TestRunner};
 pub use log::{check_order, compare_with_log, position, without_superseded, without_withdrawn};
 pub use process::{pid_of, program, signal};
-pub use storage::ObjectStorage;
+pub use storage::{KEYS as STORAGE_KEYS, ObjectStorage};
 pub use survival::outlives_its_server;
 pub use turn::Turn;
 pub use until::{DEADLINE, eventually};

@@ -1,7 +1,7 @@
 //! An object storage for tests: versitygw, a server that speaks S3, on a folder of its own.
 
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 /// The bucket that is there.
 const BUCKET: &str = "ash";
-const ACCESS_KEY: &str = "ash";
-const SECRET_KEY: &str = "ash-test-secret";
+/// The keys of its one user: their id, and the secret one.
+pub const KEYS: (&str, &str) = ("ash", "ash-test-secret");
 /// How long the server may take to answer. Far beyond what it takes.
 const DEADLINE: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -31,12 +31,20 @@ impl ObjectStorage {
     /// # Panics
     /// When either does not succeed.
     pub fn start() -> Self {
+        Self::start_on(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    }
+
+    /// The same, reached at this address; in the network of the thread that starts it.
+    ///
+    /// # Panics
+    /// When either does not succeed.
+    pub fn start_on(address: IpAddr) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         for name in ["buckets", "sidecar"] {
             std::fs::create_dir(folder.path().join(name)).expect("a folder");
         }
         std::fs::create_dir(folder.path().join("buckets").join(BUCKET)).expect("a folder");
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+        let free = TcpListener::bind((address, 0)).and_then(|socket| socket.local_addr());
         let mut storage = Self { folder, address: free.expect("a free port"), server: None };
         storage.start_again();
         storage
@@ -50,7 +58,7 @@ impl ObjectStorage {
         let log = std::fs::File::options().create(true).append(true).open(self.folder.path().join("log"));
         let log = log.expect("a log file");
         let server = Command::new(program())
-            .args(["--access", ACCESS_KEY, "--secret", SECRET_KEY, "--port", &self.address.to_string()])
+            .args(["--access", KEYS.0, "--secret", KEYS.1, "--port", &self.address.to_string()])
             .args(["--quiet", "posix", "--sidecar"])
             .arg(self.folder.path().join("sidecar"))
             .arg(self.folder.path().join("buckets"))
@@ -83,6 +91,11 @@ impl ObjectStorage {
         format!("s3://{BUCKET}/under/here")
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The folder that the server keeps the bucket in.
     pub fn folder(&self) -> PathBuf {
         self.folder.path().join("buckets").join(BUCKET)
@@ -94,8 +107,8 @@ impl ObjectStorage {
             ("AWS_ENDPOINT", format!("http://{}", self.address)),
             ("AWS_ALLOW_HTTP", "true".to_owned()),
             ("AWS_REGION", "us-east-1".to_owned()),
-            ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
+            ("AWS_ACCESS_KEY_ID", KEYS.0.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", KEYS.1.to_owned()),
         ]
     }
 }
