@@ -12,7 +12,7 @@ use std::{
 use ash_protocol::{
     EntryFlags, EntryKind, Sequence,
     bound::BridgeBound,
-    frame::{Frame, FrameKind, INITIAL_CREDIT, MAX_DATA_BYTES},
+    frame::{DATA_HOLE, Frame, FrameKind, INITIAL_CREDIT, MAX_DATA_BYTES},
     message::{BridgeEvent, Progress, Refusal, RefusalCategory, Reply, Status},
 };
 use bytes::Bytes;
@@ -399,6 +399,18 @@ impl Caller {
                 return;
             }
         }
+    }
+
+    /// Sends a hole of a file as the host grants it, with one more flag.
+    pub(crate) async fn hole(&self, size: u64, end: u8) {
+        let body = size.to_le_bytes();
+        let cost = body.len() as u64;
+        while self.credit.bytes.get() < cost {
+            self.shared.met(BridgeBound::Credit);
+            self.credit.changed.notified().await;
+        }
+        self.credit.bytes.set(self.credit.bytes.get() - cost);
+        self.send(Frame::data(self.number, DATA_HOLE | end, body.to_vec()));
     }
 
     /// A bound was met over the request.

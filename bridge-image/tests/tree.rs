@@ -16,7 +16,7 @@ use std::{
 
 use ash_protocol::{
     message::{RefusalCategory, Request, TreeListed, TreeRead, TreeRestored},
-    tree::{Entry, EntryKind, ListedFile, NoteKind},
+    tree::{Entry, EntryKind, Extent, ListedFile, NoteKind},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 use support::{Connection, Sandbox, stand_in};
@@ -63,7 +63,11 @@ async fn stream(sandbox: &mut Sandbox, connection: &mut Connection, entries: &[E
     for entry in entries {
         serde_json::to_writer(&mut made, entry).unwrap();
         made.push(b'\n');
-        if let EntryKind::File { size, .. } = entry.kind {
+        if let EntryKind::File { size, sparse, .. } = entry.kind {
+            if sparse && size > 0 {
+                serde_json::to_writer(&mut made, &Extent::Data(size)).unwrap();
+                made.push(b'\n');
+            }
             let size = usize::try_from(size).unwrap();
             made.extend_from_slice(&bytes[at..at + size]);
             at += size;
@@ -235,6 +239,88 @@ async fn holes_stay_holes() {
     assert_eq!(made.len(), 64 << 20);
     assert!(made.blocks() * 512 < 1 << 20, "{} blocks", made.blocks());
     assert_eq!(seen(&other.workspace()), seen(&one.workspace()));
+}
+
+#[tokio::test]
+async fn a_file_of_terabytes_of_holes_is_read_and_made_in_no_time() {
+    const SIZE: u64 = 4 << 40;
+    let (mut one, mut to_one) = start().await;
+    let file = fs::File::create(one.workspace().join("sparse")).unwrap();
+    file.set_len(SIZE).unwrap();
+    file.write_all_at(b"x", 3 << 40).unwrap();
+    let (entries, _) = list(&mut one, &mut to_one).await;
+    let files = entries.iter().filter_map(asked).collect();
+    let request = to_one.request(Request::ReadTree { files }).await;
+    to_one.holes = Some(Vec::new());
+    let read: TreeRead = to_one.answer(&mut one, request).await.unwrap();
+    assert_eq!(read.outcomes, []);
+    let holes = to_one.holes.take().unwrap();
+    let data = to_one.data.remove(&request).unwrap();
+    assert_eq!((holes.len(), holes.iter().sum::<u64>()), (2, SIZE - data.len() as u64));
+    let mut made = serde_json::to_vec(&entries[0]).unwrap();
+    made.push(b'\n');
+    for extent in [Extent::Hole(holes[0]), Extent::Data(data.len() as u64), Extent::Hole(holes[1])] {
+        serde_json::to_writer(&mut made, &extent).unwrap();
+        made.push(b'\n');
+        if matches!(extent, Extent::Data(_)) {
+            made.extend_from_slice(&data);
+        }
+    }
+    let (mut other, mut to_other) = start().await;
+    assert_eq!(restore(&mut other, &mut to_other, &made).await.bytes, SIZE);
+    let made = fs::File::open(other.workspace().join("sparse")).unwrap();
+    let mut byte = [0];
+    made.read_exact_at(&mut byte, 3 << 40).unwrap();
+    assert_eq!((byte[0], made.metadata().unwrap().len()), (b'x', SIZE));
+    assert!(made.metadata().unwrap().blocks() * 512 < 1 << 20);
+}
+
+#[tokio::test]
+async fn a_workspace_is_made_again_over_folders_that_nobody_may_write_to() {
+    let (mut sandbox, mut connection) = start().await;
+    let deep = sandbox.workspace().join("a/b");
+    fs::create_dir_all(deep.join("c/d")).unwrap();
+    fs::write(deep.join("c/file"), "x").unwrap();
+    for folder in [deep.join("c"), deep.clone()] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o555)).unwrap();
+    }
+    fs::set_permissions(deep.join("c/d"), fs::Permissions::from_mode(0o000)).unwrap();
+    restore(&mut sandbox, &mut connection, b"").await;
+    assert_eq!(seen(&sandbox.workspace()), BTreeMap::new());
+}
+
+#[tokio::test]
+async fn what_a_program_makes_meanwhile_is_in_no_ones_way() {
+    let (mut sandbox, mut connection) = start().await;
+    let workspace = sandbox.workspace();
+    let lines = |line: &str| format!("{line}\n");
+    let stamp = r#"{"inode":1,"changedNs":1}"#;
+    let folder = |path: &str| lines(&format!(r#"{{"path":"{path}","mode":448,"modifiedNs":0,"kind":"directory"}}"#));
+    let file = format!(r#"{{"path":"made/log","mode":420,"modifiedNs":0,"kind":"file","size":4,"stamp":{stamp}}}"#);
+    let link = lines(r#"{"path":"made/link","mode":511,"modifiedNs":0,"kind":"symlink","target":"log"}"#);
+    let request = connection.request(Request::RestoreTree {}).await;
+    connection.send_some(request, folder("made").as_bytes()).await;
+    eventually_there(&workspace.join("made")).await;
+    // A program of the sandbox is quicker.
+    fs::write(workspace.join("made/log"), "in the way").unwrap();
+    fs::create_dir_all(workspace.join("made/link/deep/er")).unwrap();
+    fs::write(workspace.join("made/folder"), "in the way").unwrap();
+    let rest = format!("{}snap{link}{}", lines(&file), folder("made/folder"));
+    connection.send_data(request, rest.as_bytes()).await;
+    let restored: TreeRestored = connection.answer(&mut sandbox, request).await.unwrap();
+    assert_eq!(restored.entries, 4);
+    assert_eq!(fs::read(workspace.join("made/log")).unwrap(), b"snap");
+    assert_eq!(fs::read_link(workspace.join("made/link")).unwrap(), Path::new("log"));
+    assert!(workspace.join("made/folder").is_dir());
+}
+
+async fn eventually_there(path: &Path) {
+    let there = async {
+        while !path.exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(support::DEADLINE, there).await.unwrap();
 }
 
 #[tokio::test]

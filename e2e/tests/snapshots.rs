@@ -109,6 +109,35 @@ async fn a_paused_session_is_made_again_where_nothing_of_it_is_left() {
     resume(&app, &session).await;
     assert_eq!(run(&app, &session, "cat left").await, "here");
     assert_eq!(recovered(&app, &session).await.len(), 2);
+    let aside = app.session_folder(&session.id).with_file_name(format!("left-{}", session.id));
+    eventually("what was put aside is gone", async || (!aside.exists()).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nothing_can_be_restored_what_was_left_here_is_used() {
+    let app = TestApp::start().await;
+    let session = app.session().await;
+    assert_eq!(run(&app, &session, "echo left > note; cat note").await, "left");
+    pause(&app, &session).await;
+    // It had its sandbox elsewhere since, and no snapshot of that can be read.
+    fs::write(app.session_folder(&session.id).join("epoch"), "1").expect("the mark of an earlier epoch");
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "cat note").await, "left");
+    pause(&app, &session).await;
+    fs::write(app.session_folder(&session.id).join("epoch"), "1").expect("the mark of an earlier epoch");
+    for manifest in kept(&app, "manifests") {
+        fs::write(manifest, "garbage").expect("a manifest");
+    }
+    resume(&app, &session).await;
+    let refused = app.say(&session, &bash("cat note")).await;
+    let is_said = refused.error().is_some_and(|error| error.contains("send the message again"));
+    // The start behind the resumption may have met it before.
+    if is_said || refused.error().is_some() {
+        assert!(is_said, "{:?}", refused.error());
+        assert_eq!(run(&app, &session, "cat note").await, "left");
+    } else {
+        assert_eq!(refused.result().expect("a result").trim(), "left");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,4 +288,93 @@ async fn snapshots_are_kept_in_a_bucket_and_a_bucket_that_is_away_or_damaged_los
     resume(&app, &session).await;
     assert_eq!(run(&app, &session, "cat note").await, "one");
     assert_eq!(recovered(&app, &session).await.last().expect("a recovery")["damaged"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn terabytes_of_holes_are_kept_in_no_time() {
+    let app = TestApp::start().await;
+    let session = app.session().await;
+    let make = "for i in $(seq 200); do truncate -s 9G f$i; done; printf end >> f7; echo made";
+    assert_eq!(run(&app, &session, make).await, "made");
+    pause(&app, &session).await;
+    assert!(app.metric("ash_runner_snapshots_taken_total").await >= 1);
+    assert!(app.metric("ash_runner_snapshot_bytes_read_total").await < 10 << 20, "holes are not read");
+    lose_folder(&app, &session);
+    resume(&app, &session).await;
+    let look = "ls | grep -c '^f'; stat -c %s f1 f7; tail -c 3 f7; du -sk . | cut -f1";
+    let seen = run(&app, &session, look).await;
+    let lines: Vec<&str> = seen.lines().collect();
+    assert_eq!(lines[..3], ["200", "9663676416", "9663676419"]);
+    let (end, used) = lines[3].split_at(3);
+    assert!(end == "end" && used.parse::<u64>().expect("KiB") < 10_000, "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_storage_has_lost_is_written_again_while_the_files_are_there() {
+    let app = TestApp::start().await;
+    let session = app.session().await;
+    assert_eq!(run(&app, &session, "echo one > a; head -c 3000000 /dev/urandom > large; cat a").await, "one");
+    let sum = run(&app, &session, "sha256sum < large").await;
+    // One in the background is taken long enough after the change that the file is not read again.
+    eventually("a snapshot in the background", async || (!kept(&app, "manifests").is_empty()).then_some(())).await;
+    pause(&app, &session).await;
+    // As after a power failure.
+    for segment in kept(&app, "segments") {
+        fs::write(segment, "").expect("a segment");
+    }
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "echo two > b; cat b").await, "two");
+    pause(&app, &session).await;
+    assert!(app.metric("ash_runner_snapshot_segments_lost_total").await >= 1);
+    lose_folder(&app, &session);
+    resume(&app, &session).await;
+    let all = run(&app, &session, "cat a b CLAUDE.md; sha256sum < large").await;
+    assert_eq!(all, format!("one\ntwo\nYou are a simple agent.\n{sum}"));
+    assert_eq!(recovered(&app, &session).await.last().expect("a recovery")["damaged"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_snapshot_is_whole_the_rest_of_the_newest_is_used_and_nothing_is_removed() {
+    let app = TestApp::start().await;
+    let session = app.session().await;
+    let make = "echo kept > note; head -c 3000000 /dev/urandom > large; ln large other; cat note";
+    assert_eq!(run(&app, &session, make).await, "kept");
+    pause(&app, &session).await;
+    let segments = kept(&app, "segments");
+    let of_large: Vec<&PathBuf> =
+        segments.iter().filter(|path| fs::metadata(path).expect("a segment").len() > 300_000).collect();
+    assert!(!of_large.is_empty());
+    for segment in &of_large {
+        let mut bytes = fs::read(segment).expect("a segment");
+        bytes[1000] ^= 1;
+        fs::write(segment, bytes).expect("a segment");
+    }
+    lose_folder(&app, &session);
+    resume(&app, &session).await;
+    assert_eq!(run(&app, &session, "cat note; ls large other 2>&1 | grep -c 'No such'").await, "kept\n2");
+    let said = recovered(&app, &session).await;
+    let last = said.last().expect("a recovery");
+    assert!(last["workspace"].is_string() && last["damaged"].as_u64() >= Some(1), "{last}");
+    let paths: Vec<&str> = last["paths"].as_array().expect("paths").iter().filter_map(Value::as_str).collect();
+    assert_eq!((last["incomplete"].as_u64(), paths), (Some(2), vec!["large", "other"]));
+    let now = kept(&app, "segments");
+    assert!(segments.iter().all(|segment| now.contains(segment)), "nothing is removed for having been read wrong");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_cannot_write_to_the_folder_changes_nothing_in_it() {
+    let app = TestApp::start().await;
+    let session = app.session().await;
+    assert_eq!(run(&app, &session, "echo old > note; cat note").await, "old");
+    pause(&app, &session).await;
+    let folder = app.session_folder(&session.id);
+    fs::write(folder.join("workspace/note"), "newer than any snapshot").expect("a file");
+    // The mark of the claim cannot be written.
+    fs::create_dir(folder.join("epoch.new")).expect("a folder");
+    resume(&app, &session).await;
+    let refused = app.say(&session, &bash("cat note")).await;
+    assert!(refused.error().is_some(), "{:?}", refused.names());
+    fs::remove_dir(folder.join("epoch.new")).expect("the folder");
+    assert_eq!(run(&app, &session, "cat note").await, "newer than any snapshot");
+    assert_eq!(recovered(&app, &session).await, [] as [Value; 0]);
 }

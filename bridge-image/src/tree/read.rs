@@ -1,15 +1,20 @@
 //! Reads files of the workspace, no more of each than was listed.
 
-use std::{ffi::OsStr, fs::File, io::Read as _, os::unix::ffi::OsStrExt as _, path::Path};
+use std::{
+    ffi::OsStr,
+    fs::File,
+    os::unix::{ffi::OsStrExt as _, fs::FileExt as _},
+    path::Path,
+};
 
 use ash_protocol::{
     frame::DATA_FILE_END,
     message::{Refusal, RefusalCategory, TreeRead},
-    tree::{ListedFile, MAX_READ_FILES, NoteKind},
+    tree::{ListedFile, MAX_READ_FILES, MIN_HOLE_BYTES, NoteKind},
 };
 use bytes::Bytes;
 use rustix::{
-    fs::{FileType, OFlags, fstat},
+    fs::{FileType, OFlags, SeekFrom, fstat, seek},
     io::Errno,
 };
 use tokio::task::yield_now;
@@ -57,27 +62,64 @@ async fn send(workspace: &Workspace, listed: &ListedFile, caller: &Caller) -> Op
         caller.data_with_end(0, DATA_FILE_END, Bytes::new()).await;
         return Some(NoteKind::Gone);
     }
-    let mut file = File::from(opened);
-    let mut left = listed.size;
-    let mut failed = false;
-    while left > 0 {
-        let mut bytes = vec![0; SLICE_BYTES.min(usize::try_from(left).unwrap_or(SLICE_BYTES))];
-        let count = file.read(&mut bytes).unwrap_or_else(|_| {
-            failed = true;
-            0
-        });
+    let file = File::from(opened);
+    let mut at = 0;
+    // Where what can be read ends: looked for again behind it.
+    let mut known = 0;
+    let mut is_whole = true;
+    while at < listed.size {
+        if at >= known {
+            match next(&file, at, listed.size) {
+                Part::Hole(end) => {
+                    caller.hole(end - at, if end == listed.size { DATA_FILE_END } else { 0 }).await;
+                    at = end;
+                    yield_now().await;
+                    continue;
+                }
+                Part::Data(end) => known = end,
+            }
+        }
+        let most = SLICE_BYTES.min(usize::try_from(known - at).unwrap_or(SLICE_BYTES));
+        let mut bytes = vec![0; most];
+        let count = file.read_at(&mut bytes, at).unwrap_or(0);
         if count == 0 {
+            is_whole = false;
             break;
         }
         bytes.truncate(count);
-        left -= count as u64;
-        let end = if left == 0 { DATA_FILE_END } else { 0 };
-        caller.data_with_end(0, end, bytes.into()).await;
+        at += count as u64;
+        caller.data_with_end(0, if at == listed.size { DATA_FILE_END } else { 0 }, bytes.into()).await;
         yield_now().await;
     }
-    if left > 0 || listed.size == 0 {
+    if at < listed.size || listed.size == 0 {
         caller.data_with_end(0, DATA_FILE_END, Bytes::new()).await;
     }
     let is_same = fstat(&file).is_ok_and(|after| stamp(&after) == listed.stamp);
-    (failed || left > 0 || !is_same).then_some(NoteKind::Changed)
+    (!is_whole || !is_same).then_some(NoteKind::Changed)
+}
+
+/// What a file has next, with where that ends.
+enum Part {
+    Hole(u64),
+    Data(u64),
+}
+
+/// Looks at a file from a place on. A short hole is data, which reads as zeros.
+fn next(file: &File, at: u64, size: u64) -> Part {
+    let data = match seek(file, SeekFrom::Data(at)) {
+        Ok(data) => data.min(size),
+        // Nothing but a hole behind it.
+        Err(Errno::NXIO) => size,
+        Err(_) => return Part::Data(size),
+    };
+    if data - at >= MIN_HOLE_BYTES {
+        return Part::Hole(data);
+    }
+    if data == size {
+        return Part::Data(size);
+    }
+    match seek(file, SeekFrom::Hole(data)) {
+        Ok(hole) if hole > at => Part::Data(hole.min(size)),
+        _ => Part::Data(size),
+    }
 }

@@ -6,6 +6,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
+    ops::Range,
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::FileExt as _},
@@ -15,7 +16,7 @@ use std::{
 
 use ash_protocol::{
     message::{Refusal, RefusalCategory, TreeRestored},
-    tree::{Entry, EntryKind, EntryPath, MAX_LINE_BYTES},
+    tree::{Entry, EntryKind, EntryPath, Extent, MAX_LINE_BYTES},
 };
 use rustix::{
     fs::{
@@ -37,6 +38,9 @@ use crate::{
 
 /// Zeros of at least this length, at a multiple of it, are left out of a file that had holes.
 const HOLE_BYTES: usize = 4096;
+
+/// Bytes of the line before a part of a file with holes.
+const MAX_EXTENT_BYTES: usize = 64;
 
 /// Mode of a folder until everything is in it.
 const OPEN_FOLDER: Mode = Mode::RWXU;
@@ -80,16 +84,38 @@ async fn clear(workspace: &Workspace) -> Result<(), Refusal> {
         if item.kind == FileType::Directory {
             // One that its owner may not write to cannot be emptied. Whatever is in its place meanwhile is the sandbox's own.
             let _ = chmodat(&top, &item.name, OPEN_FOLDER, AtFlags::empty());
-            let what = item.name.to_string_lossy().into_owned();
-            remove_folder(top.as_fd(), &item.name, 0, &what).await?;
-        } else {
-            match unlinkat(&top, &item.name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(failed(error)),
-            }
         }
+        remove(top.as_fd(), &item.name).await?;
     }
     Ok(())
+}
+
+/// Removes whatever has a name.
+async fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Refusal> {
+    let what = name.to_string_lossy();
+    match unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR) => remove_folder(parent, &name.to_owned(), 0, &what, true).await,
+        Err(error) => Err(io_refusal(&what, error)),
+    }
+}
+
+/// Makes something with a name. A program of the sandbox may have made something of that name since everything was removed: the
+/// snapshot stands over it.
+async fn over<T>(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    what: &str,
+    make: impl Fn() -> Result<T, Errno>,
+) -> Result<T, Refusal> {
+    let made = match make() {
+        Err(Errno::EXIST) => {
+            remove(parent, name).await?;
+            make()
+        }
+        made => made,
+    };
+    made.map_err(|error| io_refusal(what, error))
 }
 
 fn path_of(bytes: &[u8]) -> &Path {
@@ -120,13 +146,15 @@ impl Restore<'_> {
         match &entry.kind {
             EntryKind::Directory => {
                 let parent = self.parent_of(&entry.path).map_err(failed)?;
-                mkdirat(parent, name_of(&entry.path), OPEN_FOLDER).map_err(failed)?;
+                let name = name_of(&entry.path);
+                over(parent, name, &what, || mkdirat(parent, name, OPEN_FOLDER)).await?;
                 self.folders.push(entry);
             }
             EntryKind::File { size, sparse, .. } => {
                 let parent = self.parent_of(&entry.path).map_err(failed)?;
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = openat(parent, name_of(&entry.path), flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+                let name = name_of(&entry.path);
+                let file = over(parent, name, &what, || openat(parent, name, flags, Mode::RUSR | Mode::WUSR)).await?;
                 let file = File::from(file);
                 fill(&file, *size, *sparse, stream, &what).await?;
                 fchmod(&file, mode).map_err(failed)?;
@@ -136,7 +164,7 @@ impl Restore<'_> {
             EntryKind::Symlink { target } => {
                 let parent = self.parent_of(&entry.path).map_err(failed)?;
                 let name = name_of(&entry.path);
-                symlinkat(OsStr::from_bytes(target), parent, name).map_err(failed)?;
+                over(parent, name, &what, || symlinkat(OsStr::from_bytes(target), parent, name)).await?;
                 utimensat(parent, name, &times(entry.modified_ns), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
             }
             EntryKind::HardLink { to } => self.links.push((entry.path.clone(), to.clone())),
@@ -164,7 +192,8 @@ impl Restore<'_> {
             let from = from.map_err(failed)?;
             let name: OsString = name_of(&to).to_owned();
             let parent = self.parent_of(&path).map_err(failed)?;
-            linkat(&from, name, parent, name_of(&path), AtFlags::empty()).map_err(failed)?;
+            let link = name_of(&path);
+            over(parent, link, &what, || linkat(&from, &name, parent, link, AtFlags::empty())).await?;
         }
         let mut seen = 0_usize;
         while let Some(folder) = self.folders.pop() {
@@ -183,12 +212,33 @@ impl Restore<'_> {
     }
 }
 
-/// Writes a file's bytes. Of one that had holes, runs of zeros are left out.
+/// Writes a file's bytes. Of one that had holes, they come in parts, and runs of zeros are left out.
 async fn fill(file: &File, size: u64, sparse: bool, stream: &mut Stream, what: &str) -> Result<(), Refusal> {
-    let failed = |error: std::io::Error| io_refusal(what, Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    if !sparse {
+        return write(file, 0..size, false, stream, what).await;
+    }
     let mut at = 0;
     while at < size {
-        let most = SLICE_BYTES.min(usize::try_from(size - at).unwrap_or(SLICE_BYTES));
+        let line = stream.line(MAX_EXTENT_BYTES).await.map_err(cut)?.ok_or_else(|| cut("it ends within a file"))?;
+        let extent: Extent = serde_json::from_slice(&line).map_err(|error| cut(&error.to_string()))?;
+        let (Extent::Data(bytes) | Extent::Hole(bytes)) = extent;
+        if bytes == 0 || bytes > size - at {
+            return Err(cut("a part of a file is not within it"));
+        }
+        if matches!(extent, Extent::Data(_)) {
+            write(file, at..at + bytes, true, stream, what).await?;
+        }
+        at += bytes;
+    }
+    ftruncate(file, size).map_err(|error| io_refusal(what, error))
+}
+
+/// Writes the bytes that come next to a place of a file; without zeros, where they are to be holes.
+async fn write(file: &File, place: Range<u64>, sparse: bool, stream: &mut Stream, what: &str) -> Result<(), Refusal> {
+    let failed = |error: std::io::Error| io_refusal(what, Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    let mut at = place.start;
+    while at < place.end {
+        let most = SLICE_BYTES.min(usize::try_from(place.end - at).unwrap_or(SLICE_BYTES));
         let bytes = stream.some(most).await.ok_or_else(|| cut("it ends within a file"))?;
         if sparse {
             // Pieces end where the file's blocks do.
@@ -207,9 +257,6 @@ async fn fill(file: &File, size: u64, sparse: bool, stream: &mut Stream, what: &
             at += bytes.len() as u64;
         }
         yield_now().await;
-    }
-    if sparse {
-        ftruncate(file, size).map_err(|error| io_refusal(what, error))?;
     }
     Ok(())
 }

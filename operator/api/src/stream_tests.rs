@@ -197,6 +197,7 @@ fn opening(interrupted: Option<Uuid>, last_committed: u32) -> Arc<LoggedEntry> {
         interrupted,
         message: None,
         recovered: None,
+        sandbox: None,
     };
     Arc::new(LoggedEntry::new(opening.entry(Epoch(2))))
 }

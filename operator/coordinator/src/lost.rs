@@ -158,6 +158,7 @@ async fn open_lost(store: &dyn FleetStore, row: &Session) -> Result<Session, Sto
         interrupted,
         message: interrupted.map(|_| message.to_owned()),
         recovered: None,
+        sandbox: None,
     };
     let state = row.state.after(SessionEvent::Pause(PausedReason::Lost)).unwrap_or(row.state);
     let open = OpenEpoch { session: row.id, expected: row.epoch, state, error: None, sandbox: None, opening };
@@ -187,6 +188,7 @@ pub(crate) async fn change(
             interrupted: store.unfinished_turn(row.id).await?.map(|turn| turn.0),
             message: None,
             recovered: None,
+            sandbox: None,
         };
         let open = OpenEpoch { session: row.id, expected: row.epoch, state, error: None, sandbox: None, opening };
         match store.open_epoch(open).await {

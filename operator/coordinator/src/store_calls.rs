@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use ash_core::{
     agent::AgentVersion,
-    fleet::{AppendHead, NewSnapshot, OfAgent, OfBundle, OfLog, OfSession, PageHead, Placed, RunnerId},
+    fleet::{
+        AppendHead, DamagedSnapshot, NewSnapshot, OfAgent, OfBundle, OfLog, OfSession, PageHead, Placed, RunnerId,
+    },
     id::SessionId,
     ports::{Append, FleetStore, OpenEpoch, StoreError},
     session::Session,
@@ -82,6 +84,10 @@ pub(crate) async fn carry_out(
         },
         path::SNAPSHOTS => match read_json::<OfSession, _>(body).await {
             Ok(which) => Ok(answer_json(&calls.store.snapshots(which.session).await)),
+            Err(reason) => Err(reason),
+        },
+        path::SNAPSHOT_DAMAGED => match read_json::<DamagedSnapshot, _>(body).await {
+            Ok(which) => Ok(answer_json(&calls.store.snapshot_damaged(which.session, &which.digest).await)),
             Err(reason) => Err(reason),
         },
         path::ADMIT_POD => match read_json(body).await {

@@ -245,6 +245,7 @@ async fn a_message_without_a_pod_asks_for_one_once_in_each_epoch_and_waits_for_i
         interrupted: None,
         message: None,
         recovered: None,
+        sandbox: None,
     };
     let state = SessionState::Paused(PausedReason::Lost);
     let open = OpenEpoch { session: session.id, expected: session.epoch, state, error: None, sandbox: None, opening };

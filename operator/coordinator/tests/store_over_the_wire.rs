@@ -146,8 +146,16 @@ impl SnapshotStore for Through {
         self.wire.snapshots(session).await
     }
 
-    async fn tenants_with_snapshots(&self) -> Result<Vec<TenantId>, StoreError> {
-        self.direct.tenants_with_snapshots().await
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError> {
+        self.wire.snapshot_damaged(session, digest).await
+    }
+
+    async fn tenants_with_sessions(&self) -> Result<Vec<TenantId>, StoreError> {
+        self.direct.tenants_with_sessions().await
+    }
+
+    async fn installation(&self) -> Result<uuid::Uuid, StoreError> {
+        self.direct.installation().await
     }
 
     async fn snapshots_of(&self, tenant: &TenantId) -> Result<Vec<(SessionId, String)>, StoreError> {

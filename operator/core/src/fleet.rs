@@ -299,6 +299,16 @@ pub struct NewSnapshot {
     pub snapshot: SnapshotRow,
 }
 
+/// A snapshot that was found damaged.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DamagedSnapshot {
+    /// Whose it is.
+    pub session: SessionId,
+    /// The digest of its manifest.
+    pub digest: String,
+}
+
 /// Which version of an agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

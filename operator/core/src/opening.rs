@@ -23,10 +23,13 @@ pub struct Opening {
     /// What the session goes on with, where its workspace was not at hand any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovered: Option<Recovered>,
+    /// The sandbox that was claimed, where one was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Uuid>,
 }
 
 /// From which turns a session goes on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Recovered {
     /// The last turn that the conversation holds.
@@ -41,6 +44,12 @@ pub struct Recovered {
     /// Newer snapshots of the workspace that were damaged, and not used.
     #[serde(default)]
     pub damaged: u32,
+    /// How many files and folders are not in the workspace as they were, or not at all: they could not be kept, or are lost.
+    #[serde(default)]
+    pub incomplete: u64,
+    /// The first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
 }
 
 /// Why an epoch was opened.

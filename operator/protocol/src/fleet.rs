@@ -74,6 +74,8 @@ pub mod coordinator {
     pub const ADD_SNAPSHOT: &str = "/fleet/v1/store/add-snapshot";
     /// The snapshots of a session.
     pub const SNAPSHOTS: &str = "/fleet/v1/store/snapshots";
+    /// A snapshot was found damaged.
+    pub const SNAPSHOT_DAMAGED: &str = "/fleet/v1/store/snapshot-damaged";
     /// Which sandbox a pod is, whose bridge proved itself.
     pub const ADMIT_POD: &str = "/fleet/v1/pods/admit";
     /// A pod's Claude is ready for any session.

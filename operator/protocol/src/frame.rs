@@ -80,6 +80,8 @@ pub const DATA_STANDARD_ERROR: u8 = 2;
 
 /// Flag of a [`FrameKind::Data`] frame from the bridge: the bytes of one file end with this frame, and the next one's begin.
 pub const DATA_FILE_END: u8 = 4;
+/// Flag of a [`FrameKind::Data`] frame from the bridge: so many zeros of a file are not sent (u64, little endian): a hole.
+pub const DATA_HOLE: u8 = 8;
 
 /// One frame of the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]

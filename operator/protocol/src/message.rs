@@ -195,14 +195,15 @@ pub enum Request {
     },
     /// Reads files of the workspace, for a snapshot. Data, within the credit and behind everything else that is to be sent: the
     /// bytes of one file after the other, each ended by a frame with [`DATA_FILE_END`](crate::frame::DATA_FILE_END), also where
-    /// there are none. Answers [`TreeRead`]. Since version 1.2.
+    /// there are none. A hole of a file may be a frame with [`DATA_HOLE`](crate::frame::DATA_HOLE) instead of its zeros. Answers
+    /// [`TreeRead`]. Since version 1.2.
     ReadTree {
         /// Which; at most [`MAX_READ_FILES`](crate::tree::MAX_READ_FILES).
         files: Vec<ListedFile>,
     },
     /// Removes everything that is in the workspace and makes it anew from the data that follows: a line of JSON for each entry
-    /// ([`crate::tree::Entry`]), a folder before what is in it, and behind that of a file its bytes. What leaves the workspace is
-    /// refused by the kernel. Answers [`TreeRestored`]. Since version 1.2.
+    /// ([`crate::tree::Entry`]), a folder before what is in it, and behind that of a file its bytes; of one with holes an
+    /// [`Extent`](crate::tree::Extent) before each part. What leaves the workspace is refused by the kernel. Answers [`TreeRestored`]. Since version 1.2.
     RestoreTree {},
     /// Gives up a request in progress, which is answered with a refusal (`not_ready`). Nothing happens where there is none.
     /// Since version 1.2.

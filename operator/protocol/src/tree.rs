@@ -13,6 +13,8 @@ pub const MAX_NAME_BYTES: usize = 255;
 pub const MAX_LINE_BYTES: usize = 64 << 10;
 /// Files that one [`ReadTree`](crate::message::Request::ReadTree) names.
 pub const MAX_READ_FILES: usize = 1024;
+/// A hole of a file that is shorter is sent as the zeros that it reads as.
+pub const MIN_HOLE_BYTES: u64 = 1 << 20;
 /// Notes that the answer to a request keeps; further ones are counted.
 pub const MAX_NOTES: usize = 100;
 
@@ -164,6 +166,17 @@ pub enum EntryKind {
     },
 }
 
+/// What comes next of a file with holes in the stream that a workspace is made from: a line of JSON each, behind the entry's,
+/// until the file has its size. The bytes of a file without holes follow its entry as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Extent {
+    /// So many bytes, which follow the line.
+    Data(u64),
+    /// So many zeros, which take no room.
+    Hole(u64),
+}
+
 /// A file whose content is asked for, as it was listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -222,10 +235,14 @@ mod bytes_as_text {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        match Text::deserialize(deserializer)? {
-            Text::Text(text) => Ok(text.into_bytes()),
-            Text::Bytes { base64 } => BASE64_STANDARD.decode(base64).map_err(D::Error::custom),
+        let bytes = match Text::deserialize(deserializer)? {
+            Text::Text(text) => text.into_bytes(),
+            Text::Bytes { base64 } => BASE64_STANDARD.decode(base64).map_err(D::Error::custom)?,
+        };
+        if bytes.len() > super::MAX_PATH_BYTES {
+            return Err(D::Error::custom("the target of a link is longer than a path can be"));
         }
+        Ok(bytes)
     }
 }
 
@@ -235,7 +252,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{Entry, EntryKind, EntryPath, InvalidEntryPath, Stamp};
+    use super::{Entry, EntryKind, EntryPath, InvalidEntryPath, MAX_PATH_BYTES, Stamp};
 
     #[test]
     fn what_leads_elsewhere_is_no_path() {
@@ -249,6 +266,16 @@ mod tests {
         }
         assert_eq!(EntryPath::new(b"a/b/c").unwrap().parent(), Some(&b"a/b"[..]));
         assert_eq!(EntryPath::new(b"a").unwrap().parent(), None);
+    }
+
+    #[test]
+    fn a_links_target_is_no_longer_than_a_path() {
+        let link = |length: usize| {
+            let target = "x".repeat(length);
+            format!(r#"{{"path":"l","mode":511,"modifiedNs":0,"kind":"symlink","target":"{target}"}}"#)
+        };
+        assert!(serde_json::from_str::<Entry>(&link(MAX_PATH_BYTES)).is_ok());
+        assert!(serde_json::from_str::<Entry>(&link(MAX_PATH_BYTES + 1)).is_err());
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! The host's end of the connection to one bridge: greeting, requests and replies, entries in, acknowledgements out.
 
+mod errors;
 mod greeting;
 mod stream;
 mod transfer;
@@ -16,8 +17,8 @@ use std::{
 
 use ash_core::{Entry, Sequence};
 use ash_protocol::{
-    frame::{DATA_END, Frame, FrameError, FrameKind, MAX_DATA_BYTES},
-    message::{Hello, Refusal, Reply, Request, Status, Welcome},
+    frame::{DATA_END, Frame, FrameKind, MAX_DATA_BYTES},
+    message::{Hello, Reply, Request, Status, Welcome},
 };
 use bytes::{Bytes, BytesMut};
 use serde::de::DeserializeOwned;
@@ -31,6 +32,7 @@ use tokio::{
 };
 
 pub(crate) use self::{
+    errors::{ConnectionError, RequestError},
     greeting::greet,
     transfer::{Download, Piece, Upload},
 };
@@ -40,8 +42,7 @@ use self::{
 };
 use crate::{
     budget::{Budget, Share},
-    hub::NotTaken,
-    limits::{BRIDGE_QUEUE, BRIDGE_READ_BYTES, COPIED_BYTES, LONG_LINE},
+    limits::{BRIDGE_QUEUE, BRIDGE_READ_BYTES, COPIED_BYTES, LATE_LINES, LONG_LINE},
     metrics::Metrics,
 };
 
@@ -59,6 +60,8 @@ pub(crate) struct Bridge {
     next: AtomicU64,
     /// How often it was begun and ended not to read from it because the sessions have as much in memory as they may together.
     holds: AtomicU64,
+    /// Long lines that room was made for and that did not come.
+    lates: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
@@ -77,59 +80,6 @@ struct Waiting {
 struct Outgoing {
     frames: mpsc::Receiver<Frame>,
     acknowledged: watch::Receiver<Sequence>,
-}
-
-/// Why a request was not carried out.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RequestError {
-    /// The bridge said no.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The bridge went away first.
-    #[error("the sandbox's bridge went away")]
-    Gone,
-    /// The bridge is there and does not answer.
-    #[error("the sandbox's bridge did not answer within {} s: the sandbox is ended; try again", .0.as_secs())]
-    Silent(Duration),
-    /// The bridge's answer is none.
-    #[error("the bridge's answer cannot be read: {0}")]
-    Unreadable(#[from] serde_json::Error),
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConnectionError {
-    /// The other end closed it or the system did.
-    #[error("the connection broke: {0}")]
-    Io(#[from] io::Error),
-    /// What came is no frame.
-    #[error(transparent)]
-    Frame(#[from] FrameError),
-    /// The greeting is none, or of a version that this host does not serve.
-    #[error("{0}")]
-    Greeting(String),
-    /// An entry was not taken.
-    #[error(transparent)]
-    Entry(#[from] NotTaken),
-    /// The bridge dialled anew.
-    #[error("the bridge dialled anew")]
-    Superseded,
-    /// The bridge was told that its session went on without it.
-    #[error("the session went on without this bridge")]
-    Overtaken,
-    /// A long line, for which room was made, did not come.
-    #[error("a line of {} bytes did not come within {} s", .0, LONG_LINE.as_secs())]
-    Late(usize),
-}
-
-impl ConnectionError {
-    /// Whether the peer broke the protocol, so that its sandbox cannot be trusted to go on.
-    pub(crate) fn is_violation(&self) -> bool {
-        !matches!(
-            self,
-            Self::Io(_) | Self::Superseded | Self::Overtaken | Self::Late(_) | Self::Entry(NotTaken::Full(_))
-        )
-    }
 }
 
 /// What a connection hands to its owner, in order.
@@ -198,6 +148,7 @@ impl Bridge {
             pending: Mutex::new(HashMap::new()),
             next: AtomicU64::new(1),
             holds: AtomicU64::new(0),
+            lates: AtomicU64::new(0),
             metrics,
         }
     }
@@ -364,7 +315,12 @@ impl Bridge {
                     Ok(Err(error)) => return error.into(),
                     Err(bytes) => {
                         self.metrics.lines_late.inc();
-                        return ConnectionError::Late(bytes);
+                        let lates = self.lates.fetch_add(1, Ordering::Relaxed) + 1;
+                        return if lates < LATE_LINES {
+                            ConnectionError::Late(bytes)
+                        } else {
+                            ConnectionError::LateAgain(lates)
+                        };
                     }
                 }
             }

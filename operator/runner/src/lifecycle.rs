@@ -14,6 +14,6 @@ pub(crate) use self::{
     close::{HOME, close, remove_folder, save_and_close},
     leave::open_without_sandbox,
     rest::{rest, wake},
-    start::{For, StartError, bring, connected, start, warm},
+    start::{For, Holds, StartError, bring, connected, prepare_workspace, start, warm},
     supervise::spawn_supervisor,
 };

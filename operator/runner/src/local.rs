@@ -205,6 +205,7 @@ impl LocalRunner {
             interrupted: hub.turn().map(|turn| turn.id.0),
             message: None,
             recovered: None,
+            sandbox: None,
         };
         let opened = open_without_sandbox(&self.shared, hub, state, None, opening).await;
         opened.ok_or_else(|| {

@@ -68,6 +68,8 @@ pub struct RunnerConfig {
     pub model_keys: Arc<ModelKeys>,
     /// Where snapshots of workspaces are kept; none are taken without.
     pub vault: Option<Vault>,
+    /// Bytes that the files of a workspace may have for a snapshot, holes aside.
+    pub snapshot_bytes: u64,
 }
 
 /// Shared by the tasks of one runner.
@@ -151,7 +153,7 @@ impl Shared {
             evicting: AtomicUsize::new(0),
             closing: CancellationToken::new(),
             silent: CancellationToken::new(),
-            snapshots: Snapshots::new(config.vault.clone()),
+            snapshots: Snapshots::new(config.vault.clone(), config.snapshot_bytes),
             pre_warm_hits: AtomicU64::new(0),
             resume_cold_hits: AtomicU64::new(0),
             hubs: Mutex::default(),

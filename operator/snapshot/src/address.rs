@@ -13,11 +13,11 @@ use crate::{
 const BUCKET: &str = "s3://";
 
 /// The storage at an address: `s3://BUCKET/PREFIX`, whose server and keys the variables that begin with `AWS_` name; anything else
-/// is a folder.
-pub(crate) fn open(address: &str) -> Result<Arc<dyn ObjectStore>, VaultError> {
+/// is a folder, which is given too.
+pub(crate) fn open(address: &str) -> Result<(Arc<dyn ObjectStore>, Option<&Path>), VaultError> {
     match address.strip_prefix(BUCKET) {
-        Some(bucket) => in_bucket(bucket),
-        None => in_folder(Path::new(address)),
+        Some(bucket) => Ok((in_bucket(bucket)?, None)),
+        None => Ok((in_folder(Path::new(address))?, Some(Path::new(address)))),
     }
 }
 
@@ -28,7 +28,9 @@ pub(crate) fn in_folder(folder: &Path) -> Result<Arc<dyn ObjectStore>, VaultErro
     };
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|error| unusable(&error))?;
-    Ok(Arc::new(LocalFileSystem::new_with_prefix(folder).map_err(|error| unusable(&error))?))
+    let files = LocalFileSystem::new_with_prefix(folder).map_err(|error| unusable(&error))?;
+    // A snapshot is named in a database that keeps what it was told: what the name stands for has to be as durable.
+    Ok(Arc::new(files.with_fsync(true)))
 }
 
 fn in_bucket(address: &str) -> Result<Arc<dyn ObjectStore>, VaultError> {
@@ -59,11 +61,12 @@ mod tests {
     fn an_address_is_a_folder_or_a_bucket() {
         let folder = tempfile::tempdir().unwrap();
         let inside = folder.path().join("a/b");
-        assert!(open(inside.to_str().unwrap()).unwrap().to_string().starts_with("LocalFileSystem"));
+        let (files, is_folder) = open(inside.to_str().unwrap()).unwrap();
+        assert!(files.to_string().starts_with("LocalFileSystem") && is_folder == Some(inside.as_path()));
         assert!(inside.is_dir());
-        let bucket = open("s3://bucket/some/where/").unwrap().to_string();
-        assert!(bucket.contains("some/where"), "{bucket}");
-        assert!(open("s3://bucket").unwrap().to_string().contains("bucket"));
+        let (bucket, is_folder) = open("s3://bucket/some/where/").unwrap();
+        assert!(bucket.to_string().contains("some/where") && is_folder.is_none(), "{bucket}");
+        assert!(open("s3://bucket").unwrap().0.to_string().contains("bucket"));
         assert!(open("s3://").is_err());
         assert!(open("/dev/null/nowhere").is_err());
     }

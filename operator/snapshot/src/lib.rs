@@ -14,11 +14,13 @@ mod packed;
 mod plan;
 mod vault;
 
-pub use ash_protocol::tree::{Entry, EntryKind, EntryPath, InvalidEntryPath, ListedFile, Note, NoteKind, Stamp};
+pub use ash_protocol::tree::{
+    Entry, EntryKind, EntryPath, Extent, InvalidEntryPath, ListedFile, MIN_HOLE_BYTES, Note, NoteKind, Stamp,
+};
 pub use cut::Cutter;
 pub use digest::{Digest, InvalidDigest};
 pub use limits::*;
-pub use manifest::{Content, Manifest, ManifestError, Segment, Span};
-pub use packed::{Damaged, pack, unpack};
+pub use manifest::{Content, Hole, Manifest, ManifestError, Segment, Span};
+pub use packed::{Damaged, NotUnpacked, pack, unpack};
 pub use plan::{Plan, Planned, plan};
 pub use vault::{Collected, Presence, Vault, VaultError};

@@ -10,6 +10,8 @@ const COMPRESSION: i32 = 1;
 const RAW: u8 = 0;
 /// The first byte of one that zstd compressed.
 const ZSTD: u8 = 1;
+/// What newer releases begin one with is less than this; anything else is garbage.
+const FIRST_UNUSED: u8 = 16;
 /// Compression has to save this much, or the bytes are stored as they are: an eighth.
 const WORTH_IT: usize = 8;
 
@@ -23,23 +25,34 @@ pub struct Damaged {
     pub reason: String,
 }
 
+/// Why a stored segment is not unpacked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotUnpacked {
+    /// It is of no use.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+    /// It is of use to a newer release.
+    #[error("segment {0} was packed by a newer release: use one that knows it")]
+    Newer(Digest),
+}
+
 /// Packs bytes; the segment that they are.
 pub fn pack(bytes: &[u8]) -> (Segment, Bytes) {
-    let segment = Segment { digest: Digest::of(bytes), size: bytes.len() as u64 };
     let compressed = zstd::bulk::compress(bytes, COMPRESSION).ok();
     let compressed = compressed.filter(|packed| packed.len() < bytes.len() - bytes.len() / WORTH_IT);
     let (kind, body) = compressed.as_deref().map_or((RAW, bytes), |packed| (ZSTD, packed));
     let mut packed = BytesMut::with_capacity(body.len() + 1);
     packed.put_u8(kind);
     packed.put_slice(body);
+    let segment = Segment { digest: Digest::of(bytes), size: bytes.len() as u64, packed: packed.len() as u64 };
     (segment, packed.freeze())
 }
 
 /// The bytes of a segment, which have its digest.
 ///
 /// # Errors
-/// Where they are damaged: nothing is given that is not exactly what was packed.
-pub fn unpack(segment: &Segment, packed: &Bytes) -> Result<Bytes, Damaged> {
+/// Where they are damaged: nothing is given that is not exactly what was packed. Or a newer release packed them.
+pub fn unpack(segment: &Segment, packed: &Bytes) -> Result<Bytes, NotUnpacked> {
     let damaged = |reason: &str| Damaged { digest: segment.digest, reason: reason.to_owned() };
     let size = usize::try_from(segment.size).map_err(|_| damaged("its size is beyond this machine"))?;
     let bytes = match packed.first() {
@@ -47,11 +60,12 @@ pub fn unpack(segment: &Segment, packed: &Bytes) -> Result<Bytes, Damaged> {
         Some(&ZSTD) => {
             zstd::bulk::decompress(&packed[1..], size).map(Bytes::from).map_err(|error| damaged(&error.to_string()))?
         }
-        Some(_) => return Err(damaged("it was packed by a newer release")),
-        None => return Err(damaged("it is empty")),
+        Some(&(..FIRST_UNUSED)) => return Err(NotUnpacked::Newer(segment.digest)),
+        Some(_) => return Err(damaged("it begins as none does").into()),
+        None => return Err(damaged("it is empty").into()),
     };
     if bytes.len() != size || Digest::of(&bytes) != segment.digest {
-        return Err(damaged("its bytes are others"));
+        return Err(damaged("its bytes are others").into());
     }
     Ok(bytes)
 }

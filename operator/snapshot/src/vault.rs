@@ -1,10 +1,19 @@
 //! Where snapshots are kept: a folder or an S3 bucket, one space for each tenant.
 //!
 //! `SPACE/segments/AB/DIGEST` and `SPACE/manifests/SESSION/DIGEST`. What is written never changes: its name is its digest, so
-//! that writing it twice is writing it once, and reading it checks it. A segment that a collection may be removing is written
-//! again under a name of its own, `SPACE/again/DIGEST/UUID`: no collection that is under way knows that one.
+//! that writing it twice is writing it once, and reading it checks it. A segment that is damaged, or that a collection may be
+//! removing, is written again under a name of its own, `SPACE/again/DIGEST/UUID`: no collection that is under way knows that one.
+//! Nothing is removed because it was read wrong: the storage may say something else in a minute.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+mod collect;
+mod space;
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -13,12 +22,13 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, path::Path};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
+pub use self::collect::Collected;
 use crate::{
     address,
     digest::Digest,
-    limits::{COLLECT_AT_ONCE, GRACE},
+    limits::{COLLECT_AT_ONCE, GRACE, MAX_MANIFEST_BYTES, REMEMBERED_DAMAGE},
     manifest::{Manifest, ManifestError, Segment},
-    packed::{Damaged, unpack},
+    packed::{Damaged, NotUnpacked, unpack},
 };
 
 /// Why something was not kept or found.
@@ -27,15 +37,44 @@ pub enum VaultError {
     /// The storage does not answer, or refuses. It is tried again later.
     #[error("the snapshot storage does not answer: {0}")]
     Unavailable(String),
+    /// The file system of the folder has not enough room left.
+    #[error("the file system of the snapshots has {} MiB left: make room, or keep them elsewhere with --object-store", .0 >> 20)]
+    Full(u64),
     /// It is not there.
     #[error("{0} is not in the snapshot storage")]
     Missing(String),
     /// It is there, and damaged.
     #[error(transparent)]
     Damaged(#[from] Damaged),
+    /// It is there, and of another release.
+    #[error("segment {0} was packed by a newer release: use one that knows it")]
+    Newer(Digest),
     /// A manifest is of no use.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Another installation keeps its snapshots here.
+    #[error("the snapshot storage is that of installation {0}: name another prefix or folder with --object-store")]
+    Foreign(Uuid),
+}
+
+impl VaultError {
+    /// Whether the storage answered, and what it has is lost or damaged: another copy, or an earlier snapshot, is to be used.
+    pub fn is_loss(&self) -> bool {
+        match self {
+            Self::Missing(_) | Self::Damaged(_) => true,
+            Self::Manifest(error) => !matches!(error, ManifestError::Form(_)),
+            Self::Unavailable(_) | Self::Full(_) | Self::Newer(_) | Self::Foreign(_) => false,
+        }
+    }
+}
+
+impl From<NotUnpacked> for VaultError {
+    fn from(error: NotUnpacked) -> Self {
+        match error {
+            NotUnpacked::Damaged(damaged) => damaged.into(),
+            NotUnpacked::Newer(digest) => Self::Newer(digest),
+        }
+    }
 }
 
 impl From<tokio::task::JoinError> for VaultError {
@@ -57,6 +96,18 @@ impl From<object_store::Error> for VaultError {
 #[derive(Debug, Clone)]
 pub struct Vault {
     objects: Arc<dyn ObjectStore>,
+    /// Where they are in a folder of this machine.
+    folder: Option<PathBuf>,
+    /// What this process read wrong.
+    damage: Arc<Mutex<Damage>>,
+}
+
+/// What was found damaged.
+#[derive(Debug, Default)]
+struct Damage {
+    segments: HashSet<(String, Digest)>,
+    /// Manifests, with when that was first.
+    manifests: HashMap<(Uuid, Digest), Timestamp>,
 }
 
 /// Whether a segment is in the storage.
@@ -64,57 +115,97 @@ pub struct Vault {
 pub enum Presence {
     /// It is there and stays there for long enough to be referred to.
     Safe,
-    /// It is there, and a collection may be about to remove it.
+    /// It is there, and a collection may be about to remove it, or it is damaged.
     Old,
     /// It is not there.
     Missing,
-}
-
-/// What a collection did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Collected {
-    /// Objects that nothing needed, and that are gone.
-    pub removed: u64,
-    /// Their bytes.
-    pub removed_bytes: u64,
-    /// Objects that are kept.
-    pub kept: u64,
 }
 
 impl Vault {
     /// The snapshots at an address: `s3://BUCKET/PREFIX`, whose server and keys the variables that begin with `AWS_` name, or a
     /// folder of this machine.
     pub fn open(address: &str) -> Result<Self, VaultError> {
-        Ok(Self::new(address::open(address)?))
+        let (objects, folder) = address::open(address)?;
+        Ok(Self { folder: folder.map(std::path::Path::to_owned), ..Self::new(objects) })
     }
 
     /// The snapshots in a folder of this machine, which is made where it is not there.
     pub fn in_folder(folder: &std::path::Path) -> Result<Self, VaultError> {
-        Ok(Self::new(address::in_folder(folder)?))
+        Ok(Self { folder: Some(folder.to_owned()), ..Self::new(address::in_folder(folder)?) })
     }
 
     /// The snapshots in this storage.
     pub fn new(objects: Arc<dyn ObjectStore>) -> Self {
-        Self { objects }
+        Self { objects, folder: None, damage: Arc::default() }
     }
 
-    /// Whether a segment is there.
+    /// Whether it is a folder of this machine.
+    pub fn is_folder(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    fn damage(&self) -> MutexGuard<'_, Damage> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_damaged(&self, space: &str, digest: Digest) -> bool {
+        self.damage().segments.contains(&(space.to_owned(), digest))
+    }
+
+    /// Remembers that a segment is damaged, or that it is written again.
+    fn set_damaged(&self, space: &str, digest: Digest, is_damaged: bool) {
+        let mut damage = self.damage();
+        let key = (space.to_owned(), digest);
+        if !is_damaged {
+            damage.segments.remove(&key);
+            return;
+        }
+        if damage.segments.len() >= REMEMBERED_DAMAGE {
+            damage.segments.clear();
+        }
+        damage.segments.insert(key);
+    }
+
+    /// Whether a segment is there, with the size that it has.
     pub async fn look(&self, space: &str, segment: &Segment, now: Timestamp) -> Result<Presence, VaultError> {
-        let young = |found: &ObjectMeta| age(found, now) < GRACE / 2;
-        let first = match self.objects.head(&of_segment(space, segment.digest)).await {
-            Ok(found) if young(&found) => return Ok(Presence::Safe),
-            Ok(_) => true,
-            Err(object_store::Error::NotFound { .. }) => false,
-            Err(error) => return Err(error.into()),
-        };
-        if !first {
-            return Ok(Presence::Missing);
+        let first = self.head(&of_segment(space, segment.digest)).await?;
+        if first.is_some() && self.is_damaged(space, segment.digest) {
+            return Ok(Presence::Old);
+        }
+        let is_safe = |found: &ObjectMeta| found.size == segment.packed && age(found, now) < GRACE / 2;
+        match first {
+            Some(found) if is_safe(&found) => return Ok(Presence::Safe),
+            Some(_) => {}
+            None => return Ok(Presence::Missing),
         }
         let again = self.again(space, segment.digest).await?;
-        Ok(if again.iter().any(young) { Presence::Safe } else { Presence::Old })
+        Ok(if again.iter().any(is_safe) { Presence::Safe } else { Presence::Old })
     }
 
-    /// Keeps a packed segment that is not there, or may go.
+    /// Which of the segments of a snapshot are not there any more, or not whole as far as their size and what was read of them
+    /// tell.
+    pub async fn lost(&self, space: &str, segments: &[Segment]) -> Result<HashSet<Digest>, VaultError> {
+        let look = |segment: Segment| async move {
+            let is_whole = |found: &ObjectMeta| found.size == segment.packed;
+            let is_there = !self.is_damaged(space, segment.digest)
+                && (self.head(&of_segment(space, segment.digest)).await?.as_ref().is_some_and(is_whole)
+                    || self.again(space, segment.digest).await?.iter().any(is_whole));
+            Ok::<_, VaultError>((!is_there).then_some(segment.digest))
+        };
+        let distinct: HashSet<Segment> = segments.iter().copied().collect();
+        let looks = futures::stream::iter(distinct).map(look).buffer_unordered(COLLECT_AT_ONCE);
+        looks.try_filter_map(|lost| std::future::ready(Ok(lost))).try_collect().await
+    }
+
+    async fn head(&self, path: &Path) -> Result<Option<ObjectMeta>, VaultError> {
+        match self.objects.head(path).await {
+            Ok(found) => Ok(Some(found)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Keeps a packed segment that is not there, is damaged, or may go.
     pub async fn put(
         &self,
         space: &str,
@@ -127,33 +218,41 @@ impl Vault {
             Presence::Missing => of_segment(space, segment.digest),
             Presence::Old => of_again(space, segment.digest).join(Uuid::new_v4().to_string()),
         };
+        self.check_room().await?;
         self.objects.put(&path, packed.into()).await?;
+        self.set_damaged(space, segment.digest, false);
         Ok(())
     }
 
-    /// The bytes of a segment, which were checked.
+    /// The bytes of a segment, which were checked. What is wrong is read once more, and then its other copies.
     pub async fn get(&self, space: &str, segment: &Segment) -> Result<Bytes, VaultError> {
-        let first = self.read(&of_segment(space, segment.digest), segment).await;
-        let Err(VaultError::Missing(_) | VaultError::Damaged(_)) = first else { return first };
+        let first = self.read_twice(&of_segment(space, segment.digest), segment).await;
+        let Err(VaultError::Missing(_) | VaultError::Damaged(_) | VaultError::Newer(_)) = first else { return first };
         for again in self.again(space, segment.digest).await? {
-            if let Ok(bytes) = self.read(&again.location, segment).await {
+            if let Ok(bytes) = self.read_twice(&again.location, segment).await {
                 return Ok(bytes);
             }
+        }
+        if matches!(first, Err(VaultError::Damaged(_))) {
+            self.set_damaged(space, segment.digest, true);
         }
         first
     }
 
-    /// Lets go of a segment that is damaged, so that the next snapshot writes it again.
-    pub async fn forget(&self, space: &str, segment: &Segment) -> Result<(), VaultError> {
-        let again = self.again(space, segment.digest).await?.into_iter().map(|found| found.location);
-        for path in std::iter::once(of_segment(space, segment.digest)).chain(again) {
-            self.remove(&path).await?;
+    async fn read_twice(&self, path: &Path, segment: &Segment) -> Result<Bytes, VaultError> {
+        match self.read(path, segment).await {
+            Err(VaultError::Damaged(_)) => self.read(path, segment).await,
+            read => read,
         }
-        Ok(())
     }
 
     async fn read(&self, path: &Path, segment: &Segment) -> Result<Bytes, VaultError> {
-        let packed = self.objects.get(path).await?.bytes().await?;
+        let found = self.objects.get(path).await?;
+        // Packed it is one byte more at the most: nothing larger comes into memory.
+        if found.meta.size > segment.size.saturating_add(1) {
+            return Err(Damaged { digest: segment.digest, reason: "it is larger than it can be".to_owned() }.into());
+        }
+        let packed = found.bytes().await?;
         let segment = *segment;
         Ok(spawn_blocking(move || unpack(&segment, &packed)).await??)
     }
@@ -172,64 +271,50 @@ impl Vault {
     /// Keeps a manifest, whose segments are kept already; its name.
     pub async fn put_manifest(&self, space: &str, session: Uuid, manifest: Manifest) -> Result<Digest, VaultError> {
         let (digest, bytes) = spawn_blocking(move || manifest.encode()).await??;
+        self.check_room().await?;
         self.objects.put(&of_manifest(space, session, digest), bytes.into()).await?;
         Ok(digest)
     }
 
-    /// A manifest, which was checked.
-    pub async fn manifest(&self, space: &str, session: Uuid, digest: Digest) -> Result<Manifest, VaultError> {
-        let bytes = self.objects.get(&of_manifest(space, session, digest)).await?.bytes().await?;
-        Ok(spawn_blocking(move || Manifest::decode(digest, &bytes)).await??)
-    }
-
-    /// Removes what no manifest needs: manifests that are not among `manifests`, and segments that none of these has.
-    ///
-    /// It is safe against snapshots that are being taken, and against backups, because nothing is removed that was written in
-    /// the last [`GRACE`]: a snapshot writes its segments first, and one that is older than half of it is written again, under
-    /// another name, before it is referred to ([`look`](Self::look)). `manifests` has to be read before this is called. One of
-    /// them that cannot be read stops it: what it needs is not known.
-    pub async fn collect(
+    /// A manifest, which was checked, of at most so many bytes of JSON. One that is wrong is read once more.
+    pub async fn manifest(
         &self,
         space: &str,
-        manifests: &[(Uuid, Digest)],
-        now: Timestamp,
-    ) -> Result<Collected, VaultError> {
-        let mut needed = HashSet::new();
-        for (session, digest) in manifests {
-            match self.manifest(space, *session, *digest).await {
-                Ok(manifest) => needed.extend(manifest.segments.iter().map(|segment| segment.digest.to_string())),
-                // One that is not there has nothing that could be restored.
-                Err(VaultError::Missing(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        needed.extend(manifests.iter().map(|(session, digest)| of_manifest(space, *session, *digest).to_string()));
-        let mut listed = self.objects.list(Some(&Path::from_iter([space])));
-        let mut collected = Collected::default();
-        let mut unneeded = Vec::new();
-        while let Some(object) = listed.try_next().await? {
-            if age(&object, now) < GRACE || is_needed(&object.location, &needed) {
-                collected.kept += 1;
-            } else {
-                collected.removed += 1;
-                collected.removed_bytes += object.size;
-                unneeded.push(object.location);
-            }
-        }
-        let remove = |path: Path| async move { self.remove(&path).await };
-        futures::stream::iter(unneeded).map(remove).buffer_unordered(COLLECT_AT_ONCE).try_collect::<()>().await?;
-        Ok(collected)
+        session: Uuid,
+        digest: Digest,
+        most: usize,
+    ) -> Result<Manifest, VaultError> {
+        self.decoded(space, session, digest, move |digest, bytes| Manifest::decode(digest, bytes, most)).await
     }
-}
 
-/// Whether something is needed: segments by their digest, manifests by their whole path, and whatever is not ours.
-fn is_needed(path: &Path, needed: &HashSet<String>) -> bool {
-    let parts: Vec<_> = path.parts().skip(1).collect();
-    match parts.as_slice() {
-        [kind, _, digest] if kind.as_ref() == "segments" => needed.contains(digest.as_ref()),
-        [kind, digest, _] if kind.as_ref() == "again" => needed.contains(digest.as_ref()),
-        [kind, ..] if kind.as_ref() == "manifests" => needed.contains(path.as_ref()),
-        _ => true,
+    async fn decoded<T: Send + 'static>(
+        &self,
+        space: &str,
+        session: Uuid,
+        digest: Digest,
+        decode: impl FnOnce(Digest, &[u8]) -> Result<T, ManifestError> + Copy + Send + 'static,
+    ) -> Result<T, VaultError> {
+        match self.decoded_once(space, session, digest, decode).await {
+            Err(VaultError::Manifest(ManifestError::Damaged(_))) => {
+                self.decoded_once(space, session, digest, decode).await
+            }
+            decoded => decoded,
+        }
+    }
+
+    async fn decoded_once<T: Send + 'static>(
+        &self,
+        space: &str,
+        session: Uuid,
+        digest: Digest,
+        decode: impl FnOnce(Digest, &[u8]) -> Result<T, ManifestError> + Send + 'static,
+    ) -> Result<T, VaultError> {
+        let found = self.objects.get(&of_manifest(space, session, digest)).await?;
+        if found.meta.size > MAX_MANIFEST_BYTES as u64 {
+            return Err(ManifestError::TooLarge.into());
+        }
+        let bytes = found.bytes().await?;
+        Ok(spawn_blocking(move || decode(digest, &bytes)).await??)
     }
 }
 
@@ -252,118 +337,4 @@ fn age(object: &ObjectMeta, now: Timestamp) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use std::time::Duration;
-
-    use bytes::Bytes;
-    use jiff::{SignedDuration, Timestamp};
-    use object_store::ObjectStoreExt as _;
-    use uuid::Uuid;
-
-    use super::{Presence, Vault, VaultError, of_manifest, of_segment};
-    use crate::{Content, Entry, EntryKind, EntryPath, Manifest, Segment, Stamp, limits::GRACE, packed::pack};
-
-    struct Kept {
-        _folder: tempfile::TempDir,
-        vault: Vault,
-    }
-
-    impl Kept {
-        fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            Self { vault: Vault::in_folder(&folder.path().join("snapshots")).unwrap(), _folder: folder }
-        }
-
-        async fn put(&self, space: &str, bytes: &[u8]) -> Segment {
-            let (segment, packed) = pack(bytes);
-            let presence = self.vault.look(space, &segment, Timestamp::now()).await.unwrap();
-            self.vault.put(space, &segment, packed, presence).await.unwrap();
-            segment
-        }
-    }
-
-    fn manifest(segments: &[Segment]) -> Manifest {
-        let entry = |(at, segment): (usize, &Segment)| Entry {
-            path: EntryPath::new(format!("file{at:03}").as_bytes()).unwrap(),
-            mode: 0o600,
-            modified_ns: 0,
-            kind: EntryKind::File { size: segment.size, stamp: Stamp { inode: 1, changed_ns: 1 }, sparse: false },
-        };
-        let content = |(at, segment): (usize, &Segment)| Content::Shared {
-            segment: u32::try_from(at).unwrap(),
-            offset: 0,
-            size: segment.size,
-        };
-        let entries = segments.iter().enumerate().map(entry).collect();
-        let contents = segments.iter().enumerate().map(content).collect();
-        Manifest::new(None, Timestamp::now(), entries, contents, segments.to_vec(), Vec::new()).unwrap()
-    }
-
-    #[tokio::test]
-    async fn what_is_kept_is_found_and_damage_is_noticed() {
-        let kept = Kept::new();
-        let segment = kept.put("tenant", b"some bytes").await;
-        assert_eq!(kept.vault.get("tenant", &segment).await.unwrap(), Bytes::from("some bytes"));
-        assert!(matches!(kept.vault.get("other", &segment).await, Err(VaultError::Missing(_))), "spaces are apart");
-        let session = Uuid::now_v7();
-        let digest = kept.vault.put_manifest("tenant", session, manifest(&[segment])).await.unwrap();
-        assert_eq!(
-            kept.vault.manifest("tenant", session, digest).await.unwrap(),
-            manifest_of(&kept, session, digest).await
-        );
-        // Half written, and with one bit changed.
-        let path = of_segment("tenant", segment.digest);
-        for damage in [&b""[..], b"\0some byte", b"\0some bytez", b"\x01some bytes", b"\x02some bytes"] {
-            kept.vault.objects.put(&path, Bytes::copy_from_slice(damage).into()).await.unwrap();
-            assert!(matches!(kept.vault.get("tenant", &segment).await, Err(VaultError::Damaged(_))), "{damage:?}");
-        }
-        let path = of_manifest("tenant", session, digest);
-        kept.vault.objects.put(&path, Bytes::from_static(b"half").into()).await.unwrap();
-        assert!(matches!(kept.vault.manifest("tenant", session, digest).await, Err(VaultError::Manifest(_))));
-    }
-
-    async fn manifest_of(kept: &Kept, session: Uuid, digest: crate::Digest) -> Manifest {
-        kept.vault.manifest("tenant", session, digest).await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_collection_removes_what_nothing_needs_and_only_after_the_grace() {
-        let kept = Kept::new();
-        let (one, two, three) =
-            (kept.put("tenant", b"one").await, kept.put("tenant", b"two").await, kept.put("tenant", b"three").await);
-        let elsewhere = kept.put("neighbour", b"three").await;
-        let session = Uuid::now_v7();
-        let old = kept.vault.put_manifest("tenant", session, manifest(&[one, three])).await.unwrap();
-        let new = kept.vault.put_manifest("tenant", session, manifest(&[one, two])).await.unwrap();
-        let now = Timestamp::now();
-        let collected = kept.vault.collect("tenant", &[(session, new)], now).await.unwrap();
-        assert_eq!((collected.removed, collected.kept), (0, 5), "all of it is young");
-        let later = now + SignedDuration::try_from(GRACE + Duration::from_secs(60)).unwrap();
-        // What a manifest that cannot be read needs is not known: nothing goes.
-        let broken = one.digest;
-        kept.vault.objects.put(&of_manifest("tenant", session, broken), Bytes::from_static(b"x").into()).await.unwrap();
-        assert!(kept.vault.collect("tenant", &[(session, new), (session, broken)], later).await.is_err());
-        kept.vault.objects.delete(&of_manifest("tenant", session, broken)).await.unwrap();
-        assert!(kept.vault.manifest("tenant", session, old).await.is_ok());
-        let collected = kept.vault.collect("tenant", &[(session, new)], later).await.unwrap();
-        assert_eq!((collected.removed, collected.kept), (2, 3));
-        assert!(kept.vault.get("tenant", &one).await.is_ok() && kept.vault.get("tenant", &two).await.is_ok());
-        assert!(matches!(kept.vault.get("tenant", &three).await, Err(VaultError::Missing(_))));
-        assert!(kept.vault.get("neighbour", &elsewhere).await.is_ok());
-        // One that may go soon is not referred to without being written again, and what was written again is not in the way of
-        // a collection that knows the older one.
-        assert_eq!(kept.vault.look("tenant", &one, now).await.unwrap(), Presence::Safe);
-        assert_eq!(kept.vault.look("tenant", &one, later).await.unwrap(), Presence::Old);
-        assert_eq!(kept.vault.look("tenant", &three, later).await.unwrap(), Presence::Missing);
-        kept.vault.put("tenant", &one, pack(b"one").1, Presence::Old).await.unwrap();
-        assert_eq!(kept.vault.look("tenant", &one, now).await.unwrap(), Presence::Safe);
-        kept.vault.objects.delete(&of_segment("tenant", one.digest)).await.unwrap();
-        assert_eq!(kept.vault.get("tenant", &one).await.unwrap(), Bytes::from_static(b"one"));
-        kept.vault.collect("tenant", &[(session, new)], later).await.unwrap();
-        assert_eq!(kept.vault.get("tenant", &one).await.unwrap(), Bytes::from_static(b"one"));
-        kept.vault.forget("tenant", &one).await.unwrap();
-        assert!(matches!(kept.vault.get("tenant", &one).await, Err(VaultError::Missing(_))));
-    }
-}
+mod tests;

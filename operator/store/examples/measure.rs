@@ -81,6 +81,7 @@ async fn measure(store: &Arc<impl Database + 'static>) {
             interrupted: None,
             message: None,
             recovered: None,
+            sandbox: None,
         },
     };
     let begin = Instant::now();

@@ -3,9 +3,10 @@
 use ash_core::{
     Epoch,
     id::{SessionId, TenantId, TurnId},
-    ports::{KEPT_SNAPSHOTS, SnapshotRow, SnapshotStore, StoreError},
+    ports::{KEPT_DAMAGED_SNAPSHOTS, KEPT_SNAPSHOTS, SnapshotRow, SnapshotStore, StoreError},
 };
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use crate::{
     fault::Fault,
@@ -43,7 +44,7 @@ impl Write for Add {
         let add = Statement::new(
             "INSERT INTO snapshots (session, digest, tenant, sequence, turn, size, taken_at) \
              SELECT sessions.id, $3, sessions.tenant, $4, $5, $6, $7 FROM sessions WHERE sessions.id = $1 AND sessions.epoch = $2 \
-             ON CONFLICT (session, digest) DO UPDATE SET sequence = excluded.sequence, turn = excluded.turn \
+             ON CONFLICT (session, digest) DO UPDATE SET sequence = excluded.sequence, turn = excluded.turn, damaged = 0 \
              RETURNING session",
         )
         .text(session)
@@ -57,12 +58,54 @@ impl Write for Add {
             let row = sessions::load(sql, *session).await?;
             return Err(StoreError::Overtaken { session: row.id, epoch: row.epoch, last: row.last }.into());
         }
-        let forget = Statement::new(
-            "DELETE FROM snapshots WHERE session = $1 AND digest NOT IN (SELECT newest.digest FROM snapshots AS newest \
-             WHERE newest.session = $1 ORDER BY newest.sequence DESC, newest.taken_at DESC LIMIT $2)",
-        );
-        sql.execute(forget.text(session).integer(KEPT_SNAPSHOTS.into())).await?;
+        for (damaged, kept) in [(0, KEPT_SNAPSHOTS), (1, KEPT_DAMAGED_SNAPSHOTS)] {
+            let forget = Statement::new(
+                "DELETE FROM snapshots WHERE session = $1 AND damaged = $3 AND digest NOT IN \
+                 (SELECT newest.digest FROM snapshots AS newest WHERE newest.session = $1 AND newest.damaged = $3 \
+                 ORDER BY newest.sequence DESC, newest.taken_at DESC LIMIT $2)",
+            );
+            sql.execute(forget.text(session).integer(kept.into()).integer(damaged)).await?;
+        }
         Ok(())
+    }
+}
+
+/// Notes that one is damaged.
+struct Damaged {
+    session: SessionId,
+    digest: String,
+}
+
+impl Write for Damaged {
+    type Output = ();
+
+    const MAY_REPEAT: bool = true;
+
+    async fn run<S: Sql>(&self, sql: &mut S) -> Result<(), Fault> {
+        let note = Statement::new("UPDATE snapshots SET damaged = 1 WHERE session = $1 AND digest = $2");
+        sql.execute(note.text(self.session).text(&self.digest)).await?;
+        Ok(())
+    }
+}
+
+/// Gives the installation's id; this one where it has none.
+struct Installation {
+    id: Uuid,
+}
+
+impl Write for Installation {
+    type Output = Uuid;
+
+    const MAY_REPEAT: bool = true;
+
+    async fn run<S: Sql>(&self, sql: &mut S) -> Result<Uuid, Fault> {
+        let make = Statement::new("INSERT INTO installation (one, id) VALUES (1, $1) ON CONFLICT (one) DO NOTHING");
+        sql.execute(make.text(self.id)).await?;
+        let found = sql.row(Statement::new("SELECT id FROM installation WHERE one = 1")).await?;
+        match found {
+            Some(row) => rows::parsed(&row, "id"),
+            None => Ok(self.id),
+        }
     }
 }
 
@@ -86,8 +129,16 @@ impl<E: Engine> SnapshotStore for SqlStore<E> {
         Ok(found.iter().map(snapshot).collect::<Result<_, _>>()?)
     }
 
-    async fn tenants_with_snapshots(&self) -> Result<Vec<TenantId>, StoreError> {
-        let statement = Statement::new("SELECT DISTINCT tenant FROM snapshots ORDER BY tenant");
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError> {
+        self.engine.write(Damaged { session, digest: digest.to_owned() }).await
+    }
+
+    async fn installation(&self) -> Result<Uuid, StoreError> {
+        self.engine.write(Installation { id: Uuid::new_v4() }).await
+    }
+
+    async fn tenants_with_sessions(&self) -> Result<Vec<TenantId>, StoreError> {
+        let statement = Statement::new("SELECT DISTINCT tenant FROM sessions ORDER BY tenant");
         let found = self.engine.reader().rows(statement).await?;
         Ok(found.iter().map(|row| Ok(TenantId(rows::text(row, "tenant")?))).collect::<Result<_, Fault>>()?)
     }

@@ -327,8 +327,16 @@ impl SnapshotStore for Memory {
         Ok(Vec::new())
     }
 
-    async fn tenants_with_snapshots(&self) -> Result<Vec<TenantId>, StoreError> {
+    async fn snapshot_damaged(&self, _: SessionId, _: &str) -> Result<(), StoreError> {
+        Err(StoreError::Unavailable("not in this test".to_owned()))
+    }
+
+    async fn tenants_with_sessions(&self) -> Result<Vec<TenantId>, StoreError> {
         Ok(Vec::new())
+    }
+
+    async fn installation(&self) -> Result<uuid::Uuid, StoreError> {
+        Err(StoreError::Unavailable("not in this test".to_owned()))
     }
 
     async fn snapshots_of(&self, _: &TenantId) -> Result<Vec<(SessionId, String)>, StoreError> {

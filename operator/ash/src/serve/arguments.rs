@@ -206,6 +206,10 @@ pub(crate) struct SandboxArguments {
     /// Disk use of a workspace
     #[arg(long, env = "ASH_WORKSPACE_QUOTA", default_value = "10GiB", value_name = "SIZE", help_heading = "Sandboxes")]
     pub(crate) workspace_quota: Size,
+    /// Bytes of a workspace's files, holes aside, up to which snapshots are taken of it; where sandboxes are pods, as much as the
+    /// largest workspace of an agent may hold [default: the workspace quota]
+    #[arg(long, env = "ASH_SNAPSHOT_QUOTA", value_name = "SIZE", help_heading = "Sandboxes")]
+    pub(crate) snapshot_quota: Option<Size>,
     /// Memory for what sessions wrote and the log has not yet, of all sessions together: at it they are read no further until the
     /// log has it; 65MiB at the least [default: half of what this process may use]
     #[arg(long, env = "ASH_LOG_MEMORY", value_parser = values::log_memory, value_name = "SIZE", help_heading = "Sandboxes")]

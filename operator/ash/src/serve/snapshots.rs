@@ -35,7 +35,7 @@ impl Collections {
         for (name, help, counter) in [
             ("ash_snapshots_collections", "Looks for what no snapshot needs", &counts.looks),
             ("ash_snapshots_collected", "Objects of the snapshot storage that nothing needed", &counts.removed),
-            ("ash_snapshots_collections_failed", "Looks that found no end, by tenant", &counts.failed),
+            ("ash_snapshots_collections_failed", "Looks that found no end", &counts.failed),
         ] {
             registry.register(name, help, counter.clone());
         }
@@ -64,13 +64,18 @@ enum NotCollected {
     Name(#[from] InvalidDigest),
 }
 
-/// Removes, again and again, what no snapshot needs. Several processes may do so at the same time.
+/// Removes, again and again, what no snapshot needs. Several processes may do so at the same time, of one installation.
 /// Ends with the process.
 pub(crate) async fn collect(vault: Vault, store: Arc<dyn Store>, counts: Collections) {
     loop {
         sleep(COLLECT_INTERVAL).await;
-        let tenants = match store.tenants_with_snapshots().await {
+        let tenants = match tenants(&vault, &*store).await {
             Ok(tenants) => tenants,
+            Err(NotCollected::Vault(error @ VaultError::Foreign(_))) => {
+                counts.failed.inc();
+                tracing::error!(%error, "nothing is collected: what another installation needs is not known here");
+                continue;
+            }
             Err(error) => {
                 counts.failed.inc();
                 tracing::warn!(%error, "snapshots are collected later");
@@ -85,6 +90,13 @@ pub(crate) async fn collect(vault: Vault, store: Arc<dyn Store>, counts: Collect
             }
         }
     }
+}
+
+/// Whose snapshots are collected, where the storage is this installation's.
+async fn tenants(vault: &Vault, store: &dyn Store) -> Result<Vec<TenantId>, NotCollected> {
+    vault.belongs_to(store.installation().await?).await?;
+    vault.remove_unfinished().await?;
+    Ok(store.tenants_with_sessions().await?)
 }
 
 async fn collect_of(

@@ -272,5 +272,6 @@ pub(crate) fn runner_config(
         permission_timeout: arguments.permission_timeout,
         model_keys: Arc::default(),
         vault: None,
+        snapshot_bytes: arguments.snapshot_quota.unwrap_or(arguments.workspace_quota).bytes(),
     }
 }

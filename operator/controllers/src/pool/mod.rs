@@ -479,6 +479,7 @@ async fn lose(namespace: &Namespace, id: SessionId, sandbox: SandboxId) -> Resul
         interrupted,
         message: interrupted.map(|_| message.to_owned()),
         recovered: None,
+        sandbox: None,
     };
     let state = row.state.after(SessionEvent::Pause(PausedReason::Lost)).unwrap_or(row.state);
     let open = OpenEpoch { session: id, expected: row.epoch, state, error: None, sandbox: None, opening };

@@ -378,6 +378,7 @@ async fn fail(namespace: &Namespace, row: &Row, trouble: Option<&Failure>) -> Re
             interrupted,
             message: interrupted.map(|_| message.clone()),
             recovered: None,
+            sandbox: None,
         };
         let open =
             OpenEpoch { session: row.id, expected: row.epoch, state, error: Some(message), sandbox: None, opening };

@@ -71,6 +71,9 @@ pub trait RunnerStore: Send + Sync {
 
     /// The snapshots of a session, newest first.
     async fn snapshots(&self, session: SessionId) -> Result<Vec<SnapshotRow>, StoreError>;
+
+    /// Says that a snapshot of a session was found damaged: newer ones do not push it out.
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError>;
 }
 
 /// The store of this process as its runner's: all sessions are its own.
@@ -141,5 +144,9 @@ impl RunnerStore for WholeStore {
 
     async fn snapshots(&self, session: SessionId) -> Result<Vec<SnapshotRow>, StoreError> {
         self.0.snapshots(session).await
+    }
+
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError> {
+        self.0.snapshot_damaged(session, digest).await
     }
 }

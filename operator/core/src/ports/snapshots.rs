@@ -4,12 +4,16 @@ use ash_protocol::{Epoch, Sequence};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::StoreError;
 use crate::id::{SessionId, TenantId, TurnId};
 
 /// Snapshots that a session keeps: the newest, and those that are used where it turns out to be damaged.
 pub const KEPT_SNAPSHOTS: u32 = 4;
+
+/// Snapshots of a session that were found damaged and are kept beside those: what is damaged now may be whole again.
+pub const KEPT_DAMAGED_SNAPSHOTS: u32 = 4;
 
 /// A snapshot of a session's workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,14 +40,20 @@ pub trait SnapshotStore: Send + Sync {
     async fn last_turn(&self, session: SessionId) -> Result<Option<TurnId>, StoreError>;
 
     /// Adds a snapshot of a session that is in this epoch; one of the same digest is taken to be of the later entry now. Only the
-    /// newest [`KEPT_SNAPSHOTS`] are kept. [`StoreError::Overtaken`] where the session is in another epoch.
+    /// newest [`KEPT_SNAPSHOTS`] are kept, and [`KEPT_DAMAGED_SNAPSHOTS`] that were found damaged. [`StoreError::Overtaken`] where the session is in another epoch.
     async fn add_snapshot(&self, epoch: Epoch, snapshot: SnapshotRow) -> Result<(), StoreError>;
 
     /// The snapshots of a session, newest first.
     async fn snapshots(&self, session: SessionId) -> Result<Vec<SnapshotRow>, StoreError>;
 
-    /// The tenants that have a snapshot.
-    async fn tenants_with_snapshots(&self) -> Result<Vec<TenantId>, StoreError>;
+    /// Says that a snapshot of a session was found damaged: newer ones do not push it out.
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError>;
+
+    /// The tenants that have a session: what is kept of their workspaces is looked at, named or not.
+    async fn tenants_with_sessions(&self) -> Result<Vec<TenantId>, StoreError>;
+
+    /// Which installation this store is of: made when it is asked for first.
+    async fn installation(&self) -> Result<Uuid, StoreError>;
 
     /// The session and the digest of every snapshot of a tenant: what the snapshot storage has to keep.
     async fn snapshots_of(&self, tenant: &TenantId) -> Result<Vec<(SessionId, String)>, StoreError>;

@@ -136,6 +136,7 @@ fn an_opening_withdraws_only_what_was_seen_beyond_the_committed() {
         interrupted: Some(Uuid::nil()),
         message: None,
         recovered: None,
+        sandbox: None,
     };
     let entry = opening.entry(Epoch(2));
     let names = |position: Position| {
@@ -162,12 +163,21 @@ fn an_opening_says_from_which_turns_a_session_goes_on() {
             last_committed: Epoch(1).sequence(10),
             interrupted,
             message: None,
-            recovered: Some(Recovered { conversation: turn(2), workspace: turn(1), taken_at: None, damaged: 1 }),
+            recovered: Some(Recovered {
+                conversation: turn(2),
+                workspace: turn(1),
+                damaged: 1,
+                incomplete: 7,
+                paths: vec!["deep".to_owned()],
+                ..Recovered::default()
+            }),
+            sandbox: None,
         };
         let entry = opening.entry(Epoch(2));
         let seen = frames(&render_opening(SESSION, &entry, Position::after(Epoch(1).sequence(10))));
         let (event, data, id) = seen.last().unwrap();
         assert_eq!((event.as_str(), id), ("recovered", &format!("{}.3", entry.sequence)));
+        assert!(data.contains(r#""incomplete":7,"paths":["deep"]"#), "{data}");
         assert!(data.contains(r#""damaged":1"#) && data.contains(&Uuid::from_u128(1).to_string()), "{data}");
         assert_eq!(seen.len(), if interrupted.is_some() { 3 } else { 1 });
     }

@@ -70,7 +70,7 @@ mod tests {
     use super::{Notes, TreeListed, TreeRead, TreeRestored};
     use crate::{
         message::Request,
-        tree::{Entry, EntryKind, EntryPath, ListedFile, MAX_NOTES, Note, NoteKind, Stamp},
+        tree::{Entry, EntryKind, EntryPath, Extent, ListedFile, MAX_NOTES, Note, NoteKind, Stamp},
     };
 
     fn path(text: &[u8]) -> EntryPath {
@@ -119,6 +119,8 @@ mod tests {
             with(json!({"kind": "symlink", "target": {"base64": "/w=="}})),
         );
         frozen(&entry(EntryKind::HardLink { to: path(b"f") }), with(json!({"kind": "hardLink", "to": "f"})));
+        frozen(&Extent::Data(3), json!({"data": 3}));
+        frozen(&Extent::Hole(1 << 20), json!({"hole": 1_048_576}));
     }
 
     #[test]

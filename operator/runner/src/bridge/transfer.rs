@@ -3,7 +3,7 @@
 //! A transfer that is dropped before its end is given up: the bridge is told, so that it keeps nothing of it.
 
 use ash_protocol::{
-    frame::{DATA_END, DATA_FILE_END, Frame, FrameKind, INITIAL_CREDIT, MAX_DATA_BYTES},
+    frame::{DATA_END, DATA_FILE_END, DATA_HOLE, Frame, FrameKind, INITIAL_CREDIT, MAX_DATA_BYTES},
     message::Request,
 };
 use bytes::Bytes;
@@ -17,6 +17,8 @@ use crate::limits::{BRIDGE_READ_BYTES, DOWNLOAD_GRANT, DOWNLOAD_PIECES};
 #[derive(Debug)]
 pub(crate) struct Piece {
     pub(crate) bytes: Bytes,
+    /// Or so many zeros that were not sent.
+    pub(crate) hole: Option<u64>,
     /// The bytes of one file end with these.
     pub(crate) ends_file: bool,
 }
@@ -31,16 +33,30 @@ pub(super) struct Sink {
 impl Sink {
     /// Takes a frame of data.
     pub(super) fn take(&mut self, frame: &Frame) -> Result<(), ConnectionError> {
-        let too_much = || ConnectionError::Greeting("the bridge sent more data than it was granted".to_owned());
+        let wrong = |what: &str| ConnectionError::Greeting(format!("the bridge sent {what}"));
+        let too_much = || wrong("more data than it was granted");
+        if frame.body.len() > MAX_DATA_BYTES {
+            return Err(wrong("a piece of data that is too long"));
+        }
         self.allowed = self.allowed.checked_sub(frame.body.len() as u64).ok_or_else(too_much)?;
         let last = frame.flags & DATA_END != 0;
+        let ends_file = frame.flags & DATA_FILE_END != 0;
+        // Nothing that says nothing is a sign of life: it would cost the bridge no credit.
+        if frame.body.is_empty() && !last && !ends_file {
+            return Err(wrong("a piece of data without anything in it"));
+        }
+        let hole = match (frame.flags & DATA_HOLE != 0, <[u8; 8]>::try_from(&frame.body[..])) {
+            (false, _) => None,
+            (true, Ok(size)) => Some(u64::from_le_bytes(size)),
+            (true, Err(_)) => return Err(wrong("a hole without a size")),
+        };
         // It would keep the buffer alive that it was read into.
         let bytes = if frame.body.len() < BRIDGE_READ_BYTES / 2 {
             Bytes::copy_from_slice(&frame.body)
         } else {
             frame.body.clone()
         };
-        let piece = (!last || !bytes.is_empty()).then(|| Piece { bytes, ends_file: frame.flags & DATA_FILE_END != 0 });
+        let piece = (!last || !bytes.is_empty()).then(|| Piece { bytes, hole, ends_file });
         match self.pieces.try_send(piece) {
             // Whoever asked has given up: the bridge is told, or is gone.
             Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),

@@ -141,6 +141,10 @@ impl RunnerStore for Appends {
         unreachable!()
     }
 
+    async fn snapshot_damaged(&self, _: SessionId, _: &str) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
     async fn turn(&self, _: SessionId, _: TurnId) -> Result<Option<TurnRecord>, StoreError> {
         unreachable!()
     }

@@ -73,6 +73,7 @@ pub(crate) fn open(hub: &Hub, interrupted: Option<TurnId>) -> Entry {
         interrupted: interrupted.map(|turn| turn.0),
         message: None,
         recovered: None,
+        sandbox: None,
     };
     let epoch = before.epoch.next().unwrap();
     let row = Session { epoch, last: epoch.opening(), sandbox: Some(SandboxId::new()), ..before };

@@ -67,6 +67,7 @@ pub(super) async fn leave(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, hub: &Ar
         interrupted: turn,
         message: message.filter(|_| turn.is_some()),
         recovered: None,
+        sandbox: None,
     };
     let state = row.state.after(event).unwrap_or(row.state);
     open_without_sandbox(shared, hub, state, None, opening).await;

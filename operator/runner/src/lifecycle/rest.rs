@@ -92,6 +92,7 @@ async fn try_rest(
         interrupted: turn,
         message: message.filter(|_| turn.is_some()),
         recovered: None,
+        sandbox: None,
     };
     let open = OpenEpoch {
         session: row.id,

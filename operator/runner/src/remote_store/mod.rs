@@ -13,7 +13,7 @@ use std::{
 use ash_core::{
     EntryKind, Epoch, Sequence,
     agent::AgentVersion,
-    fleet::{Admitted, AppendHead, NewSnapshot, OfAgent, OfBundle, OfLog, OfPod, OfSession, Placed},
+    fleet::{Admitted, AppendHead, DamagedSnapshot, NewSnapshot, OfAgent, OfBundle, OfLog, OfPod, OfSession, Placed},
     id::{AgentId, SandboxId, SessionId, TenantId, TurnId},
     opening::Opening,
     ports::{Append, OpenEpoch, Page, PodIdentity, RunnerPods, RunnerStore, SnapshotRow, StoreError, TurnRecord},
@@ -269,6 +269,10 @@ impl RunnerStore for RemoteStore {
 
     async fn snapshots(&self, session: SessionId) -> Result<Vec<SnapshotRow>, StoreError> {
         self.ask(path::SNAPSHOTS, &OfSession { session, tenant: None, turn: None }).await
+    }
+
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError> {
+        self.ask(path::SNAPSHOT_DAMAGED, &DamagedSnapshot { session, digest: digest.to_owned() }).await
     }
 }
 

@@ -2,6 +2,7 @@
 //! the next life of their runner.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+mod files;
 mod hostile;
 mod stand_in;
 mod stoppable;
@@ -105,45 +106,6 @@ async fn a_runner_that_is_killed_in_a_turn_loses_nothing_also_without_an_api_ser
     world.claim(&life, &next, &other).await.unwrap();
     assert_eq!(world.say(&life, &next, "[[count]]").await, "messages: 1");
     assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 2");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_whose_pod_is_gone_has_its_files_in_the_next_one() {
-    let world = World::with_stand_in().await;
-    let life = world.start().await;
-    let mut pod = world.warm_pod().await;
-    let session = world.new_session().await;
-    world.claim(&life, &session, &pod).await.unwrap();
-    let workspace = pod.folder.join("workspace");
-    std::fs::create_dir(workspace.join("folder")).unwrap();
-    std::fs::write(workspace.join("folder/made"), "here").unwrap();
-    std::fs::remove_file(workspace.join("CLAUDE.md")).unwrap();
-    assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 1");
-    let snapshots = async || world.store.snapshots(session.id).await.unwrap();
-    eventually("a snapshot after the turn", async || snapshots().await.into_iter().next()).await;
-    // While it rests one is taken too, of what was made since.
-    std::fs::write(workspace.join("folder/later"), "too").unwrap();
-    life.runner.close(world.row_of(&session).await, Closing::Pause).await.unwrap();
-    assert_eq!(snapshots().await.len(), 2);
-    life.runner.resume(world.row_of(&session).await, world.agent.version.clone()).await.unwrap();
-    pod.bridge.kill().unwrap();
-    let lost = |session: &ash_core::session::Session| session.state == SessionState::Paused(PausedReason::Lost);
-    world.wait_session(&session, "it has lost its pod", lost).await;
-
-    let next = world.warm_pod().await;
-    assert!(exists(&next.folder.join("workspace/CLAUDE.md")), "of the pool");
-    world.claim(&life, &world.row_of(&session).await, &next).await.unwrap();
-    assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 2");
-    let workspace = next.folder.join("workspace");
-    assert_eq!(std::fs::read(workspace.join("folder/made")).unwrap(), b"here");
-    assert_eq!(std::fs::read(workspace.join("folder/later")).unwrap(), b"too");
-    assert!(!exists(&workspace.join("CLAUDE.md")), "it had removed that");
-    let log = world.log(&life, &session).await;
-    let openings = log.iter().filter(|entry| entry.kind == EntryKind::Opening);
-    let recovered: Vec<_> =
-        openings.filter_map(|entry| ash_core::opening::Opening::read(&entry.body).unwrap().recovered).collect();
-    assert_eq!(recovered.len(), 1, "{recovered:?}");
-    assert!(recovered[0].workspace.is_some() && recovered[0].workspace == recovered[0].conversation);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -85,4 +85,8 @@ impl RunnerStore for Stoppable {
     async fn snapshots(&self, session: SessionId) -> Result<Vec<SnapshotRow>, StoreError> {
         self.store.snapshots(session).await
     }
+
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError> {
+        self.store.snapshot_damaged(session, digest).await
+    }
 }

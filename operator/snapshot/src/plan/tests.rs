@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::{Plan, Planned, plan};
-use crate::{Content, Cutter, Digest, Entry, EntryKind, EntryPath, LARGE_FILE_BYTES, Manifest, Segment, Span, Stamp};
+use crate::{
+    Content, Cutter, Digest, Entry, EntryKind, EntryPath, LARGE_FILE_BYTES, MAX_MANIFEST_BYTES, Manifest, Segment,
+    Span, Stamp,
+};
 
 /// A workspace of files whose bytes are their content's number, repeated.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +22,10 @@ const TAKEN: i64 = 1_000_000;
 
 fn bytes(content: u64, size: u64) -> Vec<u8> {
     content.to_le_bytes().iter().copied().cycle().take(size as usize).collect()
+}
+
+fn segment(bytes: &[u8]) -> Segment {
+    Segment { digest: Digest::of(bytes), size: bytes.len() as u64, packed: 0 }
 }
 
 impl Workspace {
@@ -41,7 +48,7 @@ impl Workspace {
         for part in parts {
             let first = segments.len() as u32;
             match part {
-                Planned::Kept { files: range, segments: kept } => {
+                Planned::Kept { files: range, segments: kept, .. } => {
                     assert_eq!(range.start, next);
                     next = range.end;
                     segments.extend(&kept);
@@ -64,7 +71,7 @@ impl Workspace {
                         all.extend(bytes(*content, *size));
                     }
                     read += all.len() as u64;
-                    segments.push(Segment { digest: Digest::of(&all), size: all.len() as u64 });
+                    segments.push(segment(&all));
                 }
                 Planned::Large { file } => {
                     assert_eq!(file, next);
@@ -72,7 +79,7 @@ impl Workspace {
                     let (content, size, _) = files[file];
                     let mut cutter = Cutter::default();
                     let mut add = |piece: bytes::Bytes| {
-                        segments.push(Segment { digest: Digest::of(&piece), size: piece.len() as u64 });
+                        segments.push(segment(&piece));
                     };
                     cutter.push(&bytes(*content, *size), &mut add);
                     cutter.finish(&mut add);
@@ -83,7 +90,7 @@ impl Workspace {
         }
         assert_eq!(next, files.len(), "every file has its part");
         let taken = Timestamp::from_second(taken_seconds).unwrap();
-        (Manifest::new(None, taken, entries, contents, segments, Vec::new()).unwrap(), read)
+        (Manifest::new(None, taken, entries, contents, segments, Vec::new(), 0).unwrap(), read)
     }
 }
 
@@ -104,7 +111,7 @@ proptest! {
         prop_assert_eq!(read, 0);
         prop_assert_eq!(&second.segments, &first.segments);
         let (digest, stored) = second.encode().unwrap();
-        prop_assert_eq!(Manifest::decode(digest, &stored).unwrap(), second);
+        prop_assert_eq!(Manifest::decode(digest, &stored, MAX_MANIFEST_BYTES).unwrap(), second);
     }
 
     #[test]
@@ -159,4 +166,22 @@ fn a_file_that_changed_in_the_last_moment_is_read_again() {
     let (second, read) = workspace.snapshot(Some(&first), TAKEN + 10);
     assert_eq!(read, 100);
     assert_ne!(second.segments, first.segments);
+}
+
+#[test]
+fn what_is_not_there_any_more_is_read_again_and_nothing_else() {
+    let file = |n: u64| (format!("file{n}"), (n, if n % 50 == 0 { LARGE_FILE_BYTES } else { 40 << 10 }, 1));
+    let workspace = Workspace { files: (0..200).map(file).collect() };
+    let (before, _) = workspace.snapshot(None, TAKEN);
+    let entries = workspace.entries();
+    for lost in [before.segments[0], *before.segments.last().unwrap()] {
+        let mut planned = plan(&entries, Some(&before));
+        let is_kept = |part: &Planned| matches!(part, Planned::Kept { .. });
+        assert!(planned.parts.iter().all(is_kept));
+        planned.read_again(&entries, &[lost.digest].into());
+        let fresh = plan(&entries, None);
+        let again: Vec<_> = planned.parts.iter().zip(&fresh.parts).filter(|(part, _)| !is_kept(part)).collect();
+        assert!(!again.is_empty() && again.len() < planned.parts.len());
+        assert!(again.iter().all(|(part, fresh)| part == fresh));
+    }
 }

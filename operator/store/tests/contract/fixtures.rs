@@ -70,6 +70,7 @@ pub fn opening_of(session: &Session) -> OpenEpoch {
             interrupted: None,
             message: None,
             recovered: None,
+            sandbox: None,
         },
     }
 }

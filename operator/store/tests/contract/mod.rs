@@ -78,6 +78,8 @@ macro_rules! contract_tests {
                 keys_are_found_by_their_hash;
             snapshots:
                 the_newest_snapshots_are_kept,
+                damaged_snapshots_are_not_pushed_out,
+                a_store_is_one_installations,
                 a_snapshot_of_another_epoch_is_refused,
                 snapshots_are_named_by_tenant;
         }

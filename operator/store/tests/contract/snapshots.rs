@@ -53,6 +53,40 @@ pub async fn the_newest_snapshots_are_kept<D: Database>() {
     assert_eq!((now.len(), &now[0]), (kept.len(), &again));
 }
 
+pub async fn damaged_snapshots_are_not_pushed_out<D: Database>() {
+    let database = D::fresh().await;
+    let store = database.store();
+    let session = opened(&*store).await;
+    let row = |n| snapshot(session, n);
+    for n in 1..=2 {
+        store.add_snapshot(Epoch(1), row(n)).await.unwrap();
+        store.snapshot_damaged(session, &row(n).digest).await.unwrap();
+    }
+    for n in 3..=8 {
+        store.add_snapshot(Epoch(1), row(n)).await.unwrap();
+    }
+    assert_eq!(store.snapshots(session).await.unwrap(), [8, 7, 6, 5, 2, 1].map(row));
+    // Taken again, it is whole.
+    store.add_snapshot(Epoch(1), row(2)).await.unwrap();
+    assert_eq!(store.snapshots(session).await.unwrap(), [8, 7, 6, 5, 1].map(row));
+    for n in 3..=8 {
+        store.snapshot_damaged(session, &row(n).digest).await.unwrap();
+    }
+    store.add_snapshot(Epoch(1), row(9)).await.unwrap();
+    assert_eq!(store.snapshots(session).await.unwrap(), [9, 8, 7, 6, 5].map(row), "no more than so many");
+    store.snapshot_damaged(SessionId::new(), "unknown").await.unwrap();
+}
+
+pub async fn a_store_is_one_installations<D: Database>() {
+    let mut database = D::fresh().await;
+    let store = database.store();
+    let (one, other) = tokio::join!(store.installation(), store.installation());
+    assert_eq!(one.as_ref().unwrap(), other.as_ref().unwrap());
+    drop(store);
+    database.reopen().await;
+    assert_eq!(database.store().installation().await.unwrap(), one.unwrap());
+}
+
 pub async fn a_snapshot_of_another_epoch_is_refused<D: Database>() {
     let database = D::fresh().await;
     let store = database.store();
@@ -79,7 +113,10 @@ pub async fn snapshots_are_named_by_tenant<D: Database>() {
         }
         expected.push((tenant(name), session.id));
     }
-    assert_eq!(store.tenants_with_snapshots().await.unwrap(), [tenant("a"), tenant("b")]);
+    // One of which nothing is named, and may be kept.
+    let agent = agent(&*store, &tenant("c")).await;
+    store.create_session(new_session(&agent)).await.unwrap();
+    assert_eq!(store.tenants_with_sessions().await.unwrap(), [tenant("a"), tenant("b"), tenant("c")]);
     for (tenant, session) in expected {
         let named = [1, 2].map(|n| (session, snapshot(session, n).digest));
         assert_eq!(store.snapshots_of(&tenant).await.unwrap(), named);

@@ -25,6 +25,7 @@ fn closing_of(session: &Session, state: SessionState) -> OpenEpoch {
         interrupted: None,
         message: None,
         recovered: None,
+        sandbox: None,
     };
     OpenEpoch { session: session.id, expected: session.epoch, state, error: None, sandbox: None, opening }
 }

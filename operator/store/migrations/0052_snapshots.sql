@@ -10,8 +10,16 @@ CREATE TABLE snapshots (
     turn     TEXT,
     size     BIGINT NOT NULL,
     taken_at BIGINT NOT NULL,
+    -- 1 where it was found damaged: newer ones do not push it out.
+    damaged  BIGINT NOT NULL DEFAULT 0,
     PRIMARY KEY (session, digest),
     FOREIGN KEY (tenant, session) REFERENCES sessions (tenant, id)
 );
 
 CREATE INDEX snapshots_by_tenant ON snapshots (tenant, session);
+
+-- Which installation this database is of: one row, made when it is asked for first. The snapshot storage has the same.
+CREATE TABLE installation (
+    one BIGINT NOT NULL PRIMARY KEY CHECK (one = 1),
+    id  TEXT   NOT NULL
+);
