@@ -105,16 +105,42 @@ async fn send_entry(workspace: &Workspace, path: &Path, kind: FileType, caller: 
     Ok(())
 }
 
-/// A tar stream that comes in pieces.
-struct Stream {
+/// A stream that comes in pieces.
+pub(crate) struct Stream {
     input: mpsc::Receiver<Input>,
     ended: bool,
     buffer: BytesMut,
 }
 
 impl Stream {
+    pub(crate) fn new(input: mpsc::Receiver<Input>) -> Self {
+        Self { input, ended: false, buffer: BytesMut::new() }
+    }
+
+    /// A line of at most so many bytes, without its end; `None` where the stream has ended, an error where it ended within one or
+    /// the line is longer.
+    pub(crate) async fn line(&mut self, most: usize) -> Result<Option<Bytes>, &'static str> {
+        let mut looked_at = 0;
+        loop {
+            if let Some(at) = memchr::memchr(b'\n', &self.buffer[looked_at..]) {
+                let mut line = self.buffer.split_to(looked_at + at + 1);
+                line.truncate(looked_at + at);
+                return Ok(Some(line.freeze()));
+            }
+            looked_at = self.buffer.len();
+            if looked_at > most {
+                return Err("a line is too long");
+            }
+            match next_data(&mut self.input, &mut self.ended).await {
+                Some(bytes) => self.buffer.extend_from_slice(&bytes),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err("it ends within an entry"),
+            }
+        }
+    }
+
     /// Up to `most` bytes, at least one; `None` where the stream has ended.
-    async fn some(&mut self, most: usize) -> Option<Bytes> {
+    pub(crate) async fn some(&mut self, most: usize) -> Option<Bytes> {
         while self.buffer.is_empty() {
             self.buffer.extend_from_slice(&next_data(&mut self.input, &mut self.ended).await?);
         }
@@ -175,7 +201,7 @@ impl Extensions {
 
 /// Unpacks regular files, folders and links; anything else, and what leaves the workspace, is refused.
 pub(crate) async fn unpack(workspace: &Workspace, max_bytes: u64, input: mpsc::Receiver<Input>) -> Result<(), Refusal> {
-    let mut stream = Stream { input, ended: false, buffer: BytesMut::new() };
+    let mut stream = Stream::new(input);
     let cut = || invalid("the archive", "it ends within an entry");
     let mut extensions = Extensions::default();
     let mut left = max_bytes;

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
@@ -14,7 +14,7 @@ use std::{
 use ash_protocol::message::{FileEntry, FileList, FileRead, Refusal, RefusalCategory};
 use bytes::Bytes;
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, fchmod, fstat, openat, renameat, statat, unlinkat},
+    fs::{AtFlags, FileType, Mode, OFlags, chmodat, fchmod, fstat, openat, renameat, statat, unlinkat},
     io::Errno,
 };
 use tokio::{sync::mpsc, task::yield_now};
@@ -245,8 +245,20 @@ pub(crate) async fn delete(workspace: &Workspace, path: &str) -> Result<(), Refu
     if FileType::from_raw_mode(status.st_mode) != FileType::Directory {
         return unlinkat(&parent, path.name(), AtFlags::empty()).map_err(failed);
     }
+    remove_folder(parent.as_fd(), path.name(), path.depth(), &what, false).await
+}
+
+/// Removes a folder with all that is in it; `forced`, also where its owner may not write to it.
+pub(crate) async fn remove_folder(
+    parent: BorrowedFd<'_>,
+    name: &OsString,
+    depth: usize,
+    what: &str,
+    forced: bool,
+) -> Result<(), Refusal> {
+    let failed = |error| io_refusal(what, error);
     // Folders that are being emptied, each with its parent's descriptor: nothing that is renamed meanwhile leads elsewhere.
-    let mut open = vec![(open_folder(&parent, path.name()).map_err(failed)?, path.name().clone())];
+    let mut open = vec![(opened(parent, name, forced).map_err(failed)?, name.clone())];
     let mut seen = 0_usize;
     while let Some((folder, _)) = open.last() {
         let mut deeper = None;
@@ -272,20 +284,36 @@ pub(crate) async fn delete(workspace: &Workspace, path: &str) -> Result<(), Refu
             }
         }
         if let Some(name) = deeper {
-            if open.len() + path.depth() > MAX_DEPTH {
+            if open.len() + depth > MAX_DEPTH {
                 return Err(refusal(RefusalCategory::Invalid, format!("{what}: too many folders below each other")));
             }
-            open.push((open_folder(folder, &name).map_err(failed)?, name));
+            open.push((opened(folder.as_fd(), &name, forced).map_err(failed)?, name));
             continue;
         }
         let Some((_, name)) = open.pop() else { break };
-        let above = open.last().map_or(&parent, |(folder, _)| folder);
+        let above = open.last().map_or(parent, |(folder, _)| folder.as_fd());
         match unlinkat(above, &name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(failed(error)),
         }
     }
     Ok(())
+}
+
+/// Opens a folder that is to be emptied. Forced, its owner may write to it from then on.
+fn opened(parent: BorrowedFd<'_>, name: &OsString, forced: bool) -> Result<OwnedFd, Errno> {
+    let folder = match open_folder(parent, name) {
+        Err(Errno::ACCESS) if forced => {
+            // What is in its place meanwhile is the sandbox's own, too.
+            let _ = chmodat(parent, name, Mode::RWXU, AtFlags::empty());
+            open_folder(parent, name)?
+        }
+        folder => folder?,
+    };
+    if forced {
+        let _ = fchmod(&folder, Mode::RWXU);
+    }
+    Ok(folder)
 }
 
 fn open_folder(parent: impl AsFd, name: &OsString) -> Result<OwnedFd, Errno> {

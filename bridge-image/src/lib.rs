@@ -24,5 +24,6 @@ mod files;
 mod link;
 mod memory;
 mod shared;
+mod tree;
 mod work;
 mod workspace;

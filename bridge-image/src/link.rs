@@ -297,6 +297,10 @@ impl Link {
             self.ticket.keep(ticket);
             return caller.done(&());
         }
+        if let Request::Cancel { request } = request {
+            self.shared.cancel(request);
+            return caller.done(&());
+        }
         match work::Work::from_request(request) {
             Ok(job) => {
                 let configuration = self.shared.configuration.borrow().clone();
@@ -356,10 +360,13 @@ impl Link {
                 *synced = true;
                 put(Frame::new(FrameKind::Synced, 0, Bytes::new()));
             }
-            if let Some(large) = put(Frame::event(entry?)) {
+            let Some(entry) = entry else { break };
+            if let Some(large) = put(Frame::event(entry)) {
                 return Some(large);
             }
         }
+        // One frame, so that what comes next waits for no more than that.
+        self.shared.next_behind().and_then(put)
     }
 }
 
@@ -372,5 +379,57 @@ async fn next_frame(reader: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut
         if reader.read_buf(buffer).await? == 0 {
             return Err(LinkError::Closed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use ash_protocol::{EntryFlags, EntryKind, Epoch};
+
+    use super::*;
+    use crate::log::Log;
+
+    #[tokio::test]
+    async fn what_is_read_for_a_snapshot_waits_for_everything_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let shared = Rc::new(Shared::new(folder.path().to_owned()));
+        *shared.log.borrow_mut() = Some(Log::new(Epoch(1)));
+        let link = Link {
+            shared: shared.clone(),
+            host: Host::Unix(folder.path().join("socket")),
+            ticket: Ticket::default(),
+            sandbox: "test".to_owned(),
+            workspace: Rc::new(work::Workspace::open(folder.path()).unwrap()),
+            gateway: None,
+            commands: mpsc::channel(1).0,
+        };
+        let caller = shared.accept(1, None).unwrap().behind();
+        let piece = || Bytes::from(vec![0; work::SLICE_BYTES]);
+        caller.data(0, piece()).await;
+        caller.data(0, piece()).await;
+        caller.done(&());
+        let other = shared.accept(2, None).unwrap();
+        let mut synced = true;
+        let mut kinds = Vec::new();
+        for round in 0..4 {
+            // What comes later overtakes what waits.
+            shared.append(EntryKind::Partial, EntryFlags::default(), Bytes::from_static(b"{}"));
+            if round == 1 {
+                shared.send_status();
+            }
+            let mut batch = BytesMut::new();
+            if let Some(body) = link.fill(&mut batch, Sequence::START, &mut synced) {
+                batch.extend_from_slice(&body);
+            }
+            while let Some(frame) = Frame::decode(&mut batch).unwrap() {
+                kinds.push(frame.kind);
+            }
+        }
+        other.done(&());
+        let (event, data) = (FrameKind::Event, FrameKind::Data);
+        let expected = [event, data, FrameKind::Status, event, data, event, FrameKind::Reply, event];
+        assert_eq!(kinds, expected);
     }
 }

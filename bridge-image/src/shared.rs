@@ -12,7 +12,7 @@ use std::{
 use ash_protocol::{
     EntryFlags, EntryKind, Sequence,
     bound::BridgeBound,
-    frame::{Frame, FrameKind, MAX_DATA_BYTES},
+    frame::{DATA_HOLE, Frame, FrameKind, INITIAL_CREDIT, MAX_DATA_BYTES},
     message::{BridgeEvent, Progress, Refusal, RefusalCategory, Reply, Status},
 };
 use bytes::Bytes;
@@ -27,9 +27,6 @@ use crate::{log::Log, memory, report::report};
 
 /// Requests in progress; one more is refused.
 pub(crate) const MAX_REQUESTS: usize = 16;
-
-/// Bytes of data that a request may send before the host grants more: 1 MiB.
-const INITIAL_CREDIT: u64 = 1 << 20;
 
 /// Data frames of one request that wait for whoever writes them away; the connection is not read beyond.
 pub(crate) const MAX_WAITING_DATA: usize = 4;
@@ -60,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) log: RefCell<Option<Log>>,
     progress: RefCell<Progress>,
     outgoing: RefCell<VecDeque<Frame>>,
+    /// What is sent when nothing else is.
+    behind: RefCell<VecDeque<Frame>>,
     requests: RefCell<BTreeMap<u64, Active>>,
     /// Counts connections, so that what belongs to an earlier one is dropped.
     connection: Cell<u64>,
@@ -88,6 +87,7 @@ impl Shared {
             log: RefCell::default(),
             progress: RefCell::new(Progress::New),
             outgoing: RefCell::default(),
+            behind: RefCell::default(),
             requests: RefCell::default(),
             connection: Cell::new(0),
             configuration: RefCell::new(configuration),
@@ -245,6 +245,7 @@ impl Shared {
     pub(crate) fn disconnected(&self) {
         self.connection.set(self.connection.get() + 1);
         self.outgoing.borrow_mut().clear();
+        self.behind.borrow_mut().clear();
         for active in std::mem::take(&mut *self.requests.borrow_mut()).into_values() {
             if let Some(task) = active.task {
                 task.abort();
@@ -259,6 +260,19 @@ impl Shared {
         }
     }
 
+    /// Sends a frame when nothing else is to be sent.
+    fn send_behind(&self, frame: Frame, connection: u64) {
+        if connection == self.connection.get() {
+            self.behind.borrow_mut().push_back(frame);
+            self.writable.notify_one();
+        }
+    }
+
+    /// The next frame to send when nothing else is to be sent.
+    pub(crate) fn next_behind(&self) -> Option<Frame> {
+        self.behind.borrow_mut().pop_front()
+    }
+
     /// The next frame to send that is no entry of the log.
     pub(crate) fn next_outgoing(&self) -> Option<Frame> {
         let next = self.outgoing.borrow_mut().pop_front();
@@ -267,14 +281,21 @@ impl Shared {
 
     /// Whether everything was given to the connection.
     pub(crate) fn is_flushed(&self) -> bool {
-        let nothing_to_tell = self.outgoing.borrow().is_empty() && !self.bounds_due.get();
+        let nothing_waits = self.outgoing.borrow().is_empty() && self.behind.borrow().is_empty();
+        let nothing_to_tell = nothing_waits && !self.bounds_due.get();
         nothing_to_tell && self.log.borrow().as_ref().is_none_or(|log| !log.has_unsent())
     }
 
     /// Takes a request in. `None` after refusing it: too many are in progress, or the number is in use.
     pub(crate) fn accept(self: &Rc<Self>, number: u64, input: Option<mpsc::Sender<Input>>) -> Option<Caller> {
         let credit = Rc::new(Credit { bytes: Cell::new(INITIAL_CREDIT), changed: Notify::new() });
-        let caller = Caller { shared: self.clone(), connection: self.connection.get(), number, credit: credit.clone() };
+        let caller = Caller {
+            shared: self.clone(),
+            connection: self.connection.get(),
+            number,
+            credit: credit.clone(),
+            is_behind: false,
+        };
         let mut requests = self.requests.borrow_mut();
         if requests.contains_key(&number) {
             drop(requests);
@@ -303,6 +324,18 @@ impl Shared {
         }
     }
 
+    /// Gives up a request in progress, where there is one of this number, with a refusal as its answer.
+    pub(crate) fn cancel(&self, number: u64) {
+        let given_up = self.requests.borrow_mut().remove(&number);
+        if let Some(active) = given_up {
+            if let Some(task) = active.task {
+                task.abort();
+            }
+            self.behind.borrow_mut().retain(|frame| frame.number != number);
+            self.refuse_untaken(number, "the request was given up");
+        }
+    }
+
     /// Where data for a request goes.
     pub(crate) fn input_of(&self, number: u64) -> Option<mpsc::Sender<Input>> {
         self.requests.borrow().get(&number)?.input.clone()
@@ -323,22 +356,61 @@ pub(crate) struct Caller {
     connection: u64,
     number: u64,
     credit: Rc<Credit>,
+    /// What it is sent waits for everything else.
+    is_behind: bool,
 }
 
 impl Caller {
+    /// The same, for what is to be in nobody's way: it is sent when nothing else is to be sent.
+    pub(crate) fn behind(self) -> Self {
+        Self { is_behind: true, ..self }
+    }
+
+    fn send(&self, frame: Frame) {
+        if self.is_behind {
+            self.shared.send_behind(frame, self.connection);
+        } else {
+            self.shared.send(frame, self.connection);
+        }
+    }
+
     /// Sends data as the host grants it; waits where it does not.
-    pub(crate) async fn data(&self, flags: u8, mut bytes: Bytes) {
-        while !bytes.is_empty() {
+    pub(crate) async fn data(&self, flags: u8, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.data_with_end(flags, 0, bytes).await;
+        }
+    }
+
+    /// The same, with one more flag on the last frame, which is sent also where there are no bytes.
+    pub(crate) async fn data_with_end(&self, flags: u8, end: u8, mut bytes: Bytes) {
+        loop {
             let credit = self.credit.bytes.get();
-            if credit == 0 {
+            if credit == 0 && !bytes.is_empty() {
                 self.shared.met(BridgeBound::Credit);
                 self.credit.changed.notified().await;
                 continue;
             }
             let take = bytes.len().min(MAX_DATA_BYTES).min(usize::try_from(credit).unwrap_or(usize::MAX));
             self.credit.bytes.set(credit - take as u64);
-            self.shared.send(Frame::data(self.number, flags, bytes.split_to(take)), self.connection);
+            let piece = bytes.split_to(take);
+            let flags = if bytes.is_empty() { flags | end } else { flags };
+            self.send(Frame::data(self.number, flags, piece));
+            if bytes.is_empty() {
+                return;
+            }
         }
+    }
+
+    /// Sends a hole of a file as the host grants it, with one more flag.
+    pub(crate) async fn hole(&self, size: u64, end: u8) {
+        let body = size.to_le_bytes();
+        let cost = body.len() as u64;
+        while self.credit.bytes.get() < cost {
+            self.shared.met(BridgeBound::Credit);
+            self.credit.changed.notified().await;
+        }
+        self.credit.bytes.set(self.credit.bytes.get() - cost);
+        self.send(Frame::data(self.number, DATA_HOLE | end, body.to_vec()));
     }
 
     /// A bound was met over the request.
@@ -348,7 +420,7 @@ impl Caller {
 
     /// Says that no more data follows.
     pub(crate) fn end_data(&self) {
-        self.shared.send(Frame::data(self.number, ash_protocol::frame::DATA_END, Bytes::new()), self.connection);
+        self.send(Frame::data(self.number, ash_protocol::frame::DATA_END, Bytes::new()));
     }
 
     /// Answers that it was done.
@@ -375,7 +447,7 @@ impl Caller {
     fn reply(self, reply: &Reply) {
         if self.connection == self.shared.connection.get() {
             self.shared.requests.borrow_mut().remove(&self.number);
-            self.shared.send(Frame::json(FrameKind::Reply, self.number, reply), self.connection);
+            self.send(Frame::json(FrameKind::Reply, self.number, reply));
         }
     }
 }

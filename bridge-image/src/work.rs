@@ -5,6 +5,7 @@ use std::{path::PathBuf, rc::Rc};
 use ash_protocol::{
     bound::BridgeBound,
     message::{Refusal, RefusalCategory, Request},
+    tree::ListedFile,
 };
 use rustix::io::Errno;
 use tokio::sync::mpsc;
@@ -13,6 +14,7 @@ use uuid::Uuid;
 use crate::{
     archive, exec, files,
     shared::{Caller, Input, refusal},
+    tree,
 };
 
 pub(crate) use crate::workspace::Workspace;
@@ -34,6 +36,9 @@ pub(crate) enum Work {
     Archive,
     Unpack { max_bytes: u64 },
     RestoreTranscript { conversation: Uuid },
+    ListTree { limit: u64 },
+    ReadTree { files: Vec<ListedFile> },
+    RestoreTree,
 }
 
 impl Work {
@@ -50,6 +55,9 @@ impl Work {
             Request::Archive {} => Self::Archive,
             Request::Unpack { max_bytes } => Self::Unpack { max_bytes },
             Request::RestoreTranscript { conversation } => Self::RestoreTranscript { conversation },
+            Request::ListTree { limit } => Self::ListTree { limit },
+            Request::ReadTree { files } => Self::ReadTree { files },
+            Request::RestoreTree {} => Self::RestoreTree,
             other => return Err(Box::new(other)),
         })
     }
@@ -57,7 +65,13 @@ impl Work {
 
 /// Whether data frames follow a request.
 pub(crate) fn takes_data(request: &Request) -> bool {
-    matches!(request, Request::PutFile { .. } | Request::Unpack { .. } | Request::RestoreTranscript { .. })
+    matches!(
+        request,
+        Request::PutFile { .. }
+            | Request::Unpack { .. }
+            | Request::RestoreTranscript { .. }
+            | Request::RestoreTree { .. }
+    )
 }
 
 /// Carries a request out and answers it.
@@ -97,6 +111,17 @@ pub(crate) async fn carry_out(
         Work::RestoreTranscript { conversation } => {
             caller.answer(files::restore_transcript(&configuration, workspace.path(), conversation, input).await);
         }
+        Work::ListTree { limit } => {
+            let caller = caller.behind();
+            let listed = tree::list(&workspace, limit, &caller).await;
+            caller.answer(listed);
+        }
+        Work::ReadTree { files } => {
+            let caller = caller.behind();
+            let read = tree::read(&workspace, &files, &caller).await;
+            caller.answer(read);
+        }
+        Work::RestoreTree => caller.answer(tree::restore(&workspace, input).await),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
@@ -52,17 +52,17 @@ impl Workspace {
 
     /// Opens what a path names, beneath the workspace.
     pub(crate) fn open_beneath(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        // With a path only, the kernel refuses flags that mean nothing there.
-        let more = if flags.contains(OFlags::PATH) { OFlags::CLOEXEC } else { OFlags::CLOEXEC | OFlags::NOCTTY };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        loop {
-            match openat2(&self.root, path, flags | more, Mode::empty(), resolve) {
-                // Something was renamed on the way; the kernel asks to try again.
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                opened => return opened,
-            }
-        }
+        resolve(self.root.as_fd(), path, flags, ResolveFlags::empty())
+    }
+
+    /// Opens what a path names, beneath the workspace and through no link.
+    pub(crate) fn open_exactly(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        resolve(self.root.as_fd(), path, flags, ResolveFlags::NO_SYMLINKS)
+    }
+
+    /// Opens what a path names beneath a folder of the workspace that is open, and through no link.
+    pub(crate) fn open_in(folder: impl AsFd, path: impl AsRef<Path>, flags: OFlags) -> Result<OwnedFd, Errno> {
+        resolve(folder.as_fd(), path.as_ref(), flags, ResolveFlags::NO_SYMLINKS)
     }
 
     /// Opens the folder that a path's last part is in; makes it where `make` says so.
@@ -85,6 +85,20 @@ impl Workspace {
             };
         }
         Ok(folder)
+    }
+}
+
+fn resolve(folder: BorrowedFd<'_>, path: &Path, flags: OFlags, how: ResolveFlags) -> Result<OwnedFd, Errno> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    // With a path only, the kernel refuses flags that mean nothing there.
+    let more = if flags.contains(OFlags::PATH) { OFlags::CLOEXEC } else { OFlags::CLOEXEC | OFlags::NOCTTY };
+    let how = how | ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match openat2(folder, path, flags | more, Mode::empty(), how) {
+            // Something was renamed on the way; the kernel asks to try again.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            opened => return opened,
+        }
     }
 }
 

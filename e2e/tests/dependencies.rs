@@ -13,13 +13,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ash-bundle", &[]),
     ("ash-crd", &["ash-core", "ash-protocol"]),
     ("ash-store", &["ash-core", "ash-protocol"]),
+    ("ash-snapshot", &["ash-protocol"]),
     ("ash-sandbox", &["ash-core", "ash-protocol"]),
     ("ash-gateway", &["ash-core", "ash-protocol"]),
     ("ash-link", &["ash-protocol"]),
     ("ash-controllers", &["ash-bundle", "ash-core", "ash-crd", "ash-pods", "ash-protocol"]),
     ("ash-coordinator", &["ash-core", "ash-link", "ash-protocol"]),
     ("ash-api", &["ash-bundle", "ash-core", "ash-protocol"]),
-    ("ash-runner", &["ash-core", "ash-gateway", "ash-link", "ash-protocol", "ash-sandbox"]),
+    ("ash-runner", &["ash-core", "ash-gateway", "ash-link", "ash-protocol", "ash-sandbox", "ash-snapshot"]),
     ("ash-client", &["ash-bundle", "ash-core", "ash-protocol"]),
     ("ash-pods", &["ash-core", "ash-crd"]),
     (
@@ -37,6 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "ash-protocol",
             "ash-runner",
             "ash-sandbox",
+            "ash-snapshot",
             "ash-store",
         ],
     ),
@@ -54,6 +56,7 @@ const KUBERNETES: &[&str] = &["ash-client", "ash-controllers", "ash-crd", "ash-e
 /// Who alone may use a crate from outside.
 const ONLY: &[(&str, &[&str])] = &[
     ("sqlx", &["ash-store"]),
+    ("object_store", &["ash-snapshot"]),
     ("axum", &["ash", "ash-api", "ash-coordinator", "ash-gateway", "ash-runner"]),
     ("kube", KUBERNETES),
     ("k8s-openapi", KUBERNETES),
@@ -61,7 +64,7 @@ const ONLY: &[(&str, &[&str])] = &[
     ("serde_yaml", &["ash", "ash-crd"]),
     ("anyhow", &["ash", "ash-e2e"]),
     ("seccompiler", &["ash-sandbox"]),
-    ("reqwest", &["ash-client", "ash-gateway"]),
+    ("reqwest", &["ash-client", "ash-gateway", "ash-snapshot"]),
 ];
 
 fn manifests() -> BTreeMap<String, BTreeSet<String>> {

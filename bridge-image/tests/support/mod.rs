@@ -21,7 +21,7 @@ use ash_protocol::{
     Entry, EntryKind, Epoch, Sequence,
     bound::BridgeBound,
     claude::Line,
-    frame::{DATA_END, DATA_STANDARD_ERROR, Frame, FrameKind},
+    frame::{DATA_END, DATA_HOLE, DATA_STANDARD_ERROR, Frame, FrameKind},
     message::{
         Admit, Bind, BridgeEvent, Hello, RefusalCategory, Reply, Request, Status, TranscriptPart, Warm, Warmed, Welcome,
     },
@@ -154,6 +154,7 @@ impl Sandbox {
             data: BTreeMap::new(),
             errors: BTreeMap::new(),
             data_ended: BTreeMap::new(),
+            holes: None,
             status: None,
             bounds: BTreeMap::new(),
             synced: false,
@@ -282,6 +283,8 @@ pub struct Connection {
     pub data: BTreeMap<u64, Vec<u8>>,
     pub errors: BTreeMap<u64, Vec<u8>>,
     pub data_ended: BTreeMap<u64, bool>,
+    /// Holes that were sent, where they are wanted instead of their zeros.
+    pub holes: Option<Vec<u64>>,
     pub status: Option<Status>,
     /// How often the bridge said that it met its bounds.
     pub bounds: BTreeMap<BridgeBound, u32>,
@@ -304,10 +307,14 @@ impl Connection {
         self.last_request
     }
 
-    pub async fn send_data(&mut self, request: u64, bytes: &[u8]) {
+    pub async fn send_some(&mut self, request: u64, bytes: &[u8]) {
         for piece in bytes.chunks(100_000) {
             self.send(&Frame::data(request, 0, Bytes::copy_from_slice(piece))).await;
         }
+    }
+
+    pub async fn send_data(&mut self, request: u64, bytes: &[u8]) {
+        self.send_some(request, bytes).await;
         self.send(&Frame::data(request, DATA_END, Bytes::new())).await;
     }
 
@@ -347,7 +354,13 @@ impl Connection {
             FrameKind::Data => {
                 let is_error = frame.flags & DATA_STANDARD_ERROR != 0;
                 let into = if is_error { &mut self.errors } else { &mut self.data };
-                into.entry(number).or_default().extend_from_slice(&frame.body);
+                let into = into.entry(number).or_default();
+                let hole = frame.body.first_chunk().filter(|_| frame.flags & DATA_HOLE != 0);
+                match (hole.map(|hole| u64::from_le_bytes(*hole)), &mut self.holes) {
+                    (None, _) => into.extend_from_slice(&frame.body),
+                    (Some(hole), Some(holes)) => holes.push(hole),
+                    (Some(hole), None) => into.resize(into.len() + usize::try_from(hole).unwrap(), 0),
+                }
                 self.data_ended.insert(number, frame.flags & DATA_END != 0);
             }
             FrameKind::Status => {

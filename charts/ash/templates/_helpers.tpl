@@ -99,6 +99,35 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end }}
 
+{{/* Variables of those that keep snapshots of workspaces, and of those that remove what none needs: runners and API. */}}
+{{- define "ash.objectStoreEnv" -}}
+{{- with .Values.objectStore }}
+{{- if .url }}
+- { name: ASH_OBJECT_STORE, value: {{ .url | quote }} }
+{{- with .endpoint }}
+- { name: AWS_ENDPOINT, value: {{ . | quote }} }
+{{- if hasPrefix "http://" . }}
+- { name: AWS_ALLOW_HTTP, value: "true" }
+{{- end }}
+{{- end }}
+{{- with .region }}
+- { name: AWS_REGION, value: {{ . | quote }} }
+{{- end }}
+{{- with .snapshotQuota }}
+- { name: ASH_SNAPSHOT_QUOTA, value: {{ . | quote }} }
+{{- end }}
+{{- if .secret.name }}
+- name: AWS_ACCESS_KEY_ID
+  valueFrom:
+    secretKeyRef: { name: {{ .secret.name }}, key: {{ .secret.accessKeyId }} }
+- name: AWS_SECRET_ACCESS_KEY
+  valueFrom:
+    secretKeyRef: { name: {{ .secret.name }}, key: {{ .secret.secretAccessKey }} }
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Variables of those that hold the database and the keys: API and operator. */}}
 {{- define "ash.controlEnv" -}}
 - name: ASH_DATABASE_URL

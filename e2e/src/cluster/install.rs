@@ -70,6 +70,15 @@ impl Cluster {
         self.helm_install(&self.installation().settings, None).expect("the upgrade");
     }
 
+    /// The same, with more of the chart's values.
+    ///
+    /// # Panics
+    /// When nothing is installed; when Helm fails.
+    pub fn upgrade_with(&self, settings: &[String]) {
+        let settings = [&self.installation().settings, settings].concat();
+        self.helm_install(&settings, None).expect("the upgrade");
+    }
+
     fn installed(&self, install: impl FnOnce() -> Result<Installation, String>) -> &Installation {
         let install = || {
             let begun = Instant::now();

@@ -196,6 +196,8 @@ fn opening(interrupted: Option<Uuid>, last_committed: u32) -> Arc<LoggedEntry> {
         last_committed: Epoch(1).sequence(last_committed),
         interrupted,
         message: None,
+        recovered: None,
+        sandbox: None,
     };
     Arc::new(LoggedEntry::new(opening.entry(Epoch(2))))
 }

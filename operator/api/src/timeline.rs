@@ -140,6 +140,9 @@ fn opening(body: &[u8]) -> Vec<Event> {
         let message = opening.message.as_deref().unwrap_or("The turn was interrupted.");
         events.push(("error", json!({ "error": message })));
     }
+    if let Some(recovered) = &opening.recovered {
+        events.push(("lifecycle", json!({ "action": "recovered", "recovered": recovered })));
+    }
     events
 }
 

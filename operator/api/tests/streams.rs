@@ -222,6 +222,8 @@ async fn an_interrupted_turn_says_so_and_ends() {
         last_committed: Epoch(1).sequence(3),
         interrupted: Some(turn.0),
         message: Some("The sandbox was lost.".to_owned()),
+        recovered: None,
+        sandbox: None,
     };
     let mut body = response.into_body();
     let mut text = String::new();

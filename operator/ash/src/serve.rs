@@ -10,6 +10,7 @@ mod keyed;
 pub(crate) mod log;
 mod programs;
 pub(crate) mod sinks;
+pub(crate) mod snapshots;
 mod store_metrics;
 pub(crate) mod system_metrics;
 pub(crate) mod wiring;

@@ -157,6 +157,8 @@ async fn open_lost(store: &dyn FleetStore, row: &Session) -> Result<Session, Sto
         last_committed: row.last,
         interrupted,
         message: interrupted.map(|_| message.to_owned()),
+        recovered: None,
+        sandbox: None,
     };
     let state = row.state.after(SessionEvent::Pause(PausedReason::Lost)).unwrap_or(row.state);
     let open = OpenEpoch { session: row.id, expected: row.epoch, state, error: None, sandbox: None, opening };
@@ -185,6 +187,8 @@ pub(crate) async fn change(
             last_committed: row.last,
             interrupted: store.unfinished_turn(row.id).await?.map(|turn| turn.0),
             message: None,
+            recovered: None,
+            sandbox: None,
         };
         let open = OpenEpoch { session: row.id, expected: row.epoch, state, error: None, sandbox: None, opening };
         match store.open_epoch(open).await {

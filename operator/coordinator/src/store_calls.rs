@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use ash_core::{
     agent::AgentVersion,
-    fleet::{AppendHead, OfAgent, OfBundle, OfLog, OfSession, PageHead, Placed, RunnerId},
+    fleet::{
+        AppendHead, DamagedSnapshot, NewSnapshot, OfAgent, OfBundle, OfLog, OfSession, PageHead, Placed, RunnerId,
+    },
     id::SessionId,
     ports::{Append, FleetStore, OpenEpoch, StoreError},
     session::Session,
@@ -70,6 +72,22 @@ pub(crate) async fn carry_out(
         path::TURN => match read_json::<OfSession, _>(body).await {
             Ok(OfSession { session, turn: Some(turn), .. }) => Ok(answer_json(&calls.store.turn(session, turn).await)),
             Ok(_) => Err("the call names no turn".to_owned()),
+            Err(reason) => Err(reason),
+        },
+        path::LAST_TURN => match read_json::<OfSession, _>(body).await {
+            Ok(which) => Ok(answer_json(&calls.store.last_turn(which.session).await)),
+            Err(reason) => Err(reason),
+        },
+        path::ADD_SNAPSHOT => match read_json::<NewSnapshot, _>(body).await {
+            Ok(new) => Ok(answer_json(&calls.store.add_snapshot(new.epoch, new.snapshot).await)),
+            Err(reason) => Err(reason),
+        },
+        path::SNAPSHOTS => match read_json::<OfSession, _>(body).await {
+            Ok(which) => Ok(answer_json(&calls.store.snapshots(which.session).await)),
+            Err(reason) => Err(reason),
+        },
+        path::SNAPSHOT_DAMAGED => match read_json::<DamagedSnapshot, _>(body).await {
+            Ok(which) => Ok(answer_json(&calls.store.snapshot_damaged(which.session, &which.digest).await)),
             Err(reason) => Err(reason),
         },
         path::ADMIT_POD => match read_json(body).await {

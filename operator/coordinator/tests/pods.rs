@@ -239,8 +239,14 @@ async fn a_message_without_a_pod_asks_for_one_once_in_each_epoch_and_waits_for_i
     };
     fixture.woken.asked.notified().await;
     // Its pod came and was lost before it took the message.
-    let opening =
-        Opening { reason: OpeningReason::Lost, last_committed: session.last, interrupted: None, message: None };
+    let opening = Opening {
+        reason: OpeningReason::Lost,
+        last_committed: session.last,
+        interrupted: None,
+        message: None,
+        recovered: None,
+        sandbox: None,
+    };
     let state = SessionState::Paused(PausedReason::Lost);
     let open = OpenEpoch { session: session.id, expected: session.epoch, state, error: None, sandbox: None, opening };
     let session = fixture.store.open_epoch(open).await.unwrap();

@@ -9,13 +9,13 @@ mod support;
 use std::sync::Arc;
 
 use ash_core::{
-    Sequence,
+    Epoch, Sequence,
     agent::{Agent, AgentVersion},
     id::{AgentId, SessionId, TenantId, TurnId},
     name::AgentName,
     ports::{
         AgentStore, Append, DeployAgent, EventLog, Key, KeyStore, NewKey, NewSession, OpenEpoch, Page, RunnerStore,
-        SessionFilter, SessionPage, SessionStore, Store, StoreError, TurnRecord,
+        SessionFilter, SessionPage, SessionStore, SnapshotRow, SnapshotStore, Store, StoreError, TurnRecord,
     },
     session::Session,
     transcript::Transcript,
@@ -129,6 +129,37 @@ impl EventLog for Through {
 
     async fn turn(&self, session: SessionId, turn: TurnId) -> Result<Option<TurnRecord>, StoreError> {
         self.wire.turn(session, turn).await
+    }
+}
+
+#[async_trait]
+impl SnapshotStore for Through {
+    async fn last_turn(&self, session: SessionId) -> Result<Option<TurnId>, StoreError> {
+        self.wire.last_turn(session).await
+    }
+
+    async fn add_snapshot(&self, epoch: Epoch, snapshot: SnapshotRow) -> Result<(), StoreError> {
+        self.wire.add_snapshot(epoch, snapshot).await
+    }
+
+    async fn snapshots(&self, session: SessionId) -> Result<Vec<SnapshotRow>, StoreError> {
+        self.wire.snapshots(session).await
+    }
+
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError> {
+        self.wire.snapshot_damaged(session, digest).await
+    }
+
+    async fn tenants_with_sessions(&self) -> Result<Vec<TenantId>, StoreError> {
+        self.direct.tenants_with_sessions().await
+    }
+
+    async fn installation(&self) -> Result<uuid::Uuid, StoreError> {
+        self.direct.installation().await
+    }
+
+    async fn snapshots_of(&self, tenant: &TenantId) -> Result<Vec<(SessionId, String)>, StoreError> {
+        self.direct.snapshots_of(tenant).await
     }
 }
 

@@ -1,15 +1,22 @@
 //! Compaction: which partial messages of a finished turn need not be kept, because a complete message stands for them.
 //!
-//! Partials between two complete lines of Claude Code are a *range*. It may go once a complete message stands for what it said: an
-//! `assistant` line, or the bridge's word that the call was made again. A range that says nothing (the stops behind a complete
-//! message) may go with any complete line. What nothing stands for, as when a turn is cut off in the middle of a sentence, stays.
+//! Partials between two complete lines of Claude Code are a *range*. It may go once complete messages stand for all that it said: the
+//! `assistant` line of the same message of the model, or the bridge's word that the call was made again. A range that says nothing
+//! (the stops behind a complete message) may go with any complete line. What nothing stands for, as when a turn is cut off in the
+//! middle of a sentence, stays; an error that Claude Code puts into the form of a message stands for nothing, nor does a
+//! sub-agent's message for what the agent said.
 
-use ash_protocol::{
-    Entry, EntryFlags, EntryKind, Sequence,
-    claude::{Line, PartialLine},
-    message::BridgeEvent,
-};
+use std::collections::{HashMap, HashSet};
+
+use ash_protocol::{Entry, EntryFlags, EntryKind, Sequence, claude::Line, message::BridgeEvent};
 use bytes::Bytes;
+use serde::Deserialize;
+
+/// The model of messages that Claude Code writes itself.
+const SYNTHETIC: &str = "<synthetic>";
+
+/// Messages of which a range may have parts. One with parts of more stays: an agent has some ten sub-agents at the most.
+const MAX_SPEAKERS: usize = 64;
 
 /// Partials that are dropped: all of them from one sequence through another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,9 +60,38 @@ impl Dropped {
 #[derive(Debug, Default)]
 pub struct Compaction {
     open: Option<Dropped>,
-    /// Whether something was said in the open range.
-    has_content: bool,
+    /// What was said in the open range, by message, and is not said as a whole yet.
+    said: Said,
+    /// The message that each agent of the turn is in the middle of, by the call that the agent is for; none for the first.
+    speaking: HashMap<Option<String>, String>,
+    /// Whether beginnings of messages may have been dropped by a compaction before: what follows it without one was to stay.
+    follows_dropped: bool,
     dropped: Vec<Dropped>,
+}
+
+/// A message of the model: the call that its agent is for, and its id where that is known.
+type Message = (Option<String>, Option<String>);
+
+/// Messages of which a range has a part.
+#[derive(Debug, Default)]
+struct Said {
+    messages: HashSet<Message>,
+    /// There was more than can be told: nothing stands for it.
+    is_more: bool,
+}
+
+impl Said {
+    fn is_nothing(&self) -> bool {
+        self.messages.is_empty() && !self.is_more
+    }
+
+    fn add(&mut self, message: Message) {
+        if self.messages.len() < MAX_SPEAKERS {
+            self.messages.insert(message);
+        } else {
+            self.is_more |= !self.messages.contains(&message);
+        }
+    }
 }
 
 impl Compaction {
@@ -64,23 +100,31 @@ impl Compaction {
         if let Some(dropped) = Dropped::read(entry) {
             // A compaction that was cut off had decided this much: what it did not come to is seen without what it dropped behind it.
             while self.dropped.pop_if(|range| range.from >= dropped.from).is_some() {}
-            (self.open, self.has_content) = (None, false);
+            self.forget();
+            self.follows_dropped = true;
             self.dropped.push(dropped);
             return;
         }
         match entry.kind {
             EntryKind::Partial => {
-                self.extend(Dropped { from: entry.sequence, to: entry.sequence }, has_content(&entry.body));
+                let from = self.open.map_or(entry.sequence, |open| open.from);
+                self.open = Some(Dropped { from, to: entry.sequence });
+                self.hear(&entry.body);
             }
-            EntryKind::Claude => match stands_for(&entry.body) {
-                Stands::ForContent => self.close(),
-                Stands::ForNothing if !self.has_content => self.close(),
-                Stands::ForNothing => {}
-            },
+            EntryKind::Claude => {
+                if let Some((agent, id)) = complete_message(&entry.body) {
+                    // One whose beginning was not seen is any message of its agent.
+                    self.said.messages.remove(&(agent.clone(), None));
+                    self.said.messages.remove(&(agent, id));
+                }
+                if self.said.is_nothing() {
+                    self.close();
+                }
+            }
             EntryKind::Bridge if matches!(serde_json::from_slice(&entry.body), Ok(BridgeEvent::Superseded { .. })) => {
                 self.close();
             }
-            EntryKind::Opening => (self.open, self.has_content) = (None, false),
+            EntryKind::Opening => self.forget(),
             EntryKind::Bridge | EntryKind::User | EntryKind::Transcript => {}
         }
     }
@@ -90,14 +134,38 @@ impl Compaction {
         self.dropped
     }
 
-    fn extend(&mut self, by: Dropped, has_content: bool) {
-        self.open = Some(Dropped { from: self.open.map_or(by.from, |open| open.from), to: by.to });
-        self.has_content |= has_content;
+    /// Notes of which message a partial is a part. One that cannot be read might be of any.
+    fn hear(&mut self, line: &[u8]) {
+        let Ok(Partial { event, parent_tool_use_id: agent }) = serde_json::from_slice(line) else {
+            self.said.is_more = true;
+            return;
+        };
+        match event.kind.as_str() {
+            "message_start" => {
+                if let Some(id) = event.message.and_then(|message| message.id)
+                    && (self.speaking.len() < MAX_SPEAKERS || self.speaking.contains_key(&agent))
+                {
+                    self.speaking.insert(agent, id);
+                }
+            }
+            "content_block_start" | "content_block_delta" => {
+                let id = self.speaking.get(&agent).cloned();
+                self.said.is_more |= id.is_none() && self.follows_dropped;
+                self.said.add((agent, id));
+            }
+            _ => {}
+        }
     }
 
     fn close(&mut self) {
         self.dropped.extend(self.open.take());
-        self.has_content = false;
+        self.said = Said::default();
+    }
+
+    fn forget(&mut self) {
+        (self.open, self.said) = (None, Said::default());
+        self.speaking.clear();
+        self.follows_dropped = false;
     }
 }
 
@@ -118,22 +186,44 @@ pub fn rewrite(entries: &[Entry], dropped: &[Dropped]) -> Option<Vec<Entry>> {
     (kept != entries).then_some(kept)
 }
 
-enum Stands {
-    ForContent,
-    ForNothing,
+/// A `stream_event`, as far as it says whose it is.
+#[derive(Deserialize)]
+struct Partial {
+    event: Event,
+    #[serde(default)]
+    parent_tool_use_id: Option<String>,
 }
 
-fn stands_for(line: &[u8]) -> Stands {
-    match Line::parse(line) {
-        Ok(Line::Other(kind)) if kind == "assistant" => Stands::ForContent,
-        _ => Stands::ForNothing,
+#[derive(Deserialize)]
+struct Event {
+    #[serde(rename = "type")]
+    kind: String,
+    /// Of a `message_start`.
+    #[serde(default)]
+    message: Option<Identified>,
+}
+
+#[derive(Deserialize)]
+struct Identified {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    model: Option<String>,
+}
+
+/// The message of the model that a line has a whole part of.
+fn complete_message(line: &[u8]) -> Option<Message> {
+    #[derive(Deserialize)]
+    struct Assistant {
+        message: Identified,
+        #[serde(default)]
+        parent_tool_use_id: Option<String>,
     }
-}
-
-/// Whether a partial says something that a reader would miss. One that cannot be read might.
-fn has_content(line: &[u8]) -> bool {
-    const OF_CONTENT: [&str; 2] = ["content_block_start", "content_block_delta"];
-    serde_json::from_slice::<PartialLine<'_>>(line).map_or(true, |line| OF_CONTENT.contains(&line.event.kind.as_ref()))
+    if !matches!(Line::parse(line), Ok(Line::Other(kind)) if kind == "assistant") {
+        return None;
+    }
+    let Assistant { message, parent_tool_use_id } = serde_json::from_slice(line).ok()?;
+    (message.model.as_deref() != Some(SYNTHETIC)).then_some((parent_tool_use_id, message.id))
 }
 
 #[cfg(test)]

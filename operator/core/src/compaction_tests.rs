@@ -51,12 +51,55 @@ fn what_nothing_stands_for_stays() {
     assert_eq!(dropped(&cut), []);
     let unreadable = entries(&[(Partial, "?"), (Claude, RESULT)]);
     assert_eq!(dropped(&unreadable), []);
-    let opening =
-        Opening { reason: OpeningReason::Lost, last_committed: Epoch(2).sequence(1), interrupted: None, message: None };
+    let opening = Opening {
+        reason: OpeningReason::Lost,
+        last_committed: Epoch(2).sequence(1),
+        interrupted: None,
+        message: None,
+        recovered: None,
+        sandbox: None,
+    };
     let mut lost = entries(&[(Partial, DELTA)]);
     lost.push(opening.entry(Epoch(3)));
     lost.push(Entry { sequence: Epoch(3).sequence(2), ..entries(&[(Claude, ASSISTANT)]).remove(0) });
     assert_eq!(dropped(&lost), []);
+}
+
+#[test]
+fn only_the_message_itself_stands_for_its_partials() {
+    use EntryKind::{Claude, Partial};
+    let begins = |id: &str, agent: &str| {
+        format!(
+            r#"{{"type":"stream_event","event":{{"type":"message_start","message":{{"id":"{id}"}}}},"parent_tool_use_id":{agent}}}"#
+        )
+    };
+    let says = |agent: &str| {
+        format!(
+            r#"{{"type":"stream_event","event":{{"type":"content_block_delta","delta":{{}}}},"parent_tool_use_id":{agent}}}"#
+        )
+    };
+    let whole = |id: &str, agent: &str, model: &str| {
+        format!(r#"{{"type":"assistant","message":{{"id":"{id}","model":"{model}"}},"parent_tool_use_id":{agent}}}"#)
+    };
+    let (main, sub) = ("null", r#""toolu_1""#);
+    let turn = |lines: &[(EntryKind, String)]| {
+        let lines: Vec<(EntryKind, &str)> = lines.iter().map(|(kind, line)| (*kind, line.as_str())).collect();
+        dropped(&entries(&lines))
+    };
+    let begun = [(Partial, begins("a", main)), (Partial, says(main))];
+    let with = |more: &[(EntryKind, String)]| turn(&[&begun[..], more, &[(Claude, RESULT.to_owned())]].concat());
+    assert_eq!(with(&[(Claude, whole("a", main, "opus"))]), [(1, 2)]);
+    assert_eq!(with(&[(Claude, whole("error", main, "<synthetic>"))]), []);
+    assert_eq!(with(&[(Claude, whole("a", main, "<synthetic>"))]), []);
+    assert_eq!(with(&[(Claude, whole("b", main, "opus"))]), []);
+    assert_eq!(with(&[(Claude, whole("a", sub, "opus"))]), []);
+    // Both speak: it goes when both are whole.
+    let both = [(Partial, begins("s", sub)), (Partial, says(sub)), (Claude, whole("s", sub, "opus"))];
+    assert_eq!(with(&both), []);
+    assert_eq!(with(&[&both[..], &[(Claude, whole("a", main, "opus"))]].concat()), [(1, 4)]);
+    // The beginning of the message was in the epoch before: any message of its agent.
+    assert_eq!(turn(&[(Partial, says(sub)), (Claude, whole("x", main, "opus"))]), []);
+    assert_eq!(turn(&[(Partial, says(sub)), (Claude, whole("x", sub, "opus"))]), [(1, 1)]);
 }
 
 #[test]

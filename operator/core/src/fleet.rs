@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use ash_protocol::{Sequence, fleet::Hidden, message::Decision, options::SessionOptions};
+use ash_protocol::{Epoch, Sequence, fleet::Hidden, message::Decision, options::SessionOptions};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -10,7 +10,7 @@ use crate::{
     agent::AgentVersion,
     id::{AgentId, SandboxId, SessionId, TenantId, TurnId},
     name::is_name,
-    ports::{Load, NewMessage, PodSandbox},
+    ports::{Load, NewMessage, PodSandbox, SnapshotRow},
     session::{Closing, Session},
 };
 
@@ -287,6 +287,26 @@ pub struct OfSession {
     /// A turn of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn: Option<TurnId>,
+}
+
+/// A snapshot that was taken.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NewSnapshot {
+    /// The epoch that its session was in.
+    pub epoch: Epoch,
+    /// The snapshot.
+    pub snapshot: SnapshotRow,
+}
+
+/// A snapshot that was found damaged.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DamagedSnapshot {
+    /// Whose it is.
+    pub session: SessionId,
+    /// The digest of its manifest.
+    pub digest: String,
 }
 
 /// Which version of an agent.

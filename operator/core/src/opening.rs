@@ -2,6 +2,7 @@
 
 use ash_protocol::{Entry, EntryFlags, EntryKind, Epoch, Sequence};
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -19,6 +20,36 @@ pub struct Opening {
     /// What a person is told about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// What the session goes on with, where its workspace was not at hand any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovered: Option<Recovered>,
+    /// The sandbox that was claimed, where one was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Uuid>,
+}
+
+/// From which turns a session goes on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recovered {
+    /// The last turn that the conversation holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conversation: Option<Uuid>,
+    /// The last turn that had ended when the workspace was as it is now; none where it is as the agent's files make it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<Uuid>,
+    /// When the workspace was so; none where it is as the agent's files make it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_at: Option<Timestamp>,
+    /// Newer snapshots of the workspace that were damaged, and not used.
+    #[serde(default)]
+    pub damaged: u32,
+    /// How many files and folders are not in the workspace as they were, or not at all: they could not be kept, or are lost.
+    #[serde(default)]
+    pub incomplete: u64,
+    /// The first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
 }
 
 /// Why an epoch was opened.

@@ -11,6 +11,7 @@ mod resources;
 mod runner;
 mod runner_pods;
 mod runner_store;
+mod snapshots;
 mod store;
 
 pub use access::{ACCESS_AUDIENCE, ACCESS_GROUP, AccessError, AccessResource, AccessReviews, Verb, Who};
@@ -23,6 +24,7 @@ pub use resources::{AgentRequest, ResourceError, Resources, SessionRequest};
 pub use runner::{Batch, EntryReader, Load, LoggedEntry, NewMessage, ReadError, Runner, RunnerError, Sent};
 pub use runner_pods::{ReviewError, RunnerPods, TokenReviews};
 pub use runner_store::{RunnerStore, WholeStore};
+pub use snapshots::{KEPT_DAMAGED_SNAPSHOTS, KEPT_SNAPSHOTS, SnapshotRow, SnapshotStore};
 pub use store::{
     AgentStore, Append, DeployAgent, EventLog, FleetStore, Key, KeyStore, NewKey, NewSession, OpenEpoch, Page,
     SessionFilter, SessionPage, SessionStore, Store, StoreError, TurnRecord,

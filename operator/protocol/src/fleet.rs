@@ -14,7 +14,7 @@ use crate::{sequence::Sequence, version::ProtocolVersion};
 /// The version of what coordinator and runner say to each other.
 ///
 /// The major number changes when the other side could misread something; the minor when something was added that it may ignore.
-pub const FLEET_VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 0 };
+pub const FLEET_VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 1 };
 
 /// Whether two sides understand each other: those of one generation do, whichever is newer, so that a fleet can be upgraded one
 /// by one.
@@ -68,6 +68,14 @@ pub mod coordinator {
     pub const UNFINISHED_TURN: &str = "/fleet/v1/store/unfinished-turn";
     /// A turn by its id.
     pub const TURN: &str = "/fleet/v1/store/turn";
+    /// The last turn that has ended.
+    pub const LAST_TURN: &str = "/fleet/v1/store/last-turn";
+    /// A snapshot of a session's workspace was taken.
+    pub const ADD_SNAPSHOT: &str = "/fleet/v1/store/add-snapshot";
+    /// The snapshots of a session.
+    pub const SNAPSHOTS: &str = "/fleet/v1/store/snapshots";
+    /// A snapshot was found damaged.
+    pub const SNAPSHOT_DAMAGED: &str = "/fleet/v1/store/snapshot-damaged";
     /// Which sandbox a pod is, whose bridge proved itself.
     pub const ADMIT_POD: &str = "/fleet/v1/pods/admit";
     /// A pod's Claude is ready for any session.

@@ -26,6 +26,9 @@ pub const MAX_BODY_BYTES: usize = MAX_LINE_BYTES + (64 << 10);
 /// The most that one [`FrameKind::Data`] frame carries: 256 KiB, so that events never wait long behind a file.
 pub const MAX_DATA_BYTES: usize = 256 << 10;
 
+/// Bytes of data that a bridge may send for a request before its host grants more: 1 MiB.
+pub const INITIAL_CREDIT: u64 = 1 << 20;
+
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -74,6 +77,11 @@ impl FrameKind {
 pub const DATA_END: u8 = 1;
 /// Flag of a [`FrameKind::Data`] frame from the bridge: the bytes are of the standard error stream.
 pub const DATA_STANDARD_ERROR: u8 = 2;
+
+/// Flag of a [`FrameKind::Data`] frame from the bridge: the bytes of one file end with this frame, and the next one's begin.
+pub const DATA_FILE_END: u8 = 4;
+/// Flag of a [`FrameKind::Data`] frame from the bridge: so many zeros of a file are not sent (u64, little endian): a hole.
+pub const DATA_HOLE: u8 = 8;
 
 /// One frame of the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]

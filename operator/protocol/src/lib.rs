@@ -13,6 +13,7 @@ pub mod message;
 pub mod options;
 pub mod preamble;
 pub mod sequence;
+pub mod tree;
 pub mod version;
 
 pub use entry::{Entry, EntryFlags, EntryKind};

@@ -2,6 +2,7 @@
 
 mod event;
 mod files;
+mod tree;
 
 use std::collections::BTreeMap;
 
@@ -14,11 +15,13 @@ use crate::{
     fleet::Hidden,
     options::{SessionOptions, TurnOptions},
     sequence::{Epoch, Sequence},
+    tree::ListedFile,
     version::ProtocolVersion,
 };
 
 pub use event::{BridgeEvent, Resolution, RestartReason, TranscriptPart, TurnFailure};
 pub use files::{ExecDone, FileEntry, FileList, FileRead};
+pub use tree::{Notes, TreeListed, TreeRead, TreeRestored};
 
 /// The bridge's first message.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -182,6 +185,31 @@ pub enum Request {
     Unpack {
         /// Bytes that the unpacked files may take.
         max_bytes: u64,
+    },
+    /// Lists what is in the workspace, for a snapshot. Data, within the credit and behind everything else that is to be sent: a
+    /// line of JSON for each entry ([`crate::tree::Entry`]), a folder before what is in it. Refused (`invalid`) where there is
+    /// more than `limit`. Answers [`TreeListed`]. Since version 1.2.
+    ListTree {
+        /// Entries at the most.
+        limit: u64,
+    },
+    /// Reads files of the workspace, for a snapshot. Data, within the credit and behind everything else that is to be sent: the
+    /// bytes of one file after the other, each ended by a frame with [`DATA_FILE_END`](crate::frame::DATA_FILE_END), also where
+    /// there are none. A hole of a file may be a frame with [`DATA_HOLE`](crate::frame::DATA_HOLE) instead of its zeros. Answers
+    /// [`TreeRead`]. Since version 1.2.
+    ReadTree {
+        /// Which; at most [`MAX_READ_FILES`](crate::tree::MAX_READ_FILES).
+        files: Vec<ListedFile>,
+    },
+    /// Removes everything that is in the workspace and makes it anew from the data that follows: a line of JSON for each entry
+    /// ([`crate::tree::Entry`]), a folder before what is in it, and behind that of a file its bytes; of one with holes an
+    /// [`Extent`](crate::tree::Extent) before each part. What leaves the workspace is refused by the kernel. Answers [`TreeRestored`]. Since version 1.2.
+    RestoreTree {},
+    /// Gives up a request in progress, which is answered with a refusal (`not_ready`). Nothing happens where there is none.
+    /// Since version 1.2.
+    Cancel {
+        /// The number of that request.
+        request: u64,
     },
     /// Ends Claude Code and then the bridge, so that the sandbox goes away. A running turn is given until the deadline.
     Shutdown {

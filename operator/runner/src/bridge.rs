@@ -1,7 +1,9 @@
 //! The host's end of the connection to one bridge: greeting, requests and replies, entries in, acknowledgements out.
 
+mod errors;
 mod greeting;
 mod stream;
+mod transfer;
 
 use std::{
     collections::HashMap,
@@ -15,8 +17,8 @@ use std::{
 
 use ash_core::{Entry, Sequence};
 use ash_protocol::{
-    frame::{DATA_END, Frame, FrameError, FrameKind, MAX_DATA_BYTES},
-    message::{Hello, Refusal, Reply, Request, Status, Welcome},
+    frame::{DATA_END, Frame, FrameKind, MAX_DATA_BYTES},
+    message::{Hello, Reply, Request, Status, Welcome},
 };
 use bytes::{Bytes, BytesMut};
 use serde::de::DeserializeOwned;
@@ -29,12 +31,18 @@ use tokio::{
     time::{Duration, Instant, sleep, timeout, timeout_at},
 };
 
-pub(crate) use self::greeting::greet;
-use self::stream::{ReadHalf, WriteHalf};
+pub(crate) use self::{
+    errors::{ConnectionError, RequestError},
+    greeting::greet,
+    transfer::{Download, Piece, Upload},
+};
+use self::{
+    stream::{ReadHalf, WriteHalf},
+    transfer::Sink,
+};
 use crate::{
     budget::{Budget, Share},
-    hub::NotTaken,
-    limits::{BRIDGE_QUEUE, BRIDGE_READ_BYTES, COPIED_BYTES, LONG_LINE},
+    limits::{BRIDGE_QUEUE, BRIDGE_READ_BYTES, COPIED_BYTES, LATE_LINES, LONG_LINE},
     metrics::Metrics,
 };
 
@@ -52,69 +60,26 @@ pub(crate) struct Bridge {
     next: AtomicU64,
     /// How often it was begun and ended not to read from it because the sessions have as much in memory as they may together.
     holds: AtomicU64,
+    /// Long lines that room was made for and that did not come.
+    lates: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
 /// Requests that wait for their answers, by number.
-type Pending = HashMap<u64, oneshot::Sender<Result<Box<RawValue>, RequestError>>>;
+type Pending = HashMap<u64, Waiting>;
+
+/// Who waits for an answer.
+#[derive(Debug)]
+struct Waiting {
+    answer: oneshot::Sender<Result<Box<RawValue>, RequestError>>,
+    /// For the data that comes before it.
+    data: Option<Sink>,
+}
 
 #[derive(Debug)]
 struct Outgoing {
     frames: mpsc::Receiver<Frame>,
     acknowledged: watch::Receiver<Sequence>,
-}
-
-/// Why a request was not carried out.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RequestError {
-    /// The bridge said no.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The bridge went away first.
-    #[error("the sandbox's bridge went away")]
-    Gone,
-    /// The bridge is there and does not answer.
-    #[error("the sandbox's bridge did not answer within {} s: the sandbox is ended; try again", .0.as_secs())]
-    Silent(Duration),
-    /// The bridge's answer is none.
-    #[error("the bridge's answer cannot be read: {0}")]
-    Unreadable(#[from] serde_json::Error),
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConnectionError {
-    /// The other end closed it or the system did.
-    #[error("the connection broke: {0}")]
-    Io(#[from] io::Error),
-    /// What came is no frame.
-    #[error(transparent)]
-    Frame(#[from] FrameError),
-    /// The greeting is none, or of a version that this host does not serve.
-    #[error("{0}")]
-    Greeting(String),
-    /// An entry was not taken.
-    #[error(transparent)]
-    Entry(#[from] NotTaken),
-    /// The bridge dialled anew.
-    #[error("the bridge dialled anew")]
-    Superseded,
-    /// The bridge was told that its session went on without it.
-    #[error("the session went on without this bridge")]
-    Overtaken,
-    /// A long line, for which room was made, did not come.
-    #[error("a line of {} bytes did not come within {} s", .0, LONG_LINE.as_secs())]
-    Late(usize),
-}
-
-impl ConnectionError {
-    /// Whether the peer broke the protocol, so that its sandbox cannot be trusted to go on.
-    pub(crate) fn is_violation(&self) -> bool {
-        !matches!(
-            self,
-            Self::Io(_) | Self::Superseded | Self::Overtaken | Self::Late(_) | Self::Entry(NotTaken::Full(_))
-        )
-    }
 }
 
 /// What a connection hands to its owner, in order.
@@ -183,6 +148,7 @@ impl Bridge {
             pending: Mutex::new(HashMap::new()),
             next: AtomicU64::new(1),
             holds: AtomicU64::new(0),
+            lates: AtomicU64::new(0),
             metrics,
         }
     }
@@ -203,11 +169,9 @@ impl Bridge {
 
     /// Sends a request with the data that belongs to it.
     pub(crate) async fn send_with_data(&self, request: &Request, data: Option<Bytes>) -> Answer {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = oneshot::channel();
-        self.lock_pending().insert(id, sender);
-        let mut sent = self.queue(Frame::json(FrameKind::Request, id, request)).await;
+        let (id, answer) = self.ask(request, None).await;
         if let Some(mut data) = data {
+            let mut sent = true;
             while sent {
                 let piece = data.split_to(data.len().min(MAX_DATA_BYTES));
                 let flags = if data.is_empty() { DATA_END } else { 0 };
@@ -216,11 +180,26 @@ impl Bridge {
                     break;
                 }
             }
+            if !sent {
+                self.lock_pending().remove(&id);
+            }
         }
-        if !sent {
+        answer
+    }
+
+    fn next_number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Sends a request: its number, and the future of its answer.
+    async fn ask(&self, request: &Request, data: Option<Sink>) -> (u64, Answer) {
+        let id = self.next_number();
+        let (sender, receiver) = oneshot::channel();
+        self.lock_pending().insert(id, Waiting { answer: sender, data });
+        if !self.queue(Frame::json(FrameKind::Request, id, request)).await {
             self.lock_pending().remove(&id);
         }
-        Answer(receiver)
+        (id, Answer(receiver))
     }
 
     /// Queues a frame, waiting for room where there is none. False where nobody takes it.
@@ -256,13 +235,13 @@ impl Bridge {
 
     /// Fails every request that waits for an answer: the connection that it was sent on is gone.
     pub(crate) fn fail_pending(&self) {
-        for (_, sender) in self.lock_pending().drain() {
-            let _ = sender.send(Err(RequestError::Gone));
+        for (_, waiting) in self.lock_pending().drain() {
+            let _ = waiting.answer.send(Err(RequestError::Gone));
         }
     }
 
     fn answer(&self, id: u64, body: &[u8]) {
-        let Some(sender) = self.lock_pending().remove(&id) else { return };
+        let Some(waiting) = self.lock_pending().remove(&id) else { return };
         let answer = match serde_json::from_slice(body) {
             Ok(Reply::Ok(value)) => Ok(value),
             Ok(Reply::Error(refusal)) => {
@@ -271,7 +250,15 @@ impl Bridge {
             }
             Err(error) => Err(error.into()),
         };
-        let _ = sender.send(answer);
+        let _ = waiting.answer.send(answer);
+    }
+
+    /// Hands data to whoever asked for it; false where nobody did.
+    fn take_data(&self, frame: &Frame) -> Result<bool, ConnectionError> {
+        match self.lock_pending().get_mut(&frame.number).and_then(|waiting| waiting.data.as_mut()) {
+            Some(sink) => sink.take(frame).map(|()| true),
+            None => Ok(false),
+        }
     }
 
     fn lock_pending(&self) -> MutexGuard<'_, Pending> {
@@ -328,7 +315,12 @@ impl Bridge {
                     Ok(Err(error)) => return error.into(),
                     Err(bytes) => {
                         self.metrics.lines_late.inc();
-                        return ConnectionError::Late(bytes);
+                        let lates = self.lates.fetch_add(1, Ordering::Relaxed) + 1;
+                        return if lates < LATE_LINES {
+                            ConnectionError::Late(bytes)
+                        } else {
+                            ConnectionError::LateAgain(lates)
+                        };
                     }
                 }
             }
@@ -395,6 +387,10 @@ impl Bridge {
             }
             if !entries.is_empty() {
                 pause = pause.max(incoming(Incoming::Entries(std::mem::take(&mut entries)))?);
+            }
+            // What was asked for has its own measure.
+            if frame.kind == FrameKind::Data && self.take_data(&frame)? {
+                continue;
             }
             (frames, bytes) = (frames + 1, bytes + frame.body.len());
             match frame.kind {

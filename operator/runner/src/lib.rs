@@ -27,6 +27,7 @@ mod remote_store;
 mod sandbox;
 mod server;
 mod shared;
+mod snapshots;
 mod starts;
 mod turns;
 

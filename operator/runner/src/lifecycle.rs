@@ -11,9 +11,9 @@ mod supervise;
 
 pub(crate) use self::{
     bind::{CLAIMED, WAKE_RESUMED, bind_claimed, binding},
-    close::{HOME, close, remove_folder},
+    close::{HOME, close, remove_folder, save_and_close},
     leave::open_without_sandbox,
     rest::{rest, wake},
-    start::{For, StartError, connected, restore, start, warm},
+    start::{For, Holds, StartError, bring, connected, prepare_workspace, start, warm},
     supervise::spawn_supervisor,
 };

@@ -18,8 +18,14 @@ pub(crate) const BRIDGE_ANSWER: Duration = Duration::from_secs(150);
 pub(crate) const WARM_UP: Duration = Duration::from_secs(90);
 /// How long a sandbox may take to end by itself before it is killed.
 pub(crate) const SANDBOX_END: Duration = Duration::from_secs(5);
-/// How long sandboxes may take at the stop of a server, once no turn may go on: their end, and the commit of what they said.
-pub const CLOSING: Duration = Duration::from_secs(15);
+/// How long sandboxes may take at the stop of a server, once no turn may go on: the end of the turns, the snapshots, their end.
+pub const CLOSING: Duration = Duration::from_secs(
+    INTERRUPTED.as_secs()
+        + LEAVING_WAIT.as_secs()
+        + SNAPSHOT_AT_END.as_secs()
+        + SANDBOX_END.as_secs()
+        + FLUSH_WAIT.as_secs(),
+);
 /// How long the log may take to be committed before a session leaves its sandbox without its last entries.
 pub(crate) const FLUSH_WAIT: Duration = Duration::from_secs(10);
 /// How long entries wait for more before they are committed, when none of them is a complete message.
@@ -76,10 +82,63 @@ pub(crate) const REMEMBERED_LOG_BYTES: u64 = 1 << 20;
 pub(crate) const RECOVERIES: usize = 16;
 /// The longest id of a permission request; Claude Code's are UUIDs.
 pub(crate) const MAX_PERMISSION_ID_BYTES: usize = 256;
+/// How long an eviction that does not get on keeps others from being begun for the same message.
+pub(crate) const EVICTION: Duration = Duration::from_secs(5);
 /// How often a message that waits for a place looks for a sandbox that may make room.
 pub(crate) const ROOM_RETRY: Duration = Duration::from_millis(250);
 /// Requests to one bridge that wait to be written.
 pub(crate) const BRIDGE_QUEUE: usize = 64;
+/// Bytes of data that are taken from a bridge before it is granted as many more.
+pub(crate) const DOWNLOAD_GRANT: usize = 256 << 10;
+/// Pieces of data of one request that wait to be taken: more than a bridge has a reason to send at the credit that it has, with an
+/// end for each of the files that one request may name. One more is a violation of the protocol.
+pub(crate) const DOWNLOAD_PIECES: usize = 4096;
+/// Snapshots that are taken at the same time of sessions that go on; all but one of them of one tenant's.
+pub(crate) const SNAPSHOTS_AT_ONCE: usize = 3;
+/// ... of sessions that leave their sandbox.
+pub(crate) const LEAVING_AT_ONCE: usize = 4;
+/// Workspaces that are restored at the same time; all but one of them of one tenant's sessions.
+pub(crate) const RESTORES_AT_ONCE: usize = 4;
+/// Segments of one snapshot that are packed and written at the same time.
+pub(crate) const PACKED_AT_ONCE: usize = 4;
+/// Segments of one snapshot that are fetched ahead when it is restored.
+pub(crate) const FETCHED_AT_ONCE: usize = 4;
+/// How long a bridge may leave a listing, a reading or a restoring without a sign before it is given up.
+pub(crate) const SNAPSHOT_STALL: Duration = Duration::from_secs(60);
+/// Memory of a list or a manifest, about, up to which there is room for as many as there are places.
+pub(crate) const SMALL_TREE_BYTES: usize = 16 << 20;
+/// Lists and manifests that are larger, at the same time; one of them of one tenant's sessions.
+pub(crate) const LARGE_AT_ONCE: usize = 2;
+/// How long a list of a workspace may take. Of the most that it may have an honest bridge takes 5 s.
+pub(crate) const LISTING: Duration = Duration::from_secs(60);
+/// How long reading a workspace for a snapshot may take, with what it takes at the rate below.
+pub(crate) const SNAPSHOT_BASE: Duration = Duration::from_secs(60);
+/// ... at least so many bytes in a second.
+pub(crate) const SNAPSHOT_READ_PER_SECOND: u64 = 32 << 20;
+/// ... and no longer than this, however large it is. What was written until then the next one finds.
+pub(crate) const SNAPSHOT_LONGEST: Duration = Duration::from_secs(600);
+/// Lists for one snapshot, where files are renamed in between.
+pub(crate) const LISTED_AGAIN: u32 = 2;
+/// What a session may write to the snapshot storage at this rate, beyond a burst of as much as a workspace may have. 21 GiB in a day.
+pub(crate) const SNAPSHOT_BYTES_PER_SECOND: u64 = 256 << 10;
+/// How often it is looked whether the segments of a session that did not change are still in a bucket.
+pub(crate) const SNAPSHOT_CHECK: Duration = Duration::from_hours(24);
+/// How long a restoration may take, with what it takes at the rate below.
+pub(crate) const RESTORE_BASE: Duration = Duration::from_secs(60);
+/// ... at least so many bytes in a second.
+pub(crate) const RESTORED_PER_SECOND: u64 = 4 << 20;
+/// How long a session waits until it is its workspace's turn to be restored.
+pub(crate) const RESTORE_WAIT: Duration = Duration::from_secs(60);
+/// Paths that a recovery names of what is not as it was.
+pub(crate) const NAMED_LOSSES: usize = 5;
+/// How long after a turn its snapshot is taken; turns that end meanwhile share it.
+pub(crate) const SNAPSHOT_AFTER: Duration = Duration::from_secs(2);
+/// How long a snapshot after a turn waits for the next turn to end; then it is taken in the middle of that.
+pub(crate) const SNAPSHOT_IDLE: Duration = Duration::from_secs(30);
+/// How long a session that leaves its sandbox waits until it is the turn of its snapshot; then it leaves without.
+pub(crate) const LEAVING_WAIT: Duration = Duration::from_secs(120);
+/// How long that snapshot may take.
+pub(crate) const SNAPSHOT_AT_END: Duration = Duration::from_secs(60);
 /// Bytes read from a bridge at once.
 pub(crate) const BRIDGE_READ_BYTES: usize = 256 << 10;
 /// Uncommitted bytes that every session may have whatever the others have; beyond them the budget of all is drawn from.
@@ -89,6 +148,8 @@ pub(crate) const OWN_BYTES: usize = COMMIT_BYTES;
 pub(crate) const COPIED_BYTES: usize = 4 * BRIDGE_READ_BYTES;
 /// How long a line that is longer than one read may take from being let in to its end. An honest bridge takes a second.
 pub(crate) const LONG_LINE: Duration = Duration::from_secs(60);
+/// So many such lines may not come in the life of a sandbox: with the last its bridge is not trusted any more.
+pub(crate) const LATE_LINES: u64 = 3;
 /// Sandboxes that start at the same time, per core.
 pub(crate) const STARTS_PER_CORE: usize = 2;
 /// How long a start that is not done keeps others from starting; it goes on without its turn. Most take 1 to 3 s.

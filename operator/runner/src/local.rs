@@ -33,7 +33,7 @@ use crate::{
     bridge::RequestError,
     commit,
     hub::{PermissionGate, Place, Reserve},
-    lifecycle::{WAKE_RESUMED, close, open_without_sandbox, rest, wake},
+    lifecycle::{WAKE_RESUMED, close, open_without_sandbox, rest, save_and_close, wake},
     limits::{BRIDGE_ANSWER, BRIDGE_AWAY, SANDBOX_END},
     metrics::Metrics,
     options::{bounded, effective},
@@ -64,6 +64,7 @@ impl LocalRunner {
         let metrics = Arc::new(Metrics::default());
         metrics.register(registry);
         let shared = Arc::new(Shared::new(config, backend, gateway, store, metrics));
+        shared.snapshots.register(registry);
         tokio::spawn(commit::run(Arc::clone(&shared.queue), Arc::clone(&shared.store), Arc::clone(&shared.metrics)));
         recovery::recover(&shared).await?;
         tokio::spawn(pool::sweep(Arc::clone(&shared)));
@@ -96,7 +97,7 @@ impl LocalRunner {
             if let Some(hub) = sandbox.hub() {
                 hub.begin_leaving(sandbox);
             }
-            close(&self.shared.metrics, sandbox, EndReason::Asleep(PausedReason::Drained)).await;
+            save_and_close(&self.shared, sandbox, EndReason::Asleep(PausedReason::Drained)).await;
         }))
         .await;
         // Only now: how an interrupted turn ended is for its readers too.
@@ -169,7 +170,7 @@ impl LocalRunner {
         if self.shared.backend.pods().is_some() && closing != Closing::End {
             rest(&self.shared, sandbox, hub, reason).await;
         } else {
-            close(&self.shared.metrics, sandbox, reason).await;
+            save_and_close(&self.shared, sandbox, reason).await;
         }
     }
 
@@ -203,6 +204,8 @@ impl LocalRunner {
             last_committed: hub.session().last,
             interrupted: hub.turn().map(|turn| turn.id.0),
             message: None,
+            recovered: None,
+            sandbox: None,
         };
         let opened = open_without_sandbox(&self.shared, hub, state, None, opening).await;
         opened.ok_or_else(|| {

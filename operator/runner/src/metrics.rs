@@ -53,6 +53,7 @@ pub(crate) struct Metrics {
     pub(crate) sandbox_failures: Counter,
     pub(crate) sandboxes_lost: Counter,
     pub(crate) evictions: Counter,
+    pub(crate) evictions_slow: Counter,
     pub(crate) capacity_refusals: Counter,
     /// Messages that wait for a place.
     pub(crate) messages_waiting: Gauge,
@@ -140,6 +141,11 @@ impl Metrics {
         registry.register("sandbox_failures", "Sandboxes that could not be started", self.sandbox_failures.clone());
         registry.register("sandboxes_lost", "Sandboxes that ended without being told to", self.sandboxes_lost.clone());
         registry.register("evictions", "Sandboxes ended to make room", self.evictions.clone());
+        registry.register(
+            "evictions_slow",
+            "Evictions that took so long that another one was allowed beside them",
+            self.evictions_slow.clone(),
+        );
         registry.register(
             "messages_waiting",
             "Messages that wait for a sandbox's place",

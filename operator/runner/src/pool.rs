@@ -21,8 +21,8 @@ use tokio::{
 use crate::{
     hub::Hub,
     kernel,
-    lifecycle::{For, close, rest, start},
-    limits::{MEASURED_GROWTH_BYTES, ROOM_RETRY, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
+    lifecycle::{For, rest, save_and_close, start},
+    limits::{EVICTION, MEASURED_GROWTH_BYTES, ROOM_RETRY, SWEEP_INTERVAL, WARM_RETRY, WARM_TRIES},
     sandbox::{EndReason, Sandbox},
     shared::{Shared, WarmTarget},
 };
@@ -169,12 +169,21 @@ fn put_to_sleep(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, reason: PausedReas
         let (shared, sandbox) = (Arc::clone(shared), Arc::clone(sandbox));
         shared.evicting.fetch_add(1, Ordering::SeqCst);
         tokio::spawn(async move {
-            match sandbox.hub() {
-                // A pod keeps its session's files; a place that is given back would lose them.
-                Some(hub) if shared.backend.pods().is_some() => rest(&shared, &sandbox, &hub, reason).await,
-                _ => close(&shared.metrics, &sandbox, reason).await,
-            }
+            let work = async {
+                match sandbox.hub() {
+                    // A pod keeps its session's files; a place that is given back would lose them.
+                    Some(hub) if shared.backend.pods().is_some() => rest(&shared, &sandbox, &hub, reason).await,
+                    _ => save_and_close(&shared, &sandbox, reason).await,
+                }
+            };
+            tokio::pin!(work);
+            // One that takes long, for a snapshot, does not keep the next one from being begun.
+            let is_done = timeout(EVICTION, &mut work).await.is_ok();
             shared.evicting.fetch_sub(1, Ordering::SeqCst);
+            if !is_done {
+                shared.metrics.evictions_slow.inc();
+                work.await;
+            }
         });
     }
     ends
@@ -317,7 +326,7 @@ fn place_for_warm(shared: &Arc<Shared>, agent: &AgentVersion) -> Option<OwnedSem
 /// may write, but measuring a thousand idle workspaces every time would cost more than everything else that they do.
 pub(crate) async fn sweep(shared: Arc<Shared>) {
     let growth = MEASURED_GROWTH_BYTES.min(shared.config.limits.workspace_bytes / 2);
-    let mut least = used_bytes(&shared);
+    let (mut least, mut kept) = (used_bytes(&shared), shared.snapshots.bytes_kept_here());
     loop {
         tokio::select! {
             () = sleep(SWEEP_INTERVAL) => {}
@@ -326,6 +335,9 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
         shared.metrics.sweeps.inc();
         shared.config.model_keys.keep_only(|session| shared.is_busy(session));
         let used = used_bytes(&shared);
+        // Snapshots are no growth of any sandbox.
+        let kept_now = shared.snapshots.bytes_kept_here();
+        least = least.saturating_add(kept_now - std::mem::replace(&mut kept, kept_now));
         let grown = used.saturating_sub(least) >= growth;
         least = if grown { used } else { least.min(used) };
         for sandbox in shared.sandboxes() {

@@ -205,6 +205,8 @@ async fn lost(shared: &Arc<Shared>, row: &Session, hub: &Arc<Hub>) -> Result<(),
         last_committed: row.last,
         interrupted,
         message: interrupted.map(|_| message.to_owned()),
+        recovered: None,
+        sandbox: None,
     };
     let state = row.state.after(SessionEvent::Pause(PausedReason::Lost)).unwrap_or(row.state);
     open_without_sandbox(shared, hub, state, None, opening).await;

@@ -11,10 +11,11 @@ use std::{
 use ash_core::{
     agent::AgentVersion,
     id::{SandboxId, SessionId},
+    opening::Recovered,
     sandbox::SandboxState,
 };
 use ash_gateway::Attachment;
-use ash_protocol::message::Progress;
+use ash_protocol::{message::Progress, version::ProtocolVersion};
 use ash_sandbox::BoundsMet;
 use tokio::{
     net::UnixListener,
@@ -48,6 +49,8 @@ pub(crate) struct Sandbox {
     pub(crate) gone: CancellationToken,
     /// Held by who gives the folder another name, or removes it.
     pub(crate) folder: tokio::sync::Mutex<()>,
+    /// Held by who takes a snapshot of its workspace.
+    pub(crate) snapshot: tokio::sync::Mutex<()>,
     /// Bounds that it met, as far as they were counted.
     pub(crate) met: Mutex<BoundsMet>,
     inner: Mutex<Inner>,
@@ -64,6 +67,10 @@ struct Inner {
     progress: Option<Progress>,
     /// The conversation that was put back into the sandbox, and its length in bytes.
     restored: Option<(Uuid, u64)>,
+    /// What its session goes on with, where its workspace was not at hand.
+    recovered: Option<Recovered>,
+    /// The version that its bridge speaks.
+    protocol: Option<ProtocolVersion>,
     /// Whether the session was taken off, or somebody is at it.
     left: bool,
 }
@@ -116,6 +123,7 @@ impl Sandbox {
             end: CancellationToken::new(),
             gone: CancellationToken::new(),
             folder: tokio::sync::Mutex::new(()),
+            snapshot: tokio::sync::Mutex::new(()),
             met: Mutex::default(),
             inner: Mutex::new(Inner {
                 occupancy: Occupancy::new(hub),
@@ -125,6 +133,8 @@ impl Sandbox {
                 gateway_port: None,
                 progress: None,
                 restored: None,
+                recovered: None,
+                protocol: None,
                 left: false,
             }),
         }
@@ -222,6 +232,25 @@ impl Sandbox {
     /// How far the bridge was when it connected last.
     pub(crate) fn progress(&self) -> Option<Progress> {
         self.lock().progress.clone()
+    }
+
+    /// Notes what its session goes on with: its log says so.
+    pub(crate) fn set_recovered(&self, recovered: Recovered) {
+        self.lock().recovered = Some(recovered);
+    }
+
+    pub(crate) fn recovered(&self) -> Option<Recovered> {
+        self.lock().recovered.clone()
+    }
+
+    /// Notes the version that its bridge speaks.
+    pub(crate) fn set_protocol(&self, protocol: ProtocolVersion) {
+        self.lock().protocol = Some(protocol);
+    }
+
+    /// Whether its bridge knows what came with this minor version of the protocol.
+    pub(crate) fn speaks(&self, minor: u16) -> bool {
+        self.lock().protocol.is_some_and(|protocol| protocol.knows(minor))
     }
 
     pub(crate) fn set_restored(&self, conversation: Uuid, length: u64) {

@@ -19,6 +19,7 @@ use ash_core::{
 };
 use ash_gateway::Gateway;
 use ash_sandbox::Limits;
+use ash_snapshot::Vault;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,7 @@ use crate::{
     metrics::Metrics,
     model_keys::ModelKeys,
     sandbox::{Folders, Sandbox},
+    snapshots::Snapshots,
     starts::Starts,
 };
 
@@ -64,6 +66,10 @@ pub struct RunnerConfig {
     pub capacity_wait: Duration,
     /// The keys of the model API that sessions have for themselves; empty where the gateway has one for all.
     pub model_keys: Arc<ModelKeys>,
+    /// Where snapshots of workspaces are kept; none are taken without.
+    pub vault: Option<Vault>,
+    /// Bytes that the files of a workspace may have for a snapshot, holes aside.
+    pub snapshot_bytes: u64,
 }
 
 /// Shared by the tasks of one runner.
@@ -91,6 +97,7 @@ pub(crate) struct Shared {
     pub(crate) closing: CancellationToken,
     /// Nothing comes any more: readers end when they have given everything there is.
     pub(crate) silent: CancellationToken,
+    pub(crate) snapshots: Snapshots,
     pub(crate) pre_warm_hits: AtomicU64,
     pub(crate) resume_cold_hits: AtomicU64,
     hubs: Mutex<HashMap<SessionId, Known>>,
@@ -146,6 +153,7 @@ impl Shared {
             evicting: AtomicUsize::new(0),
             closing: CancellationToken::new(),
             silent: CancellationToken::new(),
+            snapshots: Snapshots::new(config.vault.clone(), config.snapshot_bytes),
             pre_warm_hits: AtomicU64::new(0),
             resume_cold_hits: AtomicU64::new(0),
             hubs: Mutex::default(),

@@ -262,6 +262,8 @@ pub(crate) async fn give_up(shared: &Arc<Shared>, hub: &Arc<Hub>, why: NoSandbox
         last_committed: row.last,
         interrupted: hub.turn().map(|turn| turn.id.0),
         message: Some(message.clone()),
+        recovered: None,
+        sandbox: None,
     };
     let error = if is_error { Some(message) } else { row.error };
     open_without_sandbox(shared, hub, state, error, opening).await;

@@ -80,6 +80,8 @@ async fn measure(store: &Arc<impl Database + 'static>) {
             last_committed: session.last,
             interrupted: None,
             message: None,
+            recovered: None,
+            sandbox: None,
         },
     };
     let begin = Instant::now();

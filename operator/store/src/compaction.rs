@@ -64,30 +64,47 @@ impl<E: Engine> CompactionStore for SqlStore<E> {
         self.engine.write(One::<Compactable>::new(statement)).await
     }
 
-    async fn compact(&self, turn: &CompactableTurn) -> Result<u64, StoreError> {
-        Ok(self.compact_turn(turn).await?)
+    async fn compact(&self, turns: &[CompactableTurn]) -> Result<u64, StoreError> {
+        Ok(self.compact_turns(turns).await?)
     }
 }
 
 impl<E: Engine> SqlStore<E> {
-    /// The turn is read forwards, to see what may go, and then backwards, to drop it: what is cut off in the middle leaves no gap
+    /// The turns are read forwards, to see what may go, and then backwards, to drop it: what is cut off in the middle leaves no gap
     /// that no entry stands for. Holds one batch, and then at most [`COMPACTED_CHUNKS`] chunks of partials at a time.
-    async fn compact_turn(&self, turn: &CompactableTurn) -> Result<u64, Fault> {
-        let dropped = self.droppable(turn).await?;
-        // The batch of the turn's end may go on behind it.
+    async fn compact_turns(&self, turns: &[CompactableTurn]) -> Result<u64, Fault> {
+        let mut dropped = Vec::new();
+        for turn in turns {
+            dropped.extend(self.droppable(turn).await?);
+        }
+        dropped.sort_by_key(|range| range.from);
+        let (Some(first), Some(last)) = (dropped.first(), dropped.last()) else {
+            self.set_done(turns).await?;
+            return Ok(0);
+        };
+        let Some(session) = turns.first().map(|turn| turn.session) else { return Ok(0) };
+        let place = Place { session, first: first.from, last: last.to };
+        // The batch of a turn's end may go on behind it.
         let (mut saved, mut before) = (0, END);
-        while !dropped.is_empty() {
-            let chunks = self.partials(turn, before).await?;
+        loop {
+            let chunks = self.partials(place, before).await?;
             let Some(first) = chunks.last() else { break };
             before = first.batch_last;
             let changes: Vec<Change> = chunks.into_iter().filter_map(|chunk| chunk.change(&dropped)).collect();
             if !changes.is_empty() {
-                saved += self.engine.write(Rewrite { session: turn.session, changes }).await?;
+                saved += self.engine.write(Rewrite { session, changes }).await?;
             }
         }
-        let done = Statement::new("UPDATE turns SET compactable_since = NULL WHERE session = $1 AND turn = $2");
-        self.engine.write(One::<Counted>::new(done.text(turn.session).text(turn.turn))).await?;
+        self.set_done(turns).await?;
         Ok(saved)
+    }
+
+    async fn set_done(&self, turns: &[CompactableTurn]) -> Result<(), Fault> {
+        for turn in turns {
+            let done = Statement::new("UPDATE turns SET compactable_since = NULL WHERE session = $1 AND turn = $2");
+            self.engine.write(One::<Counted>::new(done.text(turn.session).text(turn.turn))).await?;
+        }
+        Ok(())
     }
 
     async fn droppable(&self, turn: &CompactableTurn) -> Result<Vec<Dropped>, Fault> {
@@ -107,17 +124,17 @@ impl<E: Engine> SqlStore<E> {
         Ok(compaction.finish())
     }
 
-    /// The last few partial chunks of the turn before a batch, the last one first.
-    async fn partials(&self, turn: &CompactableTurn, before: Sequence) -> Result<Vec<PartialChunk>, Fault> {
+    /// The last few partial chunks of a part of the log before a batch, the last one first.
+    async fn partials(&self, place: Place, before: Sequence) -> Result<Vec<PartialChunk>, Fault> {
         let statement = Statement::new(
             "SELECT batch_last, last_sequence, codec, size, data FROM log_chunks \
              WHERE session = $1 AND class = $2 AND last_sequence >= $3 AND first_sequence <= $4 AND batch_last < $5 \
              ORDER BY batch_last DESC LIMIT $6",
         )
-        .text(turn.session)
+        .text(place.session)
         .integer(ChunkClass::Partial as i64)
-        .integer(rows::column(turn.first))
-        .integer(rows::column(turn.last))
+        .integer(rows::column(place.first))
+        .integer(rows::column(place.last))
         .integer(rows::column(before))
         .integer(COMPACTED_CHUNKS);
         let found = self.engine.reader().rows(statement).await?;
@@ -130,6 +147,14 @@ impl<E: Engine> SqlStore<E> {
         };
         found.iter().map(chunk).collect()
     }
+}
+
+/// A part of a session's log.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    session: SessionId,
+    first: Sequence,
+    last: Sequence,
 }
 
 /// A stored chunk of partials.

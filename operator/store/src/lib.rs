@@ -29,6 +29,7 @@ mod postgres;
 mod rows;
 mod seal;
 mod sessions;
+mod snapshots;
 mod sql;
 mod sqlite;
 mod store;

@@ -12,7 +12,7 @@ use ash_core::{
     name::AgentName,
     ports::{
         AgentStore, Append, DeployAgent, EventLog, Key, KeyStore, NewKey, NewSession, OpenEpoch, Page, SessionFilter,
-        SessionPage, SessionStore, StoreError, TurnRecord,
+        SessionPage, SessionStore, SnapshotRow, SnapshotStore, StoreError, TurnRecord,
     },
     session::{Session, SessionState},
     transcript::Transcript,
@@ -310,6 +310,37 @@ impl EventLog for Memory {
 
     async fn turn(&self, _: SessionId, _: TurnId) -> Result<Option<TurnRecord>, StoreError> {
         Ok(None)
+    }
+}
+
+#[async_trait]
+impl SnapshotStore for Memory {
+    async fn last_turn(&self, _: SessionId) -> Result<Option<TurnId>, StoreError> {
+        Ok(None)
+    }
+
+    async fn add_snapshot(&self, _: Epoch, _: SnapshotRow) -> Result<(), StoreError> {
+        Err(StoreError::Unavailable("not in this test".to_owned()))
+    }
+
+    async fn snapshots(&self, _: SessionId) -> Result<Vec<SnapshotRow>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn snapshot_damaged(&self, _: SessionId, _: &str) -> Result<(), StoreError> {
+        Err(StoreError::Unavailable("not in this test".to_owned()))
+    }
+
+    async fn tenants_with_sessions(&self) -> Result<Vec<TenantId>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn installation(&self) -> Result<uuid::Uuid, StoreError> {
+        Err(StoreError::Unavailable("not in this test".to_owned()))
+    }
+
+    async fn snapshots_of(&self, _: &TenantId) -> Result<Vec<(SessionId, String)>, StoreError> {
+        Ok(Vec::new())
     }
 }
 

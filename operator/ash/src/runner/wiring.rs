@@ -28,7 +28,7 @@ use crate::serve::{
     arguments::{SandboxArguments, SandboxKind},
     claude,
     key::hexadecimal,
-    sinks, wiring,
+    sinks, snapshots, wiring,
 };
 
 /// Held by the runner of a data directory: the file that a server with a store there holds, so that there is one of either.
@@ -167,7 +167,8 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Runner> {
             (pods.into(), PathBuf::new(), PathBuf::new(), Some(ports))
         }
     };
-    let config = RunnerConfig { model_keys, ..wiring::runner_config(sandboxing, &data, bridge, claude) };
+    let vault = snapshots::vault(sandboxing, None)?;
+    let config = RunnerConfig { model_keys, vault, ..wiring::runner_config(sandboxing, &data, bridge, claude) };
     let local = Arc::new(LocalRunner::start(config, backend, gateway.clone(), store, &mut metrics).await?);
     let stop_bridges = CancellationToken::new();
     if let Some(Ports { bridges, gateway: listener, .. }) = ports {

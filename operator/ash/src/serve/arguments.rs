@@ -210,10 +210,19 @@ pub(crate) struct SandboxArguments {
     /// Disk use of a workspace
     #[arg(long, env = "ASH_WORKSPACE_QUOTA", default_value = "10GiB", value_name = "SIZE", help_heading = "Sandboxes")]
     pub(crate) workspace_quota: Size,
+    /// Bytes of a workspace's files, holes aside, up to which snapshots are taken of it; where sandboxes are pods, as much as the
+    /// largest workspace of an agent may hold [default: the workspace quota]
+    #[arg(long, env = "ASH_SNAPSHOT_QUOTA", value_name = "SIZE", help_heading = "Sandboxes")]
+    pub(crate) snapshot_quota: Option<Size>,
     /// Memory for what sessions wrote and the log has not yet, of all sessions together: at it they are read no further until the
     /// log has it; 65MiB at the least [default: half of what this process may use]
     #[arg(long, env = "ASH_LOG_MEMORY", value_parser = values::log_memory, value_name = "SIZE", help_heading = "Sandboxes")]
     pub(crate) log_memory: Option<Size>,
+    /// Where snapshots of workspaces are kept: a folder, or `s3://BUCKET/PREFIX` with server and keys in the variables AWS_ENDPOINT,
+    /// AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ALLOW_HTTP=true without TLS). Coordinators and runners name the
+    /// same [default: `snapshots` in the data directory of a server by itself; a runner takes none]
+    #[arg(long, env = "ASH_OBJECT_STORE", value_name = "ADDRESS", help_heading = "Sandboxes")]
+    pub(crate) object_store: Option<String>,
     /// Host or network that sandboxes may reach although it is not public: a name, an address, or address/length; can be
     /// repeated
     #[arg(long, env = "ASH_EGRESS_ALLOW", action = ArgAction::Append, value_delimiter = ',', value_name = "TARGET",

@@ -29,7 +29,7 @@ use super::{
     arguments::{Arguments, FleetArguments, SandboxKind},
     compaction,
     key::{self, hexadecimal},
-    store_metrics, wait_for_signal, wiring,
+    snapshots, store_metrics, wait_for_signal, wiring,
 };
 
 /// A wired coordinator.
@@ -134,6 +134,10 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
     };
     let pods = (fleet.kubernetes || fleet.sandbox_kind == SandboxKind::Pods)
         .then(|| PodsConfig { default_namespace: fleet.default_namespace.clone(), resources: resources.clone() });
+    if let Some(vault) = snapshots::vault(&arguments.sandboxes, None)? {
+        let collections = snapshots::Collections::register(&mut metrics);
+        tokio::spawn(snapshots::collect(vault, store.clone(), collections));
+    }
     let config = RegistryConfig { secret: Arc::clone(&secret), token_key, model_key, pods };
     let registry = Registry::start(config, store.clone(), &mut metrics).await?;
     let runner = Arc::new(FleetRunner::new(Arc::clone(&registry)));

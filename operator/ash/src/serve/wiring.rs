@@ -29,7 +29,7 @@ use super::{
     arguments::{Arguments, SandboxArguments, SandboxPolicy, UpstreamArguments},
     claude, compaction, key,
     keyed::KeyedRunner,
-    sinks, store_metrics, system_metrics,
+    sinks, snapshots, store_metrics, system_metrics,
 };
 use crate::values::Size;
 
@@ -101,8 +101,10 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let compaction_metrics = compaction::Metrics::register(&mut runner_metrics);
     runner_metrics.register_collector(Box::new(system_metrics::SystemMetrics(Arc::clone(&backend))));
     let as_port: Arc<dyn Store> = store.clone();
+    let vault = snapshots::vault(sandboxing, Some(&data))?;
+    let collections = snapshots::Collections::register(&mut runner_metrics);
     let runner = LocalRunner::start(
-        runner_config(sandboxing, &data, bridge, claude),
+        RunnerConfig { vault: vault.clone(), ..runner_config(sandboxing, &data, bridge, claude) },
         backend.into(),
         gateway,
         Arc::new(WholeStore(Arc::clone(&as_port))),
@@ -112,6 +114,9 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     let runner = Arc::new(runner);
     *registry.lock().unwrap_or_else(PoisonError::into_inner) = runner_metrics;
 
+    if let Some(vault) = vault {
+        tokio::spawn(snapshots::collect(vault, Arc::clone(&as_port), collections));
+    }
     for agent in as_port.agents(&TenantId::default_tenant()).await? {
         runner.prepare(agent.version);
     }
@@ -273,5 +278,7 @@ pub(crate) fn runner_config(
         capacity_wait: arguments.capacity_wait.unwrap_or(ash_runner::CAPACITY_WAIT),
         permission_timeout: arguments.permission_timeout,
         model_keys: Arc::default(),
+        vault: None,
+        snapshot_bytes: arguments.snapshot_quota.unwrap_or(arguments.workspace_quota).bytes(),
     }
 }

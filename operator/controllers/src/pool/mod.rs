@@ -480,6 +480,8 @@ async fn lose(namespace: &Namespace, id: SessionId, sandbox: SandboxId) -> Resul
         last_committed: row.last,
         interrupted,
         message: interrupted.map(|_| message.to_owned()),
+        recovered: None,
+        sandbox: None,
     };
     let state = row.state.after(SessionEvent::Pause(PausedReason::Lost)).unwrap_or(row.state);
     let open = OpenEpoch { session: id, expected: row.epoch, state, error: None, sandbox: None, opening };

@@ -378,6 +378,8 @@ async fn fail(namespace: &Namespace, row: &Row, trouble: Option<&Failure>) -> Re
             last_committed: row.last,
             interrupted,
             message: interrupted.map(|_| message.clone()),
+            recovered: None,
+            sandbox: None,
         };
         let open =
             OpenEpoch { session: row.id, expected: row.epoch, state, error: Some(message), sandbox: None, opening };

@@ -260,7 +260,14 @@ impl FakeRunner {
             if row.state == state && row.sandbox == sandbox {
                 return Ok(row);
             }
-            let opening = Opening { reason, last_committed: row.last, interrupted: None, message: None };
+            let opening = Opening {
+                reason,
+                last_committed: row.last,
+                interrupted: None,
+                message: None,
+                recovered: None,
+                sandbox: None,
+            };
             let open = OpenEpoch { session: row.id, expected: row.epoch, state, error: None, sandbox, opening };
             match self.store.open_epoch(open).await {
                 Err(StoreError::Overtaken { .. }) => {}

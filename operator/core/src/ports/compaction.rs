@@ -35,7 +35,7 @@ pub trait CompactionStore: Send + Sync {
         limit: u32,
     ) -> Result<Vec<CompactableTurn>, StoreError>;
 
-    /// Drops a turn's partial messages as far as complete ones stand for them; gives how many bytes of the log that saved, as they
-    /// were before compression. May be done twice.
-    async fn compact(&self, turn: &CompactableTurn) -> Result<u64, StoreError>;
+    /// Drops the partial messages of turns of one session as far as complete ones stand for them; gives how many bytes of the log
+    /// that saved, as they were before compression. What several of them lie in is written once. May be done twice.
+    async fn compact(&self, turns: &[CompactableTurn]) -> Result<u64, StoreError>;
 }

@@ -4,11 +4,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ash_protocol::Sequence;
+use ash_protocol::{Epoch, Sequence};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Append, OpenEpoch, Page, Store, StoreError, TurnRecord};
+use super::{Append, OpenEpoch, Page, SnapshotRow, Store, StoreError, TurnRecord};
 use crate::{
     agent::AgentVersion,
     id::{AgentId, SessionId, TenantId, TurnId},
@@ -62,6 +62,18 @@ pub trait RunnerStore: Send + Sync {
 
     /// A turn by its id.
     async fn turn(&self, session: SessionId, turn: TurnId) -> Result<Option<TurnRecord>, StoreError>;
+
+    /// The last turn of a session that has ended, as far as that is committed.
+    async fn last_turn(&self, session: SessionId) -> Result<Option<TurnId>, StoreError>;
+
+    /// Adds a snapshot of a session that is in this epoch.
+    async fn add_snapshot(&self, epoch: Epoch, snapshot: SnapshotRow) -> Result<(), StoreError>;
+
+    /// The snapshots of a session, newest first.
+    async fn snapshots(&self, session: SessionId) -> Result<Vec<SnapshotRow>, StoreError>;
+
+    /// Says that a snapshot of a session was found damaged: newer ones do not push it out.
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError>;
 }
 
 /// The store of this process as its runner's: all sessions are its own.
@@ -120,5 +132,21 @@ impl RunnerStore for WholeStore {
 
     async fn turn(&self, session: SessionId, turn: TurnId) -> Result<Option<TurnRecord>, StoreError> {
         self.0.turn(session, turn).await
+    }
+
+    async fn last_turn(&self, session: SessionId) -> Result<Option<TurnId>, StoreError> {
+        self.0.last_turn(session).await
+    }
+
+    async fn add_snapshot(&self, epoch: Epoch, snapshot: SnapshotRow) -> Result<(), StoreError> {
+        self.0.add_snapshot(epoch, snapshot).await
+    }
+
+    async fn snapshots(&self, session: SessionId) -> Result<Vec<SnapshotRow>, StoreError> {
+        self.0.snapshots(session).await
+    }
+
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError> {
+        self.0.snapshot_damaged(session, digest).await
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ChangeStore, CompactionStore, CredentialStore, MembershipStore, PodStore};
+use super::{ChangeStore, CompactionStore, CredentialStore, MembershipStore, PodStore, SnapshotStore};
 use crate::{
     agent::{Agent, AgentSettings, AgentVersion},
     id::{AgentId, KeyId, SandboxId, SessionId, TenantId, TurnId},
@@ -19,9 +19,9 @@ use crate::{
 };
 
 /// Everything that is kept. `Arc<dyn Store>` is what the parts hold.
-pub trait Store: AgentStore + SessionStore + EventLog + KeyStore {}
+pub trait Store: AgentStore + SessionStore + EventLog + KeyStore + SnapshotStore {}
 
-impl<T: AgentStore + SessionStore + EventLog + KeyStore> Store for T {}
+impl<T: AgentStore + SessionStore + EventLog + KeyStore + SnapshotStore> Store for T {}
 
 /// Everything that is kept, with what coordinators share.
 pub trait FleetStore: Store + MembershipStore + PodStore + CredentialStore + ChangeStore + CompactionStore {}

@@ -158,7 +158,8 @@ pub fn render(session: SessionId, entry: &Entry) -> Rendered {
 }
 
 /// The frames of an opening for a reader at `position`: `withdrawn` where it saw more than was committed, then `error` and
-/// `done` of a turn that was in progress. The frames are numbered 0, 1 and 2, whether or not the first is sent.
+/// `done` of a turn that was in progress, and `recovered` where the workspace was not at hand any more. The frames are numbered 0
+/// to 3, whether or not those before are sent.
 pub fn render_opening(session: SessionId, entry: &Entry, position: Position) -> Rendered {
     let Ok(opening) = Opening::read(&entry.body) else { return Rendered::default() };
     let mut writer = Writer::new(entry.sequence, 256);
@@ -172,6 +173,13 @@ pub fn render_opening(session: SessionId, entry: &Entry, position: Position) -> 
         let message = opening.message.as_deref().unwrap_or("The turn was interrupted.");
         writer.json("error", &ErrorData { error: message });
         writer.done(session);
+    }
+    if let Some(recovered) = &opening.recovered {
+        if opening.interrupted.is_none() {
+            writer.skip();
+            writer.skip();
+        }
+        writer.json("recovered", recovered);
     }
     writer.finish()
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Rendered, plain_text_delta, render, render_opening, session_start};
 use crate::{
     id::SessionId,
-    opening::{Opening, OpeningReason},
+    opening::{Opening, OpeningReason, Recovered},
     sse::Position,
 };
 
@@ -135,6 +135,8 @@ fn an_opening_withdraws_only_what_was_seen_beyond_the_committed() {
         last_committed: Epoch(1).sequence(10),
         interrupted: Some(Uuid::nil()),
         message: None,
+        recovered: None,
+        sandbox: None,
     };
     let entry = opening.entry(Epoch(2));
     let names = |position: Position| {
@@ -150,6 +152,35 @@ fn an_opening_withdraws_only_what_was_seen_beyond_the_committed() {
     let exact = names(Position::after(Epoch(1).sequence(10)));
     assert_eq!(exact[0], ("error".into(), format!("{id}.1")));
     assert_eq!(exact[1], ("done".into(), format!("{id}.2")));
+}
+
+#[test]
+fn an_opening_says_from_which_turns_a_session_goes_on() {
+    let turn = |n| Some(Uuid::from_u128(n));
+    for interrupted in [None, turn(3)] {
+        let opening = Opening {
+            reason: OpeningReason::Claimed,
+            last_committed: Epoch(1).sequence(10),
+            interrupted,
+            message: None,
+            recovered: Some(Recovered {
+                conversation: turn(2),
+                workspace: turn(1),
+                damaged: 1,
+                incomplete: 7,
+                paths: vec!["deep".to_owned()],
+                ..Recovered::default()
+            }),
+            sandbox: None,
+        };
+        let entry = opening.entry(Epoch(2));
+        let seen = frames(&render_opening(SESSION, &entry, Position::after(Epoch(1).sequence(10))));
+        let (event, data, id) = seen.last().unwrap();
+        assert_eq!((event.as_str(), id), ("recovered", &format!("{}.3", entry.sequence)));
+        assert!(data.contains(r#""incomplete":7,"paths":["deep"]"#), "{data}");
+        assert!(data.contains(r#""damaged":1"#) && data.contains(&Uuid::from_u128(1).to_string()), "{data}");
+        assert_eq!(seen.len(), if interrupted.is_some() { 3 } else { 1 });
+    }
 }
 
 #[test]

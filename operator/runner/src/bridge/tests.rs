@@ -9,7 +9,10 @@ use serde::de::IgnoredAny;
 use tokio::{io::AsyncWriteExt, net::UnixStream};
 
 use super::*;
-use crate::limits::COMMIT_BYTES;
+use crate::{
+    hub::NotTaken,
+    limits::{COMMIT_BYTES, LATE_LINES},
+};
 
 const BOUND: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(3600);
@@ -101,6 +104,84 @@ async fn a_connection_is_not_read_from_while_its_owner_pauses_it() {
     assert_eq!(deliveries.get(), 1);
     serve_for(PAUSE / 2).await;
     assert_eq!(deliveries.get(), 2);
+}
+
+/// Serves a connection whose bridge sends these frames behind a request; how the connection ended.
+async fn sent_behind_a_download(frames: Vec<Frame>) -> ConnectionError {
+    let bridge = Bridge::new(Arc::default());
+    let (greeted, mut sandbox) = connect().await;
+    let download = bridge.download(&Request::ListTree { limit: 1 }).await;
+    let writing = async {
+        for frame in &frames {
+            let mut bytes = BytesMut::new();
+            frame.encode(&mut bytes);
+            if sandbox.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    let budget = budget();
+    let serving = bridge.serve(greeted, Sequence::START, false, pending(), within(&budget, &|| 0), |incoming| {
+        assert!(!matches!(incoming, Incoming::Beside { .. }), "what was asked for has its own measure");
+        Ok(Duration::ZERO)
+    });
+    let error = tokio::select! {
+        error = serving => error,
+        () = writing => unreachable!(),
+    };
+    drop(download);
+    error
+}
+
+#[tokio::test]
+async fn a_bridge_that_sends_more_data_than_it_was_granted_is_cut_off() {
+    let piece = Bytes::from(vec![0; MAX_DATA_BYTES]);
+    let granted = usize::try_from(ash_protocol::frame::INITIAL_CREDIT).unwrap() / MAX_DATA_BYTES;
+    let too_many_bytes = vec![Frame::data(1, 0, piece); granted + 1];
+    let end = Frame::data(1, ash_protocol::frame::DATA_FILE_END, Bytes::new());
+    let too_many_pieces = vec![end; crate::limits::DOWNLOAD_PIECES + 1];
+    let nothing = vec![Frame::data(1, 0, Bytes::new())];
+    let too_long = vec![Frame::data(1, 0, Bytes::from(vec![0; MAX_DATA_BYTES + 1]))];
+    let no_size = vec![Frame::data(1, ash_protocol::frame::DATA_HOLE, Bytes::from_static(b"long"))];
+    for frames in [too_many_bytes, too_many_pieces, nothing, too_long, no_size] {
+        let error = sent_behind_a_download(frames).await;
+        assert!(error.is_violation(), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn data_comes_within_its_credit_and_what_is_dropped_is_given_up() {
+    let bridge = Bridge::new(Arc::default());
+    let (greeted, mut sandbox) = connect().await;
+    let budget = budget();
+    let serving =
+        bridge.serve(greeted, Sequence::START, false, pending(), within(&budget, &|| 0), |_| Ok(Duration::ZERO));
+    let mut buffer = BytesMut::new();
+    let mut next = async |sandbox: &mut UnixStream| loop {
+        if let Some(frame) = Frame::decode(&mut buffer).unwrap() {
+            return frame;
+        }
+        tokio::io::AsyncReadExt::read_buf(sandbox, &mut buffer).await.unwrap();
+    };
+    let asking = async {
+        let mut download = bridge.download(&Request::ListTree { limit: 1 }).await;
+        assert_eq!(next(&mut sandbox).await.kind, FrameKind::Welcome);
+        assert_eq!(next(&mut sandbox).await.kind, FrameKind::Request);
+        write(&mut sandbox, &Frame::data(1, 0, vec![1; MAX_DATA_BYTES])).await;
+        assert_eq!(download.next().await.unwrap().bytes.len(), MAX_DATA_BYTES);
+        let credit = next(&mut sandbox).await;
+        let granted = u32::try_from(MAX_DATA_BYTES).unwrap().to_le_bytes();
+        assert_eq!((credit.kind, credit.number, &credit.body[..]), (FrameKind::Credit, 1, &granted[..]));
+        drop(download);
+        let given_up = next(&mut sandbox).await;
+        let request: Request = serde_json::from_slice(&given_up.body).unwrap();
+        assert!(matches!(request, Request::Cancel { request: 1 }), "{request:?}");
+    };
+    tokio::select! {
+        error = serving => panic!("{error}"),
+        () = asking => {}
+    }
 }
 
 #[test]
@@ -200,19 +281,22 @@ async fn a_long_line_that_does_not_come_holds_no_room_for_ever() {
     let budget = budget();
     let most = Frame::announced(&long(1, MAX_BODY_BYTES).header()).unwrap();
     let bridge = Bridge::new(Arc::default());
-    let (greeted, mut sandbox) = connect().await;
-    let serving =
-        bridge.serve(greeted, Sequence::START, false, pending(), within(&budget, &|| 0), |_| Ok(Duration::ZERO));
-    sandbox.write_all(&long(2, 1 << 20).header()).await.unwrap();
-    let trickle = async {
-        loop {
-            sleep(LONG_LINE / 10).await;
-            sandbox.write_all(b"x").await.unwrap();
+    // It may happen; whoever does so again and again keeps others waiting for the room.
+    for time in 1..=LATE_LINES {
+        let (greeted, mut sandbox) = connect().await;
+        let serving =
+            bridge.serve(greeted, Sequence::START, false, pending(), within(&budget, &|| 0), |_| Ok(Duration::ZERO));
+        sandbox.write_all(&long(2, 1 << 20).header()).await.unwrap();
+        let trickle = async {
+            loop {
+                sleep(LONG_LINE / 10).await;
+                sandbox.write_all(b"x").await.unwrap();
+            }
+        };
+        tokio::select! {
+            error = serving => assert_eq!(error.is_violation(), time == LATE_LINES, "{error}"),
+            () = trickle => {}
         }
-    };
-    tokio::select! {
-        error = serving => assert!(matches!(error, ConnectionError::Late(_)) && !error.is_violation(), "{error}"),
-        () = trickle => {}
+        assert!(budget.draw(most).is_some());
     }
-    assert!(budget.draw(most).is_some());
 }

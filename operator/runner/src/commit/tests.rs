@@ -3,10 +3,10 @@
 use std::{collections::HashMap, future::pending};
 
 use ash_core::{
-    Entry, EntryFlags, EntryKind, Sequence,
+    Entry, EntryFlags, EntryKind, Epoch, Sequence,
     agent::AgentVersion,
     id::{AgentId, SessionId, TenantId, TurnId},
-    ports::{OpenEpoch, Page, TurnRecord},
+    ports::{OpenEpoch, Page, SnapshotRow, TurnRecord},
     session::Session,
     transcript::Transcript,
 };
@@ -126,6 +126,22 @@ impl RunnerStore for Appends {
     }
 
     async fn unfinished_turn(&self, _: SessionId) -> Result<Option<TurnId>, StoreError> {
+        unreachable!()
+    }
+
+    async fn last_turn(&self, _: SessionId) -> Result<Option<TurnId>, StoreError> {
+        unreachable!()
+    }
+
+    async fn add_snapshot(&self, _: Epoch, _: SnapshotRow) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn snapshots(&self, _: SessionId) -> Result<Vec<SnapshotRow>, StoreError> {
+        unreachable!()
+    }
+
+    async fn snapshot_damaged(&self, _: SessionId, _: &str) -> Result<(), StoreError> {
         unreachable!()
     }
 

@@ -161,6 +161,16 @@ impl Hub {
         .await
     }
 
+    /// Waits until everything up to here is committed: false where that will never be.
+    pub(crate) async fn wait_committed_to(&self, last: Sequence) -> bool {
+        self.wait_until(|inner| match &inner.broken {
+            _ if last <= inner.committed => Some(true),
+            Some(_) => Some(false),
+            None => None,
+        })
+        .await
+    }
+
     /// Bytes that are taken and not committed.
     pub(crate) fn uncommitted_bytes(&self) -> usize {
         self.lock().intake.pending_bytes()

@@ -72,6 +72,8 @@ pub(crate) fn open(hub: &Hub, interrupted: Option<TurnId>) -> Entry {
         last_committed: before.last,
         interrupted: interrupted.map(|turn| turn.0),
         message: None,
+        recovered: None,
+        sandbox: None,
     };
     let epoch = before.epoch.next().unwrap();
     let row = Session { epoch, last: epoch.opening(), sandbox: Some(SandboxId::new()), ..before };

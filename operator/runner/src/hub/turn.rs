@@ -148,6 +148,11 @@ impl Hub {
         self.lock().turns.leaving
     }
 
+    /// The last turn that ended while this hub was there.
+    pub(crate) fn last_ended_turn(&self) -> Option<TurnId> {
+        self.lock().turns.ended.back().map(|turn| turn.id)
+    }
+
     pub(crate) fn turn(&self) -> Option<Turn> {
         self.lock().turns.current
     }

@@ -21,6 +21,7 @@ use crate::{
     options::effective,
     sandbox::{EndReason, Sandbox},
     shared::Shared,
+    snapshots::{intend, mark},
 };
 
 /// Why a session gets a sandbox.
@@ -45,11 +46,19 @@ pub(crate) async fn bind_claimed(
     how: Claimed,
     cause: Cause,
 ) -> Result<Session, StartError> {
+    if let Enclosure::Process(process) = &sandbox.enclosure {
+        let _folder = sandbox.folder.lock().await;
+        intend(&process.directory(), hub.epoch(), sandbox.id).await?;
+    }
     let row = open_claimed(shared, sandbox, hub, cause).await?;
     if let Enclosure::Process(process) = &sandbox.enclosure {
         let folder = shared.folders.of_session(row.id);
         // A sandbox that ends meanwhile removes its folder before it has the session's name, or leaves it to the session.
         let _folder = sandbox.folder.lock().await;
+        if let Err(error) = mark(&process.directory(), row.epoch).await {
+            // What was intended says it as well, and takes longer to read.
+            tracing::warn!(session = %row.id, %error, "a session's folder does not say in which epoch it got it");
+        }
         if process.directory() != folder {
             tokio::fs::rename(process.directory(), &folder).await?;
             process.relocate(&folder)?;
@@ -105,6 +114,8 @@ async fn open_claimed(shared: &Shared, sandbox: &Sandbox, hub: &Hub, cause: Caus
             last_committed: before.last,
             interrupted: interrupted.map(|turn| turn.0),
             message: None,
+            recovered: sandbox.recovered(),
+            sandbox: Some(sandbox.id.0),
         };
         let open = OpenEpoch {
             session: before.id,

@@ -105,6 +105,7 @@ async fn serve_connection(
     }
     let CaughtUp { acknowledged, overtaken, rests } = catch_up(shared, sandbox, &greeted.hello.progress).await;
     sandbox.set_progress(greeted.hello.progress.clone());
+    sandbox.set_protocol(greeted.hello.protocol);
     sandbox.connections.send_modify(|count| *count += 1);
     shared.metrics.bridge_connections.inc();
     let stalls = &shared.metrics.bridges_stalled;
@@ -124,6 +125,7 @@ async fn serve_connection(
                     sandbox.touch();
                     shared.metrics.turns.inc();
                     crate::pool::turn_ended(shared);
+                    crate::snapshots::turn_ended(shared, sandbox, &hub);
                 }
                 if !taken.pause.is_zero() {
                     shared.metrics.bridges_paused.inc();

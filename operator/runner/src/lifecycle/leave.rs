@@ -61,8 +61,14 @@ pub(super) async fn leave(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, hub: &Ar
     let row = hub.session();
     let turn = hub.leaving_turn().map(|turn| turn.0);
     let Departure { event, reason, message } = departure(&sandbox.end_reason().unwrap_or(EndReason::Lost));
-    let opening =
-        Opening { reason, last_committed: row.last, interrupted: turn, message: message.filter(|_| turn.is_some()) };
+    let opening = Opening {
+        reason,
+        last_committed: row.last,
+        interrupted: turn,
+        message: message.filter(|_| turn.is_some()),
+        recovered: None,
+        sandbox: None,
+    };
     let state = row.state.after(event).unwrap_or(row.state);
     open_without_sandbox(shared, hub, state, None, opening).await;
 }

@@ -25,6 +25,7 @@ use crate::{
     limits::{BRIDGE_ANSWER, FLUSH_WAIT, INTERRUPTED},
     sandbox::{EndReason, Sandbox},
     shared::Shared,
+    snapshots::take_at_end,
 };
 
 /// Why a session does not rest.
@@ -71,6 +72,7 @@ async fn try_rest(
         sandbox.bridge.call_within::<IgnoredAny>(&interrupt, BRIDGE_ANSWER).await?;
         let _ = timeout(INTERRUPTED, hub.wait_idle()).await;
     }
+    take_at_end(shared, sandbox, hub).await;
     let rested = ask(sandbox).await?;
     // The answer may overtake the last entries.
     let written = async {
@@ -84,8 +86,14 @@ async fn try_rest(
     let row = hub.session();
     let Departure { event, reason, message } = departure(reason);
     let turn = hub.leaving_turn().map(|turn| turn.0);
-    let opening =
-        Opening { reason, last_committed: row.last, interrupted: turn, message: message.filter(|_| turn.is_some()) };
+    let opening = Opening {
+        reason,
+        last_committed: row.last,
+        interrupted: turn,
+        message: message.filter(|_| turn.is_some()),
+        recovered: None,
+        sandbox: None,
+    };
     let open = OpenEpoch {
         session: row.id,
         expected: row.epoch,

@@ -25,6 +25,7 @@ use crate::{
     options::{effective, environment},
     sandbox::{EndReason, Sandbox, listen},
     shared::Shared,
+    snapshots::{self, Aside, SnapshotError, Source},
 };
 
 /// Where things are inside a sandbox.
@@ -61,6 +62,8 @@ pub(crate) enum StartError {
     NoProcesses,
     #[error("the pod is of no use: {0}")]
     Unusable(&'static str),
+    #[error("the session's workspace could not be restored: {0}; try again")]
+    Workspace(#[source] SnapshotError),
     #[error("the sandbox was ended while it started")]
     Ended,
     #[error(transparent)]
@@ -75,6 +78,17 @@ pub(crate) enum For {
     Session(Arc<Hub>),
 }
 
+/// What a sandbox's folder holds before it is warmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// Nothing.
+    Nothing,
+    /// Nothing, and an older workspace of its session was put aside.
+    NothingYet,
+    /// A workspace.
+    Workspace,
+}
+
 /// Starts a sandbox and warms it.
 pub(crate) async fn start(
     shared: &Arc<Shared>,
@@ -83,28 +97,63 @@ pub(crate) async fn start(
     purpose: For,
 ) -> Result<Arc<Sandbox>, StartError> {
     let id = SandboxId::new();
-    let started = start_process(shared, id, agent, place, &purpose).await;
-    let (sandbox, unpacked) = match started {
+    let aside = match &purpose {
+        For::Session(hub) => put_aside(shared, hub).await?,
+        For::Pool => None,
+    };
+    let holds = if aside.is_some() { Holds::NothingYet } else { Holds::Nothing };
+    let started = start_process(shared, id, agent, place, &purpose, holds).await;
+    let (sandbox, holds) = match started {
         Ok(started) => started,
         Err(error) => {
             shared.metrics.sandbox_failures.inc();
             // What was made of a folder that no session has is of no use; a session's stays.
             remove_folder(shared.folders.of_sandbox(id)).await;
+            if let Some(aside) = aside {
+                aside.put_back(None).await;
+            }
             return Err(error);
         }
     };
-    match warm(shared, &sandbox, &purpose, unpacked).await {
+    match warm(shared, &sandbox, &purpose, holds).await {
         Ok(()) => {
             shared.metrics.sandbox_starts.inc();
+            if let Some(aside) = aside {
+                tokio::spawn(aside.let_go());
+            }
             Ok(sandbox)
         }
         Err(error) => {
             shared.metrics.sandbox_failures.inc();
             sandbox.end_with(EndReason::Lost);
             sandbox.gone.cancelled().await;
+            if let (Some(aside), For::Session(hub)) = (aside, &purpose) {
+                // Where nothing else is left, it is the session's workspace.
+                let is_last = matches!(error, StartError::Workspace(SnapshotError::NothingWhole));
+                aside.put_back(is_last.then(|| hub.epoch())).await;
+            }
             Err(error)
         }
     }
+}
+
+/// Puts aside what a session left on this machine, where it had its sandbox elsewhere since.
+async fn put_aside(shared: &Shared, hub: &Hub) -> Result<Option<Aside>, StartError> {
+    let directory = shared.folders.of_session(hub.session);
+    if let Some(aside) = snapshots::find_aside(&directory).await? {
+        // A start before this one came to no end.
+        if !tokio::fs::try_exists(directory.join(UNPACKED_MARK)).await? {
+            remove_folder(directory).await;
+            return Ok(Some(aside));
+        }
+        aside.let_go().await;
+    }
+    let has_vault = shared.snapshots.has_vault();
+    if snapshots::belongs(&directory, shared.store.as_ref(), &hub.session(), has_vault).await? {
+        return Ok(None);
+    }
+    tracing::info!(session = %hub.session, "the session had its sandbox elsewhere since: what it left here is put aside");
+    Ok(Some(Aside::put(&directory).await?))
 }
 
 async fn start_process(
@@ -113,13 +162,15 @@ async fn start_process(
     agent: &AgentVersion,
     place: OwnedSemaphorePermit,
     purpose: &For,
-) -> Result<(Arc<Sandbox>, bool), StartError> {
+    holds: Holds,
+) -> Result<(Arc<Sandbox>, Holds), StartError> {
     let directory = match purpose {
         For::Pool => shared.folders.of_sandbox(id),
         For::Session(hub) => shared.folders.of_session(hub.session),
     };
     let Some(backend) = shared.backend.processes() else { return Err(StartError::NoProcesses) };
-    let unpacked = tokio::fs::try_exists(directory.join(UNPACKED_MARK)).await?;
+    let is_unpacked = tokio::fs::try_exists(directory.join(UNPACKED_MARK)).await?;
+    let holds = if is_unpacked { Holds::Workspace } else { holds };
     tokio::fs::create_dir_all(&directory).await?;
     let listener = listen(&directory)?;
     let spec = SandboxSpec {
@@ -150,7 +201,7 @@ async fn start_process(
     if shared.closing.is_cancelled() {
         sandbox.end_with(EndReason::Lost);
     }
-    Ok((sandbox, unpacked))
+    Ok((sandbox, holds))
 }
 
 /// Waits until a sandbox's bridge is there.
@@ -197,24 +248,33 @@ pub(crate) async fn warm(
     shared: &Arc<Shared>,
     sandbox: &Arc<Sandbox>,
     purpose: &For,
-    unpacked: bool,
+    holds: Holds,
 ) -> Result<(), StartError> {
     connected(sandbox).await?;
     let Surroundings { gateway, program, path } = surroundings(shared, sandbox).await?;
-    if !unpacked {
-        let bundle =
-            shared.store.bundle(&sandbox.agent.tenant, &sandbox.agent.digest).await?.ok_or(StartError::NoBundle)?;
-        let tar = tokio::task::spawn_blocking(move || zstd::decode_all(&bundle[..]))
-            .await
-            .map_err(|_| StartError::NoBundle)??;
-        let request = Request::Unpack { max_bytes: MAX_BUNDLE_BYTES };
-        let data = Some(Bytes::from(tar));
-        let unpacked =
-            async { sandbox.bridge.send_with_data(&request, data).await.read::<serde::de::IgnoredAny>().await };
-        call(sandbox, unpacked).await?;
-        if let Some(directory) = sandbox.enclosure.directory() {
-            tokio::fs::write(directory.join(UNPACKED_MARK), sandbox.agent.digest.as_bytes()).await?;
+    if holds != Holds::Workspace {
+        let restored = match purpose {
+            For::Session(hub) => {
+                let source = prepare_workspace(shared, sandbox, hub).await?;
+                restore_workspace(shared, sandbox, hub, source).await?
+            }
+            For::Pool => None,
+        };
+        match restored {
+            Some(true) => {}
+            Some(false) if holds == Holds::NothingYet => {
+                return Err(StartError::Workspace(SnapshotError::NothingWhole));
+            }
+            _ => unpack_bundle(shared, sandbox).await?,
         }
+    }
+    if holds != Holds::Workspace
+        && let Some(directory) = sandbox.enclosure.directory()
+    {
+        if let For::Session(hub) = purpose {
+            snapshots::mark(&directory, hub.epoch()).await?;
+        }
+        tokio::fs::write(directory.join(UNPACKED_MARK), sandbox.agent.digest.as_bytes()).await?;
     }
     tracing::debug!(sandbox = %sandbox.id, "the agent's files are there");
     let (options, resume) = match purpose {
@@ -235,8 +295,65 @@ pub(crate) async fn warm(
     Ok(())
 }
 
+/// Puts the agent's files into the workspace.
+async fn unpack_bundle(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>) -> Result<(), StartError> {
+    let bundle =
+        shared.store.bundle(&sandbox.agent.tenant, &sandbox.agent.digest).await?.ok_or(StartError::NoBundle)?;
+    let tar = tokio::task::spawn_blocking(move || zstd::decode_all(&bundle[..]))
+        .await
+        .map_err(|_| StartError::NoBundle)??;
+    let request = Request::Unpack { max_bytes: MAX_BUNDLE_BYTES };
+    let data = Some(Bytes::from(tar));
+    let unpacked = async { sandbox.bridge.send_with_data(&request, data).await.read::<serde::de::IgnoredAny>().await };
+    call(sandbox, unpacked).await?;
+    Ok(())
+}
+
+/// Looks for what a session's workspace is made from; the sandbox stays as it is.
+pub(crate) async fn prepare_workspace(
+    shared: &Arc<Shared>,
+    sandbox: &Arc<Sandbox>,
+    hub: &Arc<Hub>,
+) -> Result<Option<Source>, StartError> {
+    tokio::select! {
+        source = snapshots::prepare(shared, sandbox, hub) => source.map_err(StartError::Workspace),
+        () = sandbox.end.cancelled() => Err(StartError::Ended),
+    }
+}
+
+/// Makes a session's workspace what its newest snapshot is. `None` where it has none and the workspace is as it was, false where
+/// nothing is left of any and the workspace may be empty.
+async fn restore_workspace(
+    shared: &Arc<Shared>,
+    sandbox: &Arc<Sandbox>,
+    hub: &Arc<Hub>,
+    source: Option<Source>,
+) -> Result<Option<bool>, StartError> {
+    let Some(source) = source else { return Ok(None) };
+    let restored = tokio::select! {
+        restored = snapshots::restore(shared, sandbox, hub, source) => restored.map_err(StartError::Workspace)?,
+        () = sandbox.end.cancelled() => return Err(StartError::Ended),
+    };
+    sandbox.set_recovered(restored.recovered);
+    Ok(Some(restored.is_made))
+}
+
+/// Brings a session that is not new to a warm sandbox that was claimed for it: its workspace, and its conversation.
+pub(crate) async fn bring(
+    shared: &Arc<Shared>,
+    sandbox: &Arc<Sandbox>,
+    hub: &Arc<Hub>,
+    source: Option<Source>,
+) -> Result<(), StartError> {
+    if restore_workspace(shared, sandbox, hub, source).await? == Some(false) {
+        unpack_bundle(shared, sandbox).await?;
+    }
+    restore(shared, sandbox, hub).await?;
+    Ok(())
+}
+
 /// Puts a session's conversation back: its id and length, where it has one.
-pub(crate) async fn restore(
+async fn restore(
     shared: &Arc<Shared>,
     sandbox: &Arc<Sandbox>,
     hub: &Arc<Hub>,

@@ -13,7 +13,7 @@ use crate::{
     backend::Pods,
     enclosure::{Dialled, Enclosure, Pod},
     hub::{Hub, Place},
-    lifecycle::{For, StartError, connected, restore, spawn_supervisor, warm},
+    lifecycle::{For, Holds, StartError, bring, connected, prepare_workspace, spawn_supervisor, warm},
     recovery,
     sandbox::{EndReason, Sandbox},
     shared::Shared,
@@ -90,10 +90,10 @@ async fn begin(shared: Arc<Shared>, pods: Arc<Pods>, sandbox: Arc<Sandbox>, know
                 Ok(())
             }
             (Next::Offer { tell: true }, _) => tell(&shared, &pods, &sandbox).await,
-            (Next::WarmForSession, Some(placed)) => give(&shared, &sandbox, placed, true).await,
-            (Next::Give, Some(placed)) => give(&shared, &sandbox, placed, false).await,
+            (Next::WarmForSession, Some(placed)) => Box::pin(give(&shared, &sandbox, placed, true)).await,
+            (Next::Give, Some(placed)) => Box::pin(give(&shared, &sandbox, placed, false)).await,
             (Next::WarmForPool | Next::WarmForSession | Next::Give, _) => {
-                warm_in_turn(&shared, &sandbox, &For::Pool).await?;
+                Box::pin(warm_in_turn(&shared, &sandbox, &For::Pool)).await?;
                 tell(&shared, &pods, &sandbox).await
             }
         }
@@ -109,7 +109,7 @@ async fn begin(shared: Arc<Shared>, pods: Arc<Pods>, sandbox: Arc<Sandbox>, know
 /// other until every one has taken too long.
 async fn warm_in_turn(shared: &Arc<Shared>, sandbox: &Arc<Sandbox>, wanted: &For) -> Result<(), StartError> {
     let started = tokio::select! {
-        started = shared.starts.in_turn(warm(shared, sandbox, wanted, false)) => started,
+        started = shared.starts.in_turn(warm(shared, sandbox, wanted, Holds::Nothing)) => started,
         () = sandbox.end.cancelled() => None,
     };
     started.ok_or(StartError::Ended)??;
@@ -167,7 +167,8 @@ async fn give_started(
         warm_in_turn(shared, sandbox, &For::Session(Arc::clone(hub))).await?;
     } else {
         // The life of the runner before this one may not have got so far, where it was claimed from the pool.
-        restore(shared, sandbox, hub).await?;
+        let source = prepare_workspace(shared, sandbox, hub).await?;
+        bring(shared, sandbox, hub, source).await?;
     }
     sandbox.set_warm();
     if !sandbox.claim(hub, true) {

@@ -2,17 +2,23 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use ash_core::{id::SandboxId, ports::RunnerError, sandbox::SandboxState, session::Session};
+use ash_core::{
+    id::SandboxId,
+    ports::{RunnerError, StoreError},
+    sandbox::SandboxState,
+    session::Session,
+};
 use ash_protocol::message::Claimed;
 use tokio::time::timeout;
 
 use crate::{
     hub::{Hub, Place},
-    lifecycle::restore,
+    lifecycle::{StartError, bring, prepare_workspace},
     limits::CLAIM_WAIT,
     pool::is_new,
     sandbox::{EndReason, Sandbox},
     shared::Shared,
+    snapshots::SnapshotError,
     turns::bind_or_end,
 };
 
@@ -40,10 +46,24 @@ pub(crate) async fn claim(shared: &Arc<Shared>, session: Session, id: SandboxId)
         return Err(not_here(id));
     }
     shared.pre_warm_hits.fetch_add(1, Ordering::Relaxed);
-    // A session that lost its pod goes on with its conversation; its files are gone.
-    let restored = if is_new(&hub) { Ok(None) } else { restore(shared, &sandbox, &hub).await };
-    let given = match restored {
-        Ok(_) => bind_or_end(shared, &sandbox, &hub, Claimed::Live).await,
+    // A session that lost its pod goes on with its conversation, and its files as they were when they were last kept. Nothing is
+    // done to the pod before it is known that they are at hand.
+    let is_new = is_new(&hub);
+    let source = if is_new { Ok(None) } else { prepare_workspace(shared, &sandbox, &hub).await };
+    let brought = match source {
+        Ok(_) if is_new => Ok(()),
+        Ok(source) => bring(shared, &sandbox, &hub, source).await,
+        Err(StartError::Workspace(error)) if !matches!(error, SnapshotError::OldBridge) => {
+            tracing::warn!(session = %hub.session, %error, "a session waits for its files: the pod stays as it was");
+            sandbox.give_back();
+            hub.set_place(Place::None);
+            let why = StartError::Workspace(error).to_string();
+            return Err(RunnerError::Store(StoreError::Unavailable(why)));
+        }
+        Err(error) => Err(error),
+    };
+    let given = match brought {
+        Ok(()) => bind_or_end(shared, &sandbox, &hub, Claimed::Live).await,
         Err(error) => {
             sandbox.end_with(EndReason::Failed(error.to_string()));
             sandbox.gone.cancelled().await;

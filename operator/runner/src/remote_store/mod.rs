@@ -11,12 +11,12 @@ use std::{
 };
 
 use ash_core::{
-    EntryKind, Sequence,
+    EntryKind, Epoch, Sequence,
     agent::AgentVersion,
-    fleet::{Admitted, AppendHead, OfAgent, OfBundle, OfLog, OfPod, OfSession, Placed},
+    fleet::{Admitted, AppendHead, DamagedSnapshot, NewSnapshot, OfAgent, OfBundle, OfLog, OfPod, OfSession, Placed},
     id::{AgentId, SandboxId, SessionId, TenantId, TurnId},
     opening::Opening,
-    ports::{Append, OpenEpoch, Page, PodIdentity, RunnerPods, RunnerStore, StoreError, TurnRecord},
+    ports::{Append, OpenEpoch, Page, PodIdentity, RunnerPods, RunnerStore, SnapshotRow, StoreError, TurnRecord},
     session::Session,
     transcript::Transcript,
 };
@@ -257,6 +257,22 @@ impl RunnerStore for RemoteStore {
 
     async fn turn(&self, session: SessionId, turn: TurnId) -> Result<Option<TurnRecord>, StoreError> {
         self.ask(path::TURN, &OfSession { session, tenant: None, turn: Some(turn) }).await
+    }
+
+    async fn last_turn(&self, session: SessionId) -> Result<Option<TurnId>, StoreError> {
+        self.ask(path::LAST_TURN, &OfSession { session, tenant: None, turn: None }).await
+    }
+
+    async fn add_snapshot(&self, epoch: Epoch, snapshot: SnapshotRow) -> Result<(), StoreError> {
+        self.ask(path::ADD_SNAPSHOT, &NewSnapshot { epoch, snapshot }).await
+    }
+
+    async fn snapshots(&self, session: SessionId) -> Result<Vec<SnapshotRow>, StoreError> {
+        self.ask(path::SNAPSHOTS, &OfSession { session, tenant: None, turn: None }).await
+    }
+
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError> {
+        self.ask(path::SNAPSHOT_DAMAGED, &DamagedSnapshot { session, digest: digest.to_owned() }).await
     }
 }
 

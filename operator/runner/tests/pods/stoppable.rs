@@ -3,10 +3,10 @@
 #![allow(unreachable_pub, reason = "a part of two tests")]
 
 use ash_core::{
-    Sequence,
+    Epoch, Sequence,
     agent::AgentVersion,
     id::{AgentId, SessionId, TenantId, TurnId},
-    ports::{Append, OpenEpoch, Page, RunnerStore, StoreError, TurnRecord, WholeStore},
+    ports::{Append, OpenEpoch, Page, RunnerStore, SnapshotRow, StoreError, TurnRecord, WholeStore},
     session::Session,
     transcript::Transcript,
 };
@@ -72,5 +72,21 @@ impl RunnerStore for Stoppable {
 
     async fn turn(&self, session: SessionId, turn: TurnId) -> Result<Option<TurnRecord>, StoreError> {
         self.store.turn(session, turn).await
+    }
+
+    async fn last_turn(&self, session: SessionId) -> Result<Option<TurnId>, StoreError> {
+        self.store.last_turn(session).await
+    }
+
+    async fn add_snapshot(&self, epoch: Epoch, snapshot: SnapshotRow) -> Result<(), StoreError> {
+        self.store.add_snapshot(epoch, snapshot).await
+    }
+
+    async fn snapshots(&self, session: SessionId) -> Result<Vec<SnapshotRow>, StoreError> {
+        self.store.snapshots(session).await
+    }
+
+    async fn snapshot_damaged(&self, session: SessionId, digest: &str) -> Result<(), StoreError> {
+        self.store.snapshot_damaged(session, digest).await
     }
 }

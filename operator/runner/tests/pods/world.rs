@@ -275,6 +275,11 @@ impl World {
         }
     }
 
+    /// Where snapshots are kept.
+    pub fn vault(&self) -> PathBuf {
+        self.folder.path().join("vault")
+    }
+
     /// Starts a life of the runner.
     pub async fn start(&self) -> Life {
         let runtime = Runtime::new().unwrap();
@@ -290,6 +295,8 @@ impl World {
             idle_timeout: self.idle_timeout,
             permission_timeout: Duration::from_secs(60),
             capacity_wait: Duration::from_secs(5),
+            snapshot_bytes: 1 << 30,
+            vault: Some(ash_snapshot::Vault::in_folder(&self.vault()).unwrap()),
             model_keys: Arc::<ModelKeys>::default(),
         };
         let pods = PodsConfig {

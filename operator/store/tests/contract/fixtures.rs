@@ -69,6 +69,8 @@ pub fn opening_of(session: &Session) -> OpenEpoch {
             last_committed: session.last,
             interrupted: None,
             message: None,
+            recovered: None,
+            sandbox: None,
         },
     }
 }

@@ -8,6 +8,7 @@ pub mod history;
 pub mod keys;
 pub mod log;
 pub mod sessions;
+pub mod snapshots;
 
 use std::sync::Arc;
 
@@ -75,6 +76,12 @@ macro_rules! contract_tests {
                 random_histories_agree_with_the_model;
             keys:
                 keys_are_found_by_their_hash;
+            snapshots:
+                the_newest_snapshots_are_kept,
+                damaged_snapshots_are_not_pushed_out,
+                a_store_is_one_installations,
+                a_snapshot_of_another_epoch_is_refused,
+                snapshots_are_named_by_tenant;
         }
     };
 }

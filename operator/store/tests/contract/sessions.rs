@@ -167,6 +167,8 @@ pub async fn placed_and_active_sessions_are_counted_over_all_tenants<D: Database
             last_committed: placed[0].last,
             interrupted: None,
             message: None,
+            recovered: None,
+            sandbox: None,
         },
     };
     let failed = store.open_epoch(left).await.unwrap();

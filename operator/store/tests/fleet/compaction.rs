@@ -76,13 +76,15 @@ pub async fn partials_of_finished_turns_are_dropped<D: Database>() {
         append_in_batches(&*store, &session, &all, size).await;
         assert_eq!(take(&*store, &session).await.len(), 2, "one runs");
         assert_eq!(take(&*store, &session).await, [], "they are somebody's");
-        for (entries, first) in [(&first, 2), (&second, 106)] {
-            let last = entries.last().unwrap().sequence;
-            let turn = uuid_of(&entries[0]);
-            let turn = CompactableTurn { session: session.id, turn, first: session.epoch.sequence(first), last };
-            let saved = store.compact(&turn).await.unwrap();
-            assert!(saved > 0 || entries.len() < 10, "{saved}");
-            assert_eq!(store.compact(&turn).await.unwrap(), 0, "nothing is left to drop");
+        let turns = [(&first, 2), (&second, 106)].map(|(entries, first)| {
+            let (turn, last) = (uuid_of(&entries[0]), entries.last().unwrap().sequence);
+            CompactableTurn { session: session.id, turn, first: session.epoch.sequence(first), last }
+        });
+        // One after the other, or what they share is written once.
+        for turns in turns.chunks(if size == 1000 || size == 7 { 2 } else { 1 }) {
+            let saved = store.compact(turns).await.unwrap();
+            assert!(saved > 0 || turns[0].turn == uuid_of(&second[0]), "{saved}");
+            assert_eq!(store.compact(turns).await.unwrap(), 0, "nothing is left to drop");
         }
         let expected = [compacted(&first), compacted(&second), third].concat();
         assert_eq!(log_after(&*store, session.id, session.last, max_bytes).await, expected, "in batches of {size}");
@@ -123,6 +125,6 @@ pub async fn turns_are_given_out_once_until_they_are_compacted<D: Database>() {
     assert_ne!(one, other);
     assert!([&one[0], &other[0]].iter().any(|turn| turn.turn.0 == interrupted));
     assert_eq!(store.take_compactable(Duration::ZERO, LEASE, 10).await.unwrap(), []);
-    store.compact(&one[0]).await.unwrap();
-    store.compact(&other[0]).await.unwrap();
+    store.compact(&one[..1]).await.unwrap();
+    store.compact(&other[..1]).await.unwrap();
 }

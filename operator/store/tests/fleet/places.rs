@@ -19,8 +19,14 @@ async fn at(store: &dyn FleetStore, session: SessionId) -> Option<(RunnerName, S
 }
 
 fn closing_of(session: &Session, state: SessionState) -> OpenEpoch {
-    let opening =
-        Opening { reason: OpeningReason::Lost, last_committed: session.last, interrupted: None, message: None };
+    let opening = Opening {
+        reason: OpeningReason::Lost,
+        last_committed: session.last,
+        interrupted: None,
+        message: None,
+        recovered: None,
+        sandbox: None,
+    };
     OpenEpoch { session: session.id, expected: session.epoch, state, error: None, sandbox: None, opening }
 }
 

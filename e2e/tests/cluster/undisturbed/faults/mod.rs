@@ -4,6 +4,7 @@
 //! All that need the cluster alone are here, side by side: whoever waits for it to be free holds up those that share it.
 
 mod dependencies;
+mod files;
 mod nodes;
 mod processes;
 mod random;

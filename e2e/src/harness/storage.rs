@@ -1,0 +1,131 @@
+//! An object storage for tests: versitygw, a server that speaks S3, on a folder of its own.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// The bucket that is there.
+const BUCKET: &str = "ash";
+/// The keys of its one user: their id, and the secret one.
+pub const KEYS: (&str, &str) = ("ash", "ash-test-secret");
+/// How long the server may take to answer. Far beyond what it takes.
+const DEADLINE: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// A server with one bucket. Dropped, it is stopped and leaves nothing behind.
+#[derive(Debug)]
+pub struct ObjectStorage {
+    folder: TempDir,
+    address: SocketAddr,
+    server: Option<Child>,
+}
+
+impl ObjectStorage {
+    /// Builds the server where that was not done yet, and starts it.
+    ///
+    /// # Panics
+    /// When either does not succeed.
+    pub fn start() -> Self {
+        Self::start_on(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    }
+
+    /// The same, reached at this address; in the network of the thread that starts it.
+    ///
+    /// # Panics
+    /// When either does not succeed.
+    pub fn start_on(address: IpAddr) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        for name in ["buckets", "sidecar"] {
+            std::fs::create_dir(folder.path().join(name)).expect("a folder");
+        }
+        std::fs::create_dir(folder.path().join("buckets").join(BUCKET)).expect("a folder");
+        let free = TcpListener::bind((address, 0)).and_then(|socket| socket.local_addr());
+        let mut storage = Self { folder, address: free.expect("a free port"), server: None };
+        storage.start_again();
+        storage
+    }
+
+    /// Starts the server again after [`stop`](Self::stop), on the same folder and address.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn start_again(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(self.folder.path().join("log"));
+        let log = log.expect("a log file");
+        let server = Command::new(program())
+            .args(["--access", KEYS.0, "--secret", KEYS.1, "--port", &self.address.to_string()])
+            .args(["--quiet", "posix", "--sidecar"])
+            .arg(self.folder.path().join("sidecar"))
+            .arg(self.folder.path().join("buckets"))
+            .env_clear()
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(log)
+            .spawn();
+        let server = self.server.insert(server.expect("versitygw starts"));
+        let start = Instant::now();
+        while TcpStream::connect(self.address).is_err() {
+            let ended = server.try_wait().expect("its state");
+            let said = || std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            assert!(ended.is_none() && start.elapsed() < DEADLINE, "versitygw does not answer: {ended:?} {}", said());
+            std::thread::sleep(INTERVAL);
+        }
+    }
+
+    /// Takes the server away.
+    pub fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+
+    /// Its bucket, as `--object-store` names it.
+    pub fn url(&self) -> String {
+        format!("s3://{BUCKET}/under/here")
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The folder that the server keeps the bucket in.
+    pub fn folder(&self) -> PathBuf {
+        self.folder.path().join("buckets").join(BUCKET)
+    }
+
+    /// The variables that name the server and its keys.
+    pub fn variables(&self) -> [(&'static str, String); 5] {
+        [
+            ("AWS_ENDPOINT", format!("http://{}", self.address)),
+            ("AWS_ALLOW_HTTP", "true".to_owned()),
+            ("AWS_REGION", "us-east-1".to_owned()),
+            ("AWS_ACCESS_KEY_ID", KEYS.0.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", KEYS.1.to_owned()),
+        ]
+    }
+}
+
+impl Drop for ObjectStorage {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The server's program, built where it is not there.
+fn program() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("storage");
+    let version = std::fs::read_to_string(here.join("versitygw.version")).expect("the pinned version");
+    let home = PathBuf::from(std::env::var_os("HOME").expect("HOME is set"));
+    let folder = home.join(".cache/ash").join(format!("versitygw-{}", version.trim()));
+    let built = Command::new(here.join("build.sh")).arg(&folder).status().expect("a shell");
+    assert!(built.success(), "versitygw was not built: see above; it needs Go");
+    folder.join("versitygw")
+}
