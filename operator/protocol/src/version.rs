@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 ///
 /// The major number changes when a peer of the old one could misread a frame; the minor when something was added that an
 /// older peer may ignore.
-pub const CURRENT: ProtocolVersion = ProtocolVersion { major: 1, minor: 1 };
+pub const CURRENT: ProtocolVersion = ProtocolVersion { major: 1, minor: 3 };
+
+/// The minor version with which bridges stop and continue what is in their sandbox ([`Freeze`](crate::message::Request::Freeze)).
+pub const FREEZES: u16 = 3;
 
 /// A version of the protocol between host and bridge, sent by both sides in their first message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +21,11 @@ pub struct ProtocolVersion {
 }
 
 impl ProtocolVersion {
+    /// Whether a peer that speaks `self` knows what came with minor version `minor` of the current generation.
+    pub fn knows(self, minor: u16) -> bool {
+        self.major == CURRENT.major && self.minor >= minor
+    }
+
     /// Whether a host that speaks `self` can serve a bridge that speaks `bridge`.
     ///
     /// A newer host serves an older bridge of the same generation, because sandboxes outlive the host that started them; an
