@@ -8,6 +8,7 @@ mod budget;
 mod commit;
 mod coordinators;
 mod enclosure;
+mod freezer;
 mod hub;
 mod kernel;
 mod lifecycle;
@@ -27,6 +28,7 @@ mod remote_store;
 mod sandbox;
 mod server;
 mod shared;
+mod standing;
 mod starts;
 mod turns;
 

@@ -14,7 +14,7 @@ use ash_core::{
     sandbox::SandboxState,
 };
 use ash_gateway::Attachment;
-use ash_protocol::message::Progress;
+use ash_protocol::{message::Progress, version::ProtocolVersion};
 use ash_sandbox::BoundsMet;
 use tokio::{
     net::UnixListener,
@@ -48,6 +48,8 @@ pub(crate) struct Sandbox {
     pub(crate) gone: CancellationToken,
     /// Held by who gives the folder another name, or removes it.
     pub(crate) folder: tokio::sync::Mutex<()>,
+    /// Whether it was stopped because the runner is frozen; held by who stops it or has it go on.
+    pub(crate) stopped: tokio::sync::Mutex<bool>,
     /// Bounds that it met, as far as they were counted.
     pub(crate) met: Mutex<BoundsMet>,
     inner: Mutex<Inner>,
@@ -62,6 +64,8 @@ struct Inner {
     gateway_port: Option<u16>,
     /// How far the bridge was when it connected last.
     progress: Option<Progress>,
+    /// The version that its bridge speaks.
+    protocol: Option<ProtocolVersion>,
     /// The conversation that was put back into the sandbox, and its length in bytes.
     restored: Option<(Uuid, u64)>,
     /// Whether the session was taken off, or somebody is at it.
@@ -116,6 +120,7 @@ impl Sandbox {
             end: CancellationToken::new(),
             gone: CancellationToken::new(),
             folder: tokio::sync::Mutex::new(()),
+            stopped: tokio::sync::Mutex::new(false),
             met: Mutex::default(),
             inner: Mutex::new(Inner {
                 occupancy: Occupancy::new(hub),
@@ -124,6 +129,7 @@ impl Sandbox {
                 attachment: None,
                 gateway_port: None,
                 progress: None,
+                protocol: None,
                 restored: None,
                 left: false,
             }),
@@ -222,6 +228,16 @@ impl Sandbox {
     /// How far the bridge was when it connected last.
     pub(crate) fn progress(&self) -> Option<Progress> {
         self.lock().progress.clone()
+    }
+
+    /// Notes the version that its bridge speaks.
+    pub(crate) fn set_protocol(&self, protocol: ProtocolVersion) {
+        self.lock().protocol = Some(protocol);
+    }
+
+    /// Whether its bridge knows what came with this minor version of the protocol.
+    pub(crate) fn speaks(&self, minor: u16) -> bool {
+        self.lock().protocol.is_some_and(|protocol| protocol.knows(minor))
     }
 
     pub(crate) fn set_restored(&self, conversation: Uuid, length: u64) {

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ash_core::{
@@ -32,6 +32,7 @@ use crate::{
     metrics::Metrics,
     model_keys::ModelKeys,
     sandbox::{Folders, Sandbox},
+    standing::Standing,
     starts::Starts,
 };
 
@@ -64,6 +65,8 @@ pub struct RunnerConfig {
     pub capacity_wait: Duration,
     /// The keys of the model API that sessions have for themselves; empty where the gateway has one for all.
     pub model_keys: Arc<ModelKeys>,
+    /// Until when it may serve if nobody says more: it could be called lost after that. Without it, for ever.
+    pub serves_until: Option<Instant>,
 }
 
 /// Shared by the tasks of one runner.
@@ -91,6 +94,8 @@ pub(crate) struct Shared {
     pub(crate) closing: CancellationToken,
     /// Nothing comes any more: readers end when they have given everything there is.
     pub(crate) silent: CancellationToken,
+    /// Whether it may serve.
+    pub(crate) standing: Arc<Standing>,
     pub(crate) pre_warm_hits: AtomicU64,
     pub(crate) resume_cold_hits: AtomicU64,
     hubs: Mutex<HashMap<SessionId, Known>>,
@@ -146,6 +151,7 @@ impl Shared {
             evicting: AtomicUsize::new(0),
             closing: CancellationToken::new(),
             silent: CancellationToken::new(),
+            standing: Arc::new(Standing::new(config.serves_until)),
             pre_warm_hits: AtomicU64::new(0),
             resume_cold_hits: AtomicU64::new(0),
             hubs: Mutex::default(),

@@ -167,7 +167,8 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Runner> {
             (pods.into(), PathBuf::new(), PathBuf::new(), Some(ports))
         }
     };
-    let config = RunnerConfig { model_keys, ..wiring::runner_config(sandboxing, &data, bridge, claude) };
+    let serves_until = Some(membership.serves_until());
+    let config = RunnerConfig { model_keys, serves_until, ..wiring::runner_config(sandboxing, &data, bridge, claude) };
     let local = Arc::new(LocalRunner::start(config, backend, gateway.clone(), store, &mut metrics).await?);
     let stop_bridges = CancellationToken::new();
     if let Some(Ports { bridges, gateway: listener, .. }) = ports {

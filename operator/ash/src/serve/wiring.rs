@@ -266,5 +266,6 @@ pub(crate) fn runner_config(
         capacity_wait: arguments.capacity_wait.unwrap_or(ash_runner::CAPACITY_WAIT),
         permission_timeout: arguments.permission_timeout,
         model_keys: Arc::default(),
+        serves_until: None,
     }
 }

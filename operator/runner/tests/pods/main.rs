@@ -2,6 +2,7 @@
 //! the next life of their runner.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+mod freeze;
 mod hostile;
 mod stand_in;
 mod stoppable;

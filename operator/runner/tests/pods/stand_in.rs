@@ -12,7 +12,7 @@ use ash_protocol::{
     frame::{Frame, FrameKind},
     message::{Bound, Claimed, Hello, Progress, Reply, Request, Welcome},
     preamble::{Answer, Preamble, Proof, line, take_line},
-    version,
+    version::{self, ProtocolVersion},
 };
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
@@ -35,6 +35,11 @@ pub struct StandIn {
 impl StandIn {
     /// Dials the life of the runner that listens, once it does, and says that it got so far.
     pub async fn dial(world: &World, row: &PodSandbox, progress: Progress) -> Self {
+        Self::dial_as(world, row, progress, version::CURRENT).await
+    }
+
+    /// The same, as a bridge that speaks this version.
+    pub async fn dial_as(world: &World, row: &PodSandbox, progress: Progress, protocol: ProtocolVersion) -> Self {
         let preamble = line(&Preamble::of_bridge(Proof::Token(Hidden(valid(row, NODE)))));
         let (mut stream, mut received) = eventually("the runner takes the bridge", async || {
             let mut stream = TcpStream::connect(world.bridges).await.ok()?;
@@ -52,13 +57,8 @@ impl StandIn {
             answer.ok.then_some((stream, received))
         })
         .await;
-        let hello = Hello {
-            protocol: version::CURRENT,
-            bridge: "0".to_owned(),
-            sandbox: row.id.to_string(),
-            progress,
-            gateway_port: None,
-        };
+        let hello =
+            Hello { protocol, bridge: "0".to_owned(), sandbox: row.id.to_string(), progress, gateway_port: None };
         let mut bytes = BytesMut::new();
         Frame::json(FrameKind::Hello, 0, &hello).encode(&mut bytes);
         stream.write_all(&bytes).await.unwrap();
@@ -102,16 +102,23 @@ impl StandIn {
         }
     }
 
-    /// Answers the next request that is meant; what else comes before it is not looked at.
-    pub async fn answer(&mut self, is_meant: impl Fn(&Request) -> bool, value: &impl Serialize) {
+    /// Answers the next request that is meant; gives what was asked before it, to which nothing is answered.
+    pub async fn answer(&mut self, is_meant: impl Fn(&Request) -> bool, value: &impl Serialize) -> Vec<Request> {
+        let mut before = Vec::new();
         let number = loop {
             let frame = self.next().await;
-            if frame.kind == FrameKind::Request && is_meant(&serde_json::from_slice(&frame.body).unwrap()) {
+            if frame.kind != FrameKind::Request {
+                continue;
+            }
+            let request = serde_json::from_slice(&frame.body).unwrap();
+            if is_meant(&request) {
                 break frame.number;
             }
+            before.push(request);
         };
         let value = serde_json::value::to_raw_value(value).unwrap();
         self.send(&Frame::json(FrameKind::Reply, number, &Reply::Ok(value))).await;
+        before
     }
 
     /// Waits until everything up to here is acknowledged.
