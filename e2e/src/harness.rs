@@ -14,7 +14,7 @@ pub use burst::{burst, counted};
 pub(crate) use fleet::free_port;
 pub use fleet::{FleetOptions, TestFleet, TestRunner};
 pub use log::{check_order, compare_with_log, position, without_superseded, without_withdrawn};
-pub use process::{pid_of, program, signal};
+pub use process::{let_go_on, pid_of, program, signal, stands_still};
 pub use survival::outlives_its_server;
 pub use turn::Turn;
 pub use until::{DEADLINE, eventually};

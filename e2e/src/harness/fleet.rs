@@ -1,5 +1,6 @@
 //! A fleet under test: a coordinator and runners as processes of their own, before the scripted model.
 
+mod partition;
 mod process;
 mod runner;
 
@@ -14,8 +15,8 @@ use ash_client::{Client, CreateSession, Message, Session};
 use serde_json::json;
 use tempfile::TempDir;
 
-use self::process::Process;
 pub use self::runner::TestRunner;
+use self::{partition::Partition, process::Process};
 use super::{
     MODEL_KEY, Turn, eventually,
     process::{program, record_pid},
@@ -52,6 +53,8 @@ pub struct FleetOptions {
     pub claude: Option<PathBuf>,
     /// What is logged.
     pub log: Option<&'static str>,
+    /// Whether a test may cut runners off from the coordinators.
+    pub partitions: bool,
 }
 
 /// A coordinator, or two, and their runners. Dropped, all is stopped and nothing left behind.
@@ -266,12 +269,15 @@ impl TestFleet {
     pub fn add_runner(&mut self, more: &[&str]) {
         let name = format!("runner-{}", self.runners.len());
         let process = Process::new(self.folder.path(), &name);
-        let metrics = free_port();
+        let (listen, metrics) = (free_port(), free_port());
+        let partition = self.options.partitions.then(Partition::new);
+        let way = |to: SocketAddr| partition.as_ref().map_or(to, |partition| partition.way_to(to));
         let mut arguments = vec![
             "runner".to_owned(),
-            format!("--coordinator=http://{}", self.fleet_address),
+            format!("--coordinator=http://{}", way(self.fleet_address)),
             format!("--name={name}"),
-            format!("--listen={}", free_port()),
+            format!("--listen={listen}"),
+            format!("--advertise=http://{}", way(listen)),
             format!("--metrics-listen={metrics}"),
             format!("--data-dir={}", process.folder.join("data").display()),
             format!("--fleet-secret-file={}", self.secret_file().display()),
@@ -279,11 +285,11 @@ impl TestFleet {
             format!("--log={}", self.log()),
             "--shutdown-timeout=5s".to_owned(),
         ];
-        arguments.extend(self.other.iter().map(|other| format!("--coordinator=http://{}", other.fleet_address)));
+        arguments.extend(self.other.iter().map(|other| format!("--coordinator=http://{}", way(other.fleet_address))));
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let mut environment = vec![("ANTHROPIC_BASE_URL", self.model.base_url())];
         environment.extend(self.options.runner_environment.iter().cloned());
-        let mut runner = TestRunner { process, arguments, environment, metrics };
+        let mut runner = TestRunner { process, arguments, environment, metrics, partition };
         runner.start();
         self.runners.push(runner);
     }

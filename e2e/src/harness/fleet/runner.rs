@@ -2,7 +2,7 @@
 
 use std::{fs, net::SocketAddr, path::PathBuf};
 
-use super::process::Process;
+use super::{partition::Partition, process::Process};
 use crate::harness::process::{record_pid, signal};
 
 /// A runner under test.
@@ -12,6 +12,7 @@ pub struct TestRunner {
     pub(super) arguments: Vec<String>,
     pub(super) environment: Vec<(&'static str, String)>,
     pub(super) metrics: SocketAddr,
+    pub(super) partition: Option<Partition>,
 }
 
 impl TestRunner {
@@ -62,6 +63,28 @@ impl TestRunner {
     /// Its metrics.
     pub async fn metrics(&self) -> String {
         crate::http::text(self.metrics, "/metrics").await.unwrap_or_default()
+    }
+
+    /// A value of its metrics.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let text = self.metrics().await;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    }
+
+    /// Cuts it off from all coordinators, both ways: what is sent waits.
+    ///
+    /// # Panics
+    /// Where the fleet has no partitions.
+    pub fn cut_off(&self) {
+        self.partition.as_ref().expect("a fleet with partitions").cut();
+    }
+
+    /// Lets it through again, with what waited.
+    ///
+    /// # Panics
+    /// Where the fleet has no partitions.
+    pub fn let_through(&self) {
+        self.partition.as_ref().expect("a fleet with partitions").heal();
     }
 
     fn folders(&self) -> Vec<PathBuf> {
