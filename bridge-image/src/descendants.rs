@@ -25,6 +25,13 @@ pub fn kill_with_descendants(root: u32) {
 
 /// Kills all descendants of a process and spares itself.
 pub fn kill_all_of(root: u32) {
+    for id in stop_all_of(root) {
+        signal(id, Signal::KILL);
+    }
+}
+
+/// Stops all descendants of a process and spares itself; gives those that it found.
+pub fn stop_all_of(root: u32) -> BTreeSet<u32> {
     let mut stopped = BTreeSet::new();
     for _ in 0..ROUNDS {
         let new: Vec<u32> = descendants(root).into_iter().filter(|id| !stopped.contains(id)).collect();
@@ -32,13 +39,23 @@ pub fn kill_all_of(root: u32) {
             break;
         }
         for id in new {
-            signal(id, Signal::STOP);
+            stop(id);
             stopped.insert(id);
         }
     }
-    for id in stopped {
-        signal(id, Signal::KILL);
+    stopped
+}
+
+/// Has all descendants of a process go on that were stopped.
+pub fn continue_all_of(root: u32) {
+    for id in descendants(root) {
+        signal(id, Signal::CONT);
     }
+}
+
+/// Stops a process.
+pub fn stop(process: u32) {
+    signal(process, Signal::STOP);
 }
 
 thread_local! {

@@ -15,6 +15,7 @@ use tokio::{
 
 use crate::{
     descendants::{self, WaitedFor},
+    freezer,
     shared::{Caller, refusal},
     work::SLICE_BYTES,
 };
@@ -64,6 +65,7 @@ impl Exec {
             .process_group(0)
             .spawn()
             .map_err(|error| refusal(RefusalCategory::Io, format!("the command cannot be started: {error}")))?;
+        child.id().into_iter().for_each(freezer::started);
         let mut running = Running { id: child.id(), _waited_for: child.id().map(WaitedFor::new), child };
         let (mut output, mut errors) = (running.child.stdout.take(), running.child.stderr.take());
         let mut left = self.max_output_bytes;

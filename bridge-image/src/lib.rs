@@ -10,6 +10,7 @@ pub mod bridge;
 pub mod claude;
 pub mod descendants;
 pub mod environment;
+pub mod freezer;
 pub mod log;
 pub mod options;
 pub mod phase;

@@ -28,6 +28,7 @@ use tokio::{
 use crate::{
     args::Host,
     dial::{DialError, Dialled, Ticket, dial},
+    freezer,
     report::report,
     shared::{Caller, Input, MAX_WAITING_DATA, Shared},
     work,
@@ -185,6 +186,8 @@ impl Link {
             return Err(LinkError::Protocol("a version that this bridge does not speak"));
         }
         *welcomed = true;
+        // What the host before had stopped it cannot continue any more; this one says so if it is to stay.
+        freezer::thaw();
         self.shared.connected();
         self.shared.acknowledge(welcome.acknowledged);
         let resend_to = match &mut *self.shared.log.borrow_mut() {
@@ -297,9 +300,20 @@ impl Link {
             self.ticket.keep(ticket);
             return caller.done(&());
         }
-        if let Request::Cancel { request } = request {
-            self.shared.cancel(request);
-            return caller.done(&());
+        match request {
+            Request::Cancel { request } => {
+                self.shared.cancel(request);
+                return caller.done(&());
+            }
+            Request::Freeze {} => {
+                freezer::freeze();
+                return caller.done(&());
+            }
+            Request::Thaw {} => {
+                freezer::thaw();
+                return caller.done(&());
+            }
+            _ => {}
         }
         match work::Work::from_request(request) {
             Ok(job) => {

@@ -4,6 +4,7 @@
 mod balancer;
 mod keys;
 mod members;
+mod partition;
 mod port;
 mod process;
 
@@ -17,6 +18,7 @@ use std::{
 use anyhow::bail;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use self::partition::Partition;
 pub use self::{
     balancer::Balancer,
     keys::Keys,
@@ -51,6 +53,8 @@ pub struct Settings {
     pub runner_environment: Vec<(&'static str, SecretString)>,
     /// Claude Code; without it, the one that `ash` finds.
     pub claude: Option<PathBuf>,
+    /// Whether runners can be cut off from the coordinators.
+    pub partitions: bool,
     /// Whether its processes are in groups of their own, so that Ctrl-C reaches only who started them, and end with that process
     /// when it is killed. Only for who starts them from its first thread.
     pub apart: bool,
@@ -126,20 +130,26 @@ impl Fleet {
     pub fn add_runner(&mut self, more: &[&str]) {
         let name = format!("runner-{}", self.runners.len());
         let mut runner = Runner::new(&self.settings, &name);
-        let Settings { keys, log, claude, runner_environment, .. } = &self.settings;
+        let Settings { keys, log, claude, runner_environment, partitions, .. } = &self.settings;
+        let listen = free_port();
+        let partition = partitions.then(Partition::new);
+        let way = |to: SocketAddr| partition.as_ref().map_or(to, |partition| partition.way_to(to));
         let mut arguments = vec![
             "runner".to_owned(),
             format!("--name={name}"),
-            format!("--listen={}", free_port()),
+            format!("--listen={listen}"),
+            format!("--advertise=http://{}", way(listen)),
             format!("--metrics-listen={}", runner.metrics),
             format!("--data-dir={}", runner.data().display()),
             format!("--fleet-secret-file={}", keys.fleet_secret().display()),
             format!("--log={log}"),
             SHUTDOWN_TIMEOUT.to_owned(),
         ];
-        arguments.extend(self.coordinators.iter().map(|one| format!("--coordinator=http://{}", one.fleet_address)));
+        arguments
+            .extend(self.coordinators.iter().map(|one| format!("--coordinator=http://{}", way(one.fleet_address))));
         arguments.extend(claude.iter().map(|claude| format!("--claude={}", claude.display())));
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+        runner.partition = partition;
         runner.call = Call { arguments, environment: runner_environment.clone() };
         runner.start();
         self.runners.push(runner);

@@ -15,7 +15,7 @@ pub use burst::{burst, counted};
 pub use fleet::{FleetOptions, TestFleet};
 pub use log::{check_order, compare_with_log, position, without_superseded, without_withdrawn};
 pub(crate) use process::record_pid;
-pub use process::{pid_of, program, signal};
+pub use process::{let_go_on, pid_of, program, signal, stands_still};
 pub use storage::{KEYS as STORAGE_KEYS, ObjectStorage};
 pub use survival::outlives_its_server;
 pub use turn::Turn;

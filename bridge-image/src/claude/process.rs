@@ -18,6 +18,7 @@ use tokio::{
 use super::lines::{LineSplitter, Piece};
 use crate::{
     descendants::{self, WaitedFor},
+    freezer,
     report::report,
 };
 
@@ -121,6 +122,7 @@ impl Process {
             let _ = pipe.map(|pipe| rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES));
         }
         let id = child.id().unwrap_or_default();
+        freezer::started(id);
         Ok(Self {
             child,
             id,

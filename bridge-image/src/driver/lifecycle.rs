@@ -24,7 +24,7 @@ use super::{Driver, Warmth};
 use crate::{
     claude::{control, process, process::Process, transcript},
     descendants::WaitedFor,
-    environment,
+    environment, freezer,
     options::{InForce, Launch, Plan, Step, Wanted, plan},
     report::report,
     shared::refusal,
@@ -281,7 +281,7 @@ impl Driver {
     ///
     /// Reads beyond the log's bound, too: what is printed between turns is little.
     pub(super) async fn pump(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> Result<(), String> {
-        let until = Instant::now() + limit;
+        let mut until = Instant::now() + limit;
         loop {
             while let Some(piece) = self.claude.as_mut().and_then(Process::next_piece) {
                 self.piece(piece).await;
@@ -294,6 +294,10 @@ impl Driver {
                 Ok(process::Progress::Output) => {}
                 Ok(process::Progress::Ended) => return Err(self.bury().await),
                 Err(_) => {
+                    if let Some(later) = freezer::postponed(until, limit) {
+                        until = later;
+                        continue;
+                    }
                     let last = claude.error_text();
                     let last = if last.is_empty() { last } else { format!("; it said last: {last}") };
                     return Err(format!("Claude Code did not answer within {} s{last}", limit.as_secs()));
@@ -439,6 +443,7 @@ async fn version(warm: &Warm, directory: &Path) -> Result<String, String> {
         .spawn()
         .map_err(|error| error.to_string())?;
     let _waited_for = child.id().map(WaitedFor::new);
+    child.id().into_iter().for_each(freezer::started);
     let output = match timeout(VERSION, child.wait_with_output()).await {
         Ok(output) => output.map_err(|error| error.to_string())?,
         Err(_) => return Err(format!("no answer within {} s", VERSION.as_secs())),

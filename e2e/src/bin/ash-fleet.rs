@@ -101,6 +101,7 @@ async fn main() -> anyhow::Result<()> {
             None => given(&WAYS),
         },
         claude: pinned_claude(),
+        partitions: false,
         apart: true,
     };
     // Dropped before the database and the folder, also where it could not start.

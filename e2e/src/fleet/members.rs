@@ -2,7 +2,7 @@
 
 use std::{fs, net::SocketAddr, path::PathBuf};
 
-use super::{Call, Settings, free_port, process::Process};
+use super::{Call, Settings, free_port, partition::Partition, process::Process};
 use crate::harness::{program, record_pid, signal};
 
 /// A coordinator.
@@ -58,11 +58,12 @@ pub struct Runner {
     pub(crate) process: Process,
     pub(super) call: Call,
     pub(super) metrics: SocketAddr,
+    pub(super) partition: Option<Partition>,
 }
 
 impl Runner {
     pub(super) fn new(settings: &Settings, name: &str) -> Self {
-        Self { process: Process::new(settings, name), call: Call::EMPTY, metrics: free_port() }
+        Self { process: Process::new(settings, name), call: Call::EMPTY, metrics: free_port(), partition: None }
     }
 
     /// Its name, its process's number where it runs, and its log.
@@ -117,6 +118,27 @@ impl Runner {
     /// Its metrics.
     pub async fn metrics(&self) -> String {
         crate::http::text(self.metrics, "/metrics").await.unwrap_or_default()
+    }
+
+    /// A value of its metrics.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        super::metric(self.metrics, name).await
+    }
+
+    /// Cuts it off from all coordinators, both ways: what is sent waits.
+    ///
+    /// # Panics
+    /// Where the fleet has no partitions.
+    pub fn cut_off(&self) {
+        self.partition.as_ref().expect("a fleet with partitions").cut();
+    }
+
+    /// Lets it through again, with what waited.
+    ///
+    /// # Panics
+    /// Where the fleet has no partitions.
+    pub fn let_through(&self) {
+        self.partition.as_ref().expect("a fleet with partitions").heal();
     }
 
     fn folders(&self) -> Vec<PathBuf> {

@@ -47,6 +47,8 @@ pub struct FleetOptions {
     pub claude: Option<PathBuf>,
     /// What is logged.
     pub log: Option<&'static str>,
+    /// Whether a test may cut runners off from the coordinators.
+    pub partitions: bool,
 }
 
 /// A coordinator, or two, and their runners. Dropped, all is stopped and nothing left behind.
@@ -113,6 +115,7 @@ impl TestFleet {
             coordinator_environment: vec![("ANTHROPIC_API_KEY", MODEL_KEY.into())],
             runner_environment,
             claude: Some(options.claude.unwrap_or_else(real_claude)),
+            partitions: options.partitions,
             apart: false,
         };
         let mut fleet = Fleet::new(settings, if options.second_coordinator { 2 } else { 1 });

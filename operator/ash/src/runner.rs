@@ -36,17 +36,21 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let is_superseded = runner.membership.is_superseded();
     if hands_over && !is_superseded {
-        runner.membership.announce_restart().await;
+        runner.membership.announce_restart(&runner.local).await;
     }
     tracing::info!("stopping: running turns may end within {} s", arguments.shutdown_timeout.as_secs());
     let stopping = async {
         runner.stop_bridges.cancel();
-        runner.local.shut_down(arguments.shutdown_timeout, hands_over).await;
+        if is_superseded {
+            runner.local.abandon().await;
+        } else {
+            runner.local.shut_down(arguments.shutdown_timeout, hands_over).await;
+        }
         stop.cancel();
         let _ = timeout(DRAIN, serving).await;
         let _ = timeout(DRAIN, beating).await;
         // With a handover its next life registers under its name, and finds the sandboxes.
-        if !hands_over {
+        if !hands_over && !is_superseded {
             runner.membership.leave().await;
         }
     };

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use ash_core::ports::RunnerError;
 use ash_link::{Answer, FrameReader, LinkError};
-use ash_protocol::{fleet::INCARNATION_HEADER, frame::FrameKind};
+use ash_protocol::{
+    fleet::{FROZEN_STATUS, INCARNATION_HEADER},
+    frame::FrameKind,
+};
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
@@ -13,6 +16,9 @@ use crate::registry::Target;
 
 /// The status of a runner that was started anew.
 const OTHER_INCARNATION: u16 = 410;
+
+/// The statuses of a runner that another one, or the same in a moment, stands in for.
+const COMES_BACK: [u16; 2] = [OTHER_INCARNATION, FROZEN_STATUS];
 
 /// Why a call to a runner failed.
 #[derive(Debug)]
@@ -37,7 +43,7 @@ impl CallError {
     pub(crate) fn into_runner_error(self) -> RunnerError {
         match self {
             Self::Runner(error) => error,
-            Self::Nothing(error) if error.status().is_some_and(|status| status != OTHER_INCARNATION) => {
+            Self::Nothing(error) if error.status().is_some_and(|status| !COMES_BACK.contains(&status)) => {
                 RunnerError::Internal(error.to_string())
             }
             Self::Nothing(error) | Self::Unknown(error) => {

@@ -68,16 +68,14 @@ async fn refresh(registry: &Arc<Registry>) -> Result<(), StoreError> {
     warm::refresh(registry).await
 }
 
-/// Writes whom it heard while it could not write, then its own row: once that is fresh, others call runners lost again.
+/// Writes whom it heard while it could not write, then its own row: once that is fresh, others call runners lost again. What time
+/// it is comes first of all: the row says of nobody who is heard from then on that it was written.
 async fn write_own_row(registry: &Registry) {
     let begun = registry.now();
     let write = async {
-        let unwritten: Vec<_> = registry.with(|inner| inner.unwritten.clone()).into_iter().collect();
-        for (runner, load) in unwritten {
-            registry.store.runner_lives(&runner, load).await?;
-            registry.with(|inner| inner.unwritten.remove(&runner));
-        }
-        registry.store.coordinator_lives(registry.id).await
+        let time = registry.store.store_time().await?;
+        registry.write_heard().await?;
+        registry.store.coordinator_lived(registry.id, time).await
     };
     match timeout(OWN_WRITE, write).await {
         Ok(Ok(rows)) => registry.with(|inner| {

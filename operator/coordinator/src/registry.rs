@@ -76,8 +76,18 @@ pub(crate) struct Inner {
     pub(crate) stamp: Option<AgentsStamp>,
     pub(crate) writes: OwnWrites,
     pub(crate) coordinators: Vec<CoordinatorRow>,
-    /// Runners that were heard while it could not be written.
-    pub(crate) unwritten: HashMap<RunnerId, Load>,
+    /// Heartbeats so far.
+    beats: u64,
+    /// Runners that were heard, of which it is not known that it was written.
+    pub(crate) unwritten: HashMap<RunnerId, Unwritten>,
+}
+
+/// What a runner said that may not be in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unwritten {
+    pub(crate) load: Load,
+    /// The number of the heartbeat: what was written of one says nothing of a later one.
+    pub(crate) beat: u64,
 }
 
 /// A session that somebody reads.
@@ -148,11 +158,44 @@ impl Registry {
         Ok(self)
     }
 
-    /// Says that this coordinator stops: it answers nobody any more.
+    /// Says that this coordinator stops: it answers nobody any more. Whom it heard is written before its row goes.
     pub async fn leave(&self) {
-        if let Err(error) = self.store.remove_coordinator(self.id).await {
+        let left = async {
+            self.write_heard().await?;
+            self.store.remove_coordinator(self.id).await
+        };
+        if let Err(error) = left.await {
             tracing::warn!(%error, "the coordinator's row stays: no runner is called lost for the next 75 s");
         }
+    }
+
+    /// Notes that a runner is heard, before it is tried to write that: gives the number of the heartbeat.
+    pub(crate) fn hears(&self, runner: &RunnerId, load: Load) -> u64 {
+        self.with(|inner| {
+            inner.beats += 1;
+            let beat = inner.beats;
+            inner.unwritten.insert(runner.clone(), Unwritten { load, beat });
+            beat
+        })
+    }
+
+    /// Notes that this heartbeat of a runner needs no writing any more: it is in the store, or its runner is not registered.
+    pub(crate) fn settled(&self, runner: &RunnerId, beat: u64) {
+        self.with(|inner| {
+            if inner.unwritten.get(runner).is_some_and(|heard| heard.beat <= beat) {
+                inner.unwritten.remove(runner);
+            }
+        });
+    }
+
+    /// Writes whom it heard, as far as that is not known to be written.
+    pub(crate) async fn write_heard(&self) -> Result<(), StoreError> {
+        let heard = self.with(|inner| inner.unwritten.clone());
+        for (runner, Unwritten { load, beat }) in heard {
+            self.store.runner_lives(&runner, load).await?;
+            self.settled(&runner, beat);
+        }
+        Ok(())
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -100,13 +100,20 @@ impl CoordinatorService {
     }
 
     async fn heartbeat(&self, runner: &RunnerId, beat: &Heartbeat) -> Response<Body> {
+        // Its own row, if it is written meanwhile, must not say that there is nobody whom it heard and could not write.
+        let number = self.registry.hears(runner, beat.load);
         let written = timeout(HEARD_WRITE, self.registry.store.runner_lives(runner, beat.load)).await;
         let written = match written {
             Ok(Ok(true)) => true,
-            Ok(Ok(false)) => return unknown(),
+            Ok(Ok(false)) => {
+                self.registry.settled(runner, number);
+                return unknown();
+            }
             Ok(Err(_)) | Err(_) => false,
         };
-        if !written && !self.hear_unwritten(runner, beat) {
+        if written {
+            self.registry.settled(runner, number);
+        } else if !self.may_answer_unwritten(runner) {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer: ask another coordinator");
         }
         let (has_list, is_new) = self.registry.with(|inner| {
@@ -128,16 +135,12 @@ impl CoordinatorService {
         answer_json(&Heard { written })
     }
 
-    /// Notes a runner that was heard while the store cannot be written; false where it may not be told so.
-    fn hear_unwritten(&self, runner: &RunnerId, beat: &Heartbeat) -> bool {
+    /// Whether a runner may be told that it was heard although that cannot be written.
+    fn may_answer_unwritten(&self, runner: &RunnerId) -> bool {
         let now = self.registry.now();
         let may_answer = self.registry.with(|inner| {
             let is_known = inner.runners.get(&runner.name).is_some_and(|row| row.id == *runner);
-            let may_answer = is_known && inner.writes.may_answer_unwritten(now);
-            if may_answer {
-                inner.unwritten.insert(runner.clone(), beat.load);
-            }
-            may_answer
+            is_known && inner.writes.may_answer_unwritten(now)
         });
         if may_answer {
             self.registry.metrics.heard_unwritten.inc();

@@ -10,7 +10,7 @@ mod support;
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use ash_coordinator::{FleetRunner, Registry};
@@ -45,6 +45,9 @@ struct Asked {
     forgets: AtomicBool,
     /// How many entries a session has by now, and whether a turn is in progress, where it is one that grows.
     grown: Mutex<Option<watch::Receiver<(u32, bool)>>>,
+    /// It may serve nobody, and how often it said so.
+    frozen: AtomicBool,
+    refused: AtomicUsize,
 }
 
 impl Asked {
@@ -71,6 +74,12 @@ impl Told for Asked {
 
     fn keep_warm(&self, list: &WarmList) {
         let _ = self.note(format!("warm {}", list.versions.len()));
+    }
+
+    fn serves(&self) -> bool {
+        let serves = !self.frozen.load(Ordering::SeqCst);
+        self.refused.fetch_add(usize::from(!serves), Ordering::SeqCst);
+        serves
     }
 }
 
@@ -260,6 +269,32 @@ async fn fixture() -> Fixture {
 fn message(content: &str) -> NewMessage {
     let content = RawValue::from_string(content.to_owned()).unwrap();
     NewMessage { turn: TurnId::new(), content, options: TurnOptions::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_runner_is_asked_again_in_a_moment() {
+    let Fixture { asked, fleet, agent, session, .. } = &fixture().await;
+    fleet.place(session.clone(), agent.clone()).await.unwrap();
+    asked.frozen.store(true, Ordering::SeqCst);
+    let refused = fleet.interrupt(session.id).await.unwrap_err();
+    assert!(matches!(refused, RunnerError::Unreachable(_)), "the client tries again: {refused:?}");
+    // Whoever sends a message, or reads, waits for it, or for the epoch that comes after its loss.
+    let mut reader = fleet.read(session, Position::after(Sequence::START)).await.unwrap();
+    let sending = fleet.send(session.clone(), agent.clone(), message("\"hello\""));
+    let before = asked.refused.load(Ordering::SeqCst);
+    assert_eq!(before, 2, "the interrupt, and the reader");
+    let thawing = async {
+        // It is asked again and again.
+        while asked.refused.load(Ordering::SeqCst) < before + 2 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!asked.calls.lock().unwrap().iter().any(|call| call.starts_with("send")), "nothing was carried out");
+        asked.frozen.store(false, Ordering::SeqCst);
+    };
+    let (sent, ()) = tokio::join!(sending, thawing);
+    assert!(sent.unwrap().joined);
+    assert!(reader.next().await.unwrap().is_some());
+    assert_eq!(fleet.interrupt(session.id).await, Ok(true));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ pub const ENTRY_COST_BYTES: usize = 64;
 pub const MAX_PENDING_BYTES: usize = MAX_UNACKNOWLEDGED_BYTES + MAX_LINE_BYTES + (1 << 20);
 
 /// The gate that entries of one bridge pass.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Intake {
     epoch: Epoch,
     last: Sequence,

@@ -29,7 +29,7 @@ pub const ANSWERS_UNWRITTEN: Duration = Duration::from_secs(60);
 pub const GONE_AFTER: Duration = Duration::from_secs(75);
 
 /// What a coordinator knows of its own writing. Times are of its own monotonic clock.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct OwnWrites {
     /// Since when every write of its row came through in time.
     since: Option<Duration>,
@@ -56,6 +56,16 @@ impl OwnWrites {
     pub fn may_judge(&self, now: Duration) -> bool {
         let recent = self.last.is_some_and(|last| now.saturating_sub(last) <= SILENT_AFTER);
         recent && self.since.is_some_and(|since| now.saturating_sub(since) >= LOST_AFTER)
+    }
+
+    /// The same by a clock that shows so much less; what is older than what matters becomes as old as that.
+    #[cfg(test)]
+    pub(crate) fn aged(self, by: Duration, oldest_since: Duration, oldest_last: Duration) -> Self {
+        let aged = |time: Duration, oldest: Duration| time.saturating_sub(by).max(oldest);
+        Self {
+            since: self.since.map(|since| aged(since, oldest_since)),
+            last: self.last.map(|last| aged(last, oldest_last)),
+        }
     }
 
     /// Whether it may tell a runner that it was heard although that cannot be written now.

@@ -18,7 +18,9 @@ pub use access::{ACCESS_AUDIENCE, ACCESS_GROUP, AccessError, AccessResource, Acc
 pub use changes::{ChangeStore, ChangedSession};
 pub use compaction::{CompactableTurn, CompactionStore};
 pub use credentials::{Clear, Credential, CredentialKind, CredentialStore};
-pub use membership::{AgentsStamp, CoordinatorRow, MembershipStore, NewRunner, Reserved, RouteRow, RunnerRow};
+pub use membership::{
+    AgentsStamp, CoordinatorRow, MembershipStore, NewRunner, Reserved, RouteRow, RunnerRow, StoreTime,
+};
 pub use pods::{PodIdentity, PodSandbox, PodState, PodStore};
 pub use resources::{AgentRequest, ResourceError, Resources, SessionRequest};
 pub use runner::{Batch, EntryReader, Load, LoggedEntry, NewMessage, ReadError, Runner, RunnerError, Sent};

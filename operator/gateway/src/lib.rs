@@ -20,6 +20,7 @@ mod egress;
 mod error;
 mod headers;
 mod id;
+mod lease;
 mod limits;
 mod metrics;
 mod model;
@@ -34,6 +35,7 @@ mod usage;
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Instant;
 
 use prometheus_client::registry::Registry as MetricsRegistry;
 use secrecy::SecretString;
@@ -107,6 +109,7 @@ impl Gateway {
                 usage,
                 refusals,
                 lookups: Arc::new(Semaphore::new(limits.all_lookups)),
+                lease: lease::Lease::default(),
             }),
         })
     }
@@ -177,9 +180,16 @@ impl Gateway {
         self.shared.registry.cut(Some(sandbox));
     }
 
-    /// Cuts the model calls and tunnels of every sandbox; the bindings stay.
+    /// Cuts the model calls, tunnels and connections of every sandbox; the bindings stay.
     pub fn cut_all(&self) {
         self.shared.registry.cut(None);
+        self.shared.lease.cut_connections();
+    }
+
+    /// Answers until then only, by the monotonic clock, which is looked at with every request: after that model calls get 529 and
+    /// tunnels 503. Without this it answers for ever. What is open by then goes on: [`cut_all`](Self::cut_all) ends it.
+    pub fn serve_until(&self, until: Instant) {
+        self.shared.lease.set(until);
     }
 
     fn bound(&self, sandbox: SandboxId, binding: Binding, again: bool) -> Result<(), BindError> {

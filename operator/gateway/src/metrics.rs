@@ -22,6 +22,7 @@ pub(crate) enum ModelOutcome {
     BodyTooLarge,
     Busy,
     NoKey,
+    Frozen,
 }
 
 /// How a CONNECT request ended.
@@ -37,9 +38,10 @@ pub(crate) enum TunnelOutcome {
     Timeout,
     Cut,
     Idle,
+    Frozen,
 }
 
-const MODEL_OUTCOMES: [ModelOutcome; 13] = [
+const MODEL_OUTCOMES: [ModelOutcome; 14] = [
     ModelOutcome::Answered,
     ModelOutcome::UpstreamError,
     ModelOutcome::Unreachable,
@@ -53,9 +55,10 @@ const MODEL_OUTCOMES: [ModelOutcome; 13] = [
     ModelOutcome::BodyTooLarge,
     ModelOutcome::Busy,
     ModelOutcome::NoKey,
+    ModelOutcome::Frozen,
 ];
 
-const TUNNEL_OUTCOMES: [TunnelOutcome; 10] = [
+const TUNNEL_OUTCOMES: [TunnelOutcome; 11] = [
     TunnelOutcome::Opened,
     TunnelOutcome::Refused,
     TunnelOutcome::Unauthorized,
@@ -66,6 +69,7 @@ const TUNNEL_OUTCOMES: [TunnelOutcome; 10] = [
     TunnelOutcome::Timeout,
     TunnelOutcome::Cut,
     TunnelOutcome::Idle,
+    TunnelOutcome::Frozen,
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

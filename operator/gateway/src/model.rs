@@ -14,7 +14,7 @@ use crate::body::{AnswerBody, RequestBody, Running};
 use crate::headers::{to_sandbox, to_upstream};
 use crate::metrics::{Held, ModelOutcome};
 use crate::registry::{Bound, Slots};
-use crate::serve::{Shared, drain};
+use crate::serve::{Shared, drain, frozen};
 use crate::upstream::{IDLE_CONNECTIONS, UpstreamTarget, innermost};
 use crate::usage::{Scanner, Shape};
 
@@ -105,7 +105,7 @@ pub(crate) async fn forward(
         biased;
         () = bound.cut.cancelled() => {
             metrics.model(ModelOutcome::Cut);
-            return released();
+            return cut(shared);
         }
         answer = outgoing.send() => answer,
     };
@@ -118,7 +118,7 @@ pub(crate) async fn forward(
         metrics.model(ModelOutcome::UpstreamError);
         return tokio::select! {
             biased;
-            () = bound.cut.cancelled() => released(),
+            () = bound.cut.cancelled() => cut(shared),
             response = error_answer(shared, &target, answer) => response,
         };
     }
@@ -207,6 +207,11 @@ fn too_large(shared: &Shared, bound: u64) -> Response<Body> {
     shared.metrics.model(ModelOutcome::BodyTooLarge);
     let mebibytes = bound >> 20;
     problem(Problem::TooLarge, &format!("Ash passes requests of at most {mebibytes} MiB to the model."))
+}
+
+/// The answer to a call that is cut before the model has answered.
+fn cut(shared: &Shared) -> Response<Body> {
+    if shared.lease.is_over() { frozen() } else { released() }
 }
 
 /// The answer to everything that a released sandbox asks.

@@ -5,6 +5,7 @@ use std::any::Any;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
@@ -16,6 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::Connections;
@@ -23,6 +25,7 @@ use crate::answer::{Body, Problem, full, problem};
 use crate::egress::{EgressConfig, EgressSink, tunnel};
 use crate::headers::X_API_KEY;
 use crate::id::SandboxId;
+use crate::lease::Lease;
 use crate::limits::Limits;
 use crate::metrics::{Held, Metrics, ModelOutcome, TunnelOutcome};
 use crate::model::{Route, forward, released, route};
@@ -36,6 +39,9 @@ use crate::usage::UsageSink;
 /// Largest request head and read buffer of one connection, in bytes; a longer head gets 431.
 const HEAD_BYTES: usize = 64 * 1024;
 
+/// How long a connection that is cut with all others has to tell its sandbox why.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+
 /// What every connection shares.
 pub(crate) struct Shared {
     pub(crate) signer: TokenSigner,
@@ -47,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) usage: Arc<dyn UsageSink>,
     pub(crate) refusals: Arc<dyn EgressSink>,
     pub(crate) lookups: Arc<Semaphore>,
+    pub(crate) lease: Lease,
 }
 
 /// Accepts one sandbox's connections until `cut`.
@@ -147,8 +154,18 @@ pub(crate) async fn serve(shared: Arc<Shared>, asker: Asker, stream: TcpStream, 
         .max_buf_size(HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
+    // A sandbox that does not read keeps its call open, which cannot be told then that it is cut.
+    let open = shared.lease.connection();
+    let all_cut = async {
+        open.cancelled().await;
+        sleep(CUT_GRACE).await;
+    };
+    let ended = tokio::select! {
+        ended = cut.run_until_cancelled(connection) => ended,
+        () = all_cut => None,
+    };
     // How a connection ends is the sandbox's business: the outcome of its requests is counted.
-    if let Some(Err(error)) = cut.run_until_cancelled(connection).await
+    if let Some(Err(error)) = ended
         && error.is_parse_too_large()
     {
         shared.metrics.heads_too_long.inc();
@@ -192,7 +209,10 @@ async fn dispatch(
         Ok((sandbox, _)) => sandbox,
         Err(why) => return not_let(&shared, why, request).await,
     };
-    let (outcome, answer) = match shared.registry.access(sandbox) {
+    // The access first: one that was given before the time was up, and is cut, is seen to be.
+    let access = shared.registry.access(sandbox);
+    let (outcome, answer) = match access {
+        _ if shared.lease.is_over() => (ModelOutcome::Frozen, frozen()),
         Access::Unknown => (
             ModelOutcome::Unknown,
             problem(Problem::Overloaded, "Ash has restarted and does not know this sandbox again yet."),
@@ -219,6 +239,11 @@ async fn dispatch(
 async fn hello(request: Request<Incoming>) -> Response<Body> {
     drain(request.into_body(), HEAD_BYTES).await;
     Response::new(full(""))
+}
+
+/// The answer to every call while this process may serve nobody: Claude tries again.
+pub(crate) fn frozen() -> Response<Body> {
+    problem(Problem::Overloaded, "Ash's runner is cut off from its coordinators and serves nobody for now.")
 }
 
 /// Reads a body that nobody wants, up to a bound. An answer to a request that is still being sent

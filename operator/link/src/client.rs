@@ -152,6 +152,14 @@ impl Peer {
         self.given_up.cancel();
     }
 
+    /// Says that what its connections lead to may be gone without a word: what is asked from now on goes over another one. What is on
+    /// its way over them may still have an answer.
+    pub fn renew(&self) {
+        for connection in self.lock().drain(..) {
+            connection.over.store(true, Ordering::SeqCst);
+        }
+    }
+
     /// How many connections ended so far; changes when one does.
     pub fn ended(&self) -> watch::Receiver<u64> {
         self.ended.subscribe()

@@ -33,6 +33,10 @@ pub const RUNNER_HEADER: &str = "ash-runner";
 /// Header of a runner's requests, and of a coordinator's to it: the incarnation that is meant.
 pub const INCARNATION_HEADER: &str = "ash-incarnation";
 
+/// The status of a runner that nobody answers: it serves nobody until a coordinator has written that it lives. What the model API
+/// says when it is overloaded, and Claude Code tries again after.
+pub const FROZEN_STATUS: u16 = 529;
+
 /// The first request of a connection.
 pub const HANDSHAKE: &str = "/fleet/v1/handshake";
 

@@ -211,6 +211,11 @@ pub enum Request {
         /// The number of that request.
         request: u64,
     },
+    /// Stops Claude Code and all that it and the bridge started (SIGSTOP), because the host may serve nobody for now; a repeat does
+    /// nothing. It holds until [`Request::Thaw`], or until the next host has answered the greeting. Since version 1.3.
+    Freeze {},
+    /// Has what was stopped go on. Since version 1.3.
+    Thaw {},
     /// Ends Claude Code and then the bridge, so that the sandbox goes away. A running turn is given until the deadline.
     Shutdown {
         /// Milliseconds.

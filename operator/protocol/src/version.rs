@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 ///
 /// The major number changes when a peer of the old one could misread a frame; the minor when something was added that an
 /// older peer may ignore.
-pub const CURRENT: ProtocolVersion = ProtocolVersion { major: 1, minor: 2 };
+pub const CURRENT: ProtocolVersion = ProtocolVersion { major: 1, minor: 3 };
+
+/// The minor version with which bridges stop and continue what is in their sandbox ([`Freeze`](crate::message::Request::Freeze)).
+pub const FREEZES: u16 = 3;
 
 /// A version of the protocol between host and bridge, sent by both sides in their first message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! The coordinators of a runner: the one that answers is asked, the next one where it does not.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,12 +13,19 @@ use ash_core::fleet::RunnerId;
 use ash_link::{Answer, Body, LinkError, Peer, SecretFile};
 use ash_protocol::fleet::{INCARNATION_HEADER, RUNNER_HEADER};
 use bytes::Bytes;
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use http::Response;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
 /// The status of a coordinator that does not know the runner (any more).
 pub(crate) const UNKNOWN_RUNNER: u16 = 409;
+
+/// Statuses from here on say nothing of the runner: another coordinator may answer.
+const SERVER_ERROR: u16 = 500;
 
 /// The coordinators that a runner was told of.
 #[derive(Debug)]
@@ -54,10 +62,7 @@ impl Coordinators {
         body: impl Fn() -> Body + Send + Sync,
     ) -> Result<Response<Answer>, LinkError> {
         let first = self.current.load(Ordering::Relaxed);
-        let mut last = LinkError::Unreachable {
-            address: "the coordinator".to_owned(),
-            reason: "no address of one was given: name it with --coordinator".to_owned(),
-        };
+        let mut last = Self::nobody();
         for step in 0..self.peers.len() {
             let index = (first + step) % self.peers.len();
             match self.peers[index].call(path, &self.headers, within, &body).await {
@@ -67,14 +72,93 @@ impl Coordinators {
                 }
                 Err(error) if error.nothing_happened() => last = error,
                 Err(error) => {
-                    if error.status() == Some(UNKNOWN_RUNNER) {
-                        self.register_again.notify_one();
+                    match &error {
+                        _ if error.status() == Some(UNKNOWN_RUNNER) => self.register_again.notify_one(),
+                        // It may be there and say nothing: whoever asks again asks another one.
+                        LinkError::Broken { .. } => {
+                            self.current.store((index + 1) % self.peers.len(), Ordering::Relaxed)
+                        }
+                        _ => {}
                     }
                     return Err(error);
                 }
             }
         }
         Err(last)
+    }
+
+    /// Asks what may be asked of several, and more than once: the coordinator that answered last, and the next ones where it fails,
+    /// answers what is not `good`, or takes longer than `apart`; then the first one again, over another connection, since behind one
+    /// address there may be several. Gives the first good answer, else the first that there is; `good` sees each. One that refuses the runner knows
+    /// why from the store: nobody else is asked then. Each may take `within`.
+    pub(crate) async fn ask_each<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        (within, apart): (Duration, Duration),
+        message: &(impl Serialize + Sync),
+        mut good: impl FnMut(&T) -> bool,
+    ) -> Result<T, LinkError> {
+        let first = self.current.load(Ordering::Relaxed);
+        let mut next: VecDeque<usize> = (0..self.peers.len()).map(|step| (first + step) % self.peers.len()).collect();
+        let mut again = next.front().copied();
+        let mut asked = FuturesUnordered::new();
+        let (mut passable, mut failed) = (None, None);
+        loop {
+            if let Some(index) = next.pop_front() {
+                asked.push(async move {
+                    let asked = timeout(within, self.peers[index].exchange(path, &self.headers, within, message)).await;
+                    (index, asked.unwrap_or_else(|_| Err(self.silent(index, within))))
+                });
+            }
+            let answer = tokio::select! {
+                answer = asked.next() => answer,
+                () = sleep(apart), if !next.is_empty() || again.is_some() => {
+                    if next.is_empty() {
+                        next.extend(again.take().inspect(|first| self.peers[*first].renew()));
+                    }
+                    continue;
+                }
+            };
+            match answer {
+                Some((index, Ok(answer))) if good(&answer) => {
+                    self.current.store(index, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Some((index, Ok(answer))) => {
+                    passable.get_or_insert((index, answer));
+                }
+                Some((_, Err(error))) if error.status().is_some_and(|status| status < SERVER_ERROR) => {
+                    return Err(error);
+                }
+                Some((index, Err(error))) => {
+                    if matches!(error, LinkError::Broken { .. }) {
+                        self.peers[index].renew();
+                        if next.is_empty() {
+                            next.extend(again.take());
+                        }
+                    }
+                    failed = Some(error);
+                }
+                None => break,
+            }
+        }
+        if let Some((index, answer)) = passable {
+            self.current.store(index, Ordering::Relaxed);
+            return Ok(answer);
+        }
+        Err(failed.unwrap_or_else(Self::nobody))
+    }
+
+    fn silent(&self, index: usize, within: Duration) -> LinkError {
+        let address = self.peers[index].address().to_owned();
+        LinkError::Broken { address, reason: format!("no answer within {} s", within.as_secs()) }
+    }
+
+    fn nobody() -> LinkError {
+        LinkError::Unreachable {
+            address: "the coordinator".to_owned(),
+            reason: "no address of one was given: name it with --coordinator".to_owned(),
+        }
     }
 
     /// Sends JSON and reads JSON.
@@ -93,3 +177,6 @@ impl Coordinators {
             .map_err(|reason| LinkError::Broken { address: "the coordinator".to_owned(), reason })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ mod budget;
 mod commit;
 mod coordinators;
 mod enclosure;
+mod freezer;
 mod hub;
 mod kernel;
 mod lifecycle;
@@ -28,6 +29,7 @@ mod sandbox;
 mod server;
 mod shared;
 mod snapshots;
+mod standing;
 mod starts;
 mod turns;
 

@@ -16,6 +16,8 @@ pub(crate) const BRIDGE_AWAY: Duration = Duration::from_secs(15);
 pub(crate) const BRIDGE_ANSWER: Duration = Duration::from_secs(150);
 /// How long Claude Code may take to start, initialise and rehearse.
 pub(crate) const WARM_UP: Duration = Duration::from_secs(90);
+/// How long the bridge of a pod may take to stop what is in it, or to have it go on. Then it does as it likes, and gains nothing.
+pub(crate) const FREEZE_ANSWER: Duration = Duration::from_secs(5);
 /// How long a sandbox may take to end by itself before it is killed.
 pub(crate) const SANDBOX_END: Duration = Duration::from_secs(5);
 /// How long sandboxes may take at the stop of a server, once no turn may go on: the end of the turns, the snapshots, their end.

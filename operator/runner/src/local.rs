@@ -1,6 +1,9 @@
 //! The runner's port, in process.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use ash_core::{
     agent::AgentVersion,
@@ -31,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backend::Backend,
     bridge::RequestError,
-    commit,
+    commit, freezer,
     hub::{PermissionGate, Place, Reserve},
     lifecycle::{WAKE_RESUMED, close, open_without_sandbox, rest, save_and_close, wake},
     limits::{BRIDGE_ANSWER, BRIDGE_AWAY, SANDBOX_END},
@@ -63,6 +66,7 @@ impl LocalRunner {
     ) -> Result<Self, RunnerError> {
         let metrics = Arc::new(Metrics::default());
         metrics.register(registry);
+        config.serves_until.into_iter().for_each(|until| gateway.serve_until(until));
         let shared = Arc::new(Shared::new(config, backend, gateway, store, metrics));
         shared.snapshots.register(registry);
         tokio::spawn(commit::run(Arc::clone(&shared.queue), Arc::clone(&shared.store), Arc::clone(&shared.metrics)));
@@ -102,6 +106,46 @@ impl LocalRunner {
         .await;
         // Only now: how an interrupted turn ended is for its readers too.
         self.shared.silent.cancel();
+    }
+
+    /// Another life of the runner serves its sessions: ends what is left here, which nobody can want to keep, and writes nothing.
+    /// Pods stay, and dial that one.
+    pub async fn abandon(&self) {
+        self.freeze();
+        self.shared.closing.cancel();
+        self.shared.places.close();
+        if self.shared.backend.pods().is_none() {
+            let sandboxes = self.shared.sandboxes();
+            let kills = sandboxes.iter().map(|sandbox| async {
+                if let Err(error) = sandbox.enclosure.kill().await {
+                    self.shared.metrics.kills_failed.inc();
+                    tracing::error!(sandbox = %sandbox.id, %error, "a sandbox could not be killed");
+                }
+            });
+            join_all(kills).await;
+        }
+        self.shared.silent.cancel();
+    }
+
+    /// It may serve until then.
+    pub fn serve_until(&self, until: Instant) {
+        self.shared.gateway.serve_until(until);
+        self.shared.standing.set(until);
+    }
+
+    /// Whether it may serve now.
+    pub fn serves(&self) -> bool {
+        self.shared.standing.serves()
+    }
+
+    /// Serves nobody any more: no reader, no call of the model, no tunnel; the sandboxes are stopped.
+    pub fn freeze(&self) {
+        freezer::freeze(&self.shared);
+    }
+
+    /// Goes on after [`freeze`](Self::freeze), until then.
+    pub fn thaw(&self, until: Instant) {
+        freezer::thaw(&self.shared, until);
     }
 
     /// Whether it stops, and takes nothing new.
@@ -146,6 +190,10 @@ impl LocalRunner {
     pub(crate) fn disown(&self, session: SessionId) {
         let Some(hub) = self.shared.existing_hub(session) else { return };
         tracing::warn!(%session, "the session is served elsewhere now: its sandbox here ends");
+        // At once: it must not go on for a moment while it is being ended.
+        for sandbox in self.shared.sandboxes().iter().filter(|sandbox| sandbox.session() == Some(session)) {
+            self.shared.gateway.remove(ash_gateway::SandboxId(sandbox.id.0));
+        }
         if let Some(sandbox) = hub.fail("the session is served by another runner now".to_owned()) {
             sandbox.abandon();
         }
@@ -214,7 +262,8 @@ impl LocalRunner {
     }
 
     fn reader(&self, hub: Arc<crate::hub::Hub>, after: Sequence) -> Box<dyn EntryReader> {
-        Box::new(HubReader::new(hub, Arc::clone(&self.shared.store), after, self.shared.silent.clone()))
+        let (store, standing) = (Arc::clone(&self.shared.store), Arc::clone(&self.shared.standing));
+        Box::new(HubReader::new(hub, store, after, self.shared.silent.clone(), standing))
     }
 }
 

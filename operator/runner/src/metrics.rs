@@ -119,6 +119,11 @@ pub(crate) struct Metrics {
     pub(crate) exits_unknown: Counter,
     /// Sandboxes of the server before that waited to be looked at.
     pub(crate) recoveries_waited: Counter,
+    /// 1 while nobody has answered the runner for so long that it serves nobody; how often that was.
+    pub(crate) frozen: Gauge,
+    pub(crate) freezes: Counter,
+    /// Sandboxes that could not be stopped then, or be continued.
+    pub(crate) freezes_failed: Counter,
     pub(crate) sweeps: Counter,
     /// Epochs that the store did not open, because a session has no more.
     pub(crate) epochs_refused: Counter,
@@ -264,6 +269,8 @@ impl Metrics {
                 "Sandboxes of the server before that waited to be looked at",
                 &self.recoveries_waited,
             ),
+            ("freezes", "Times that the runner froze because nobody answered it", &self.freezes),
+            ("freezes_failed", "Sandboxes that could not be stopped or continued", &self.freezes_failed),
             ("epochs_refused", "Epochs refused to sessions that have used theirs up", &self.epochs_refused),
             ("sweeps", "Looks for idle sessions and full workspaces", &self.sweeps),
             ("memory_kills", "Processes killed at a sandbox's bound of memory", &self.memory_kills),
@@ -277,6 +284,7 @@ impl Metrics {
         ] {
             registry.register(name, help, counter.clone());
         }
+        registry.register("frozen", "Whether the runner serves nobody, for want of an answer", self.frozen.clone());
         registry.register("temporary_full", "Sandboxes whose temporary folders are full", self.temporary_full.clone());
         registry.register(
             "processes_without_files",

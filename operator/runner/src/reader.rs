@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     hub::{Hub, Tail},
     limits::BATCH_BYTES,
+    standing::Standing,
 };
 
 /// A reader's position in one session. Holds no entries.
@@ -20,6 +21,9 @@ pub(crate) struct HubReader {
     store: Arc<dyn RunnerStore>,
     position: Sequence,
     silent: CancellationToken,
+    standing: Arc<Standing>,
+    /// The runner is frozen: the session may be served elsewhere by the time that anything more could be read here.
+    cut: CancellationToken,
 }
 
 impl HubReader {
@@ -28,8 +32,10 @@ impl HubReader {
         store: Arc<dyn RunnerStore>,
         position: Sequence,
         silent: CancellationToken,
+        standing: Arc<Standing>,
     ) -> Self {
-        Self { hub, store, position, silent }
+        let cut = standing.cut();
+        Self { hub, store, position, silent, standing, cut }
     }
 
     async fn read_log(&mut self) -> Result<Batch, ReadError> {
@@ -52,6 +58,9 @@ impl EntryReader for HubReader {
             let changed = hub.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            if self.cut.is_cancelled() || !self.standing.serves() {
+                return Ok(None);
+            }
             match hub.after(self.position) {
                 Tail::Entries { batch, through } => {
                     self.position = through;
@@ -65,6 +74,7 @@ impl EntryReader for HubReader {
             tokio::select! {
                 () = changed => {}
                 () = self.silent.cancelled() => ends = true,
+                () = self.cut.cancelled() => return Ok(None),
             }
         }
     }

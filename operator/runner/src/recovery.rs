@@ -135,7 +135,11 @@ async fn adopt(shared: &Arc<Shared>, backend: &ProcessBackend, row: &Session) ->
     let process = backend.adopt(&folder).await.ok().flatten()?;
     let is_its = row.sandbox.is_some_and(|sandbox| sandbox.to_string() == process.id());
     if is_its && !crate::peer::was_dead(&folder) {
-        return Some(process);
+        // The runner before this one may have died while it was frozen.
+        match process.thaw().await {
+            Ok(()) => return Some(process),
+            Err(error) => tracing::warn!(session = %row.id, %error, "a sandbox that was stopped cannot go on"),
+        }
     }
     end(shared, &process).await;
     None

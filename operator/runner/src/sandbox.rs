@@ -51,6 +51,8 @@ pub(crate) struct Sandbox {
     pub(crate) folder: tokio::sync::Mutex<()>,
     /// Held by who takes a snapshot of its workspace.
     pub(crate) snapshot: tokio::sync::Mutex<()>,
+    /// Whether it was stopped because the runner is frozen; held by who stops it or has it go on.
+    pub(crate) stopped: tokio::sync::Mutex<bool>,
     /// Bounds that it met, as far as they were counted.
     pub(crate) met: Mutex<BoundsMet>,
     inner: Mutex<Inner>,
@@ -65,12 +67,12 @@ struct Inner {
     gateway_port: Option<u16>,
     /// How far the bridge was when it connected last.
     progress: Option<Progress>,
+    /// The version that its bridge speaks.
+    protocol: Option<ProtocolVersion>,
     /// The conversation that was put back into the sandbox, and its length in bytes.
     restored: Option<(Uuid, u64)>,
     /// What its session goes on with, where its workspace was not at hand.
     recovered: Option<Recovered>,
-    /// The version that its bridge speaks.
-    protocol: Option<ProtocolVersion>,
     /// Whether the session was taken off, or somebody is at it.
     left: bool,
 }
@@ -124,6 +126,7 @@ impl Sandbox {
             gone: CancellationToken::new(),
             folder: tokio::sync::Mutex::new(()),
             snapshot: tokio::sync::Mutex::new(()),
+            stopped: tokio::sync::Mutex::new(false),
             met: Mutex::default(),
             inner: Mutex::new(Inner {
                 occupancy: Occupancy::new(hub),
@@ -132,9 +135,9 @@ impl Sandbox {
                 attachment: None,
                 gateway_port: None,
                 progress: None,
+                protocol: None,
                 restored: None,
                 recovered: None,
-                protocol: None,
                 left: false,
             }),
         }

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ash_core::{
@@ -34,6 +34,7 @@ use crate::{
     model_keys::ModelKeys,
     sandbox::{Folders, Sandbox},
     snapshots::Snapshots,
+    standing::Standing,
     starts::Starts,
 };
 
@@ -70,6 +71,8 @@ pub struct RunnerConfig {
     pub vault: Option<Vault>,
     /// Bytes that the files of a workspace may have for a snapshot, holes aside.
     pub snapshot_bytes: u64,
+    /// Until when it may serve if nobody says more: it could be called lost after that. Without it, for ever.
+    pub serves_until: Option<Instant>,
 }
 
 /// Shared by the tasks of one runner.
@@ -98,6 +101,8 @@ pub(crate) struct Shared {
     /// Nothing comes any more: readers end when they have given everything there is.
     pub(crate) silent: CancellationToken,
     pub(crate) snapshots: Snapshots,
+    /// Whether it may serve.
+    pub(crate) standing: Arc<Standing>,
     pub(crate) pre_warm_hits: AtomicU64,
     pub(crate) resume_cold_hits: AtomicU64,
     hubs: Mutex<HashMap<SessionId, Known>>,
@@ -154,6 +159,7 @@ impl Shared {
             closing: CancellationToken::new(),
             silent: CancellationToken::new(),
             snapshots: Snapshots::new(config.vault.clone(), config.snapshot_bytes),
+            standing: Arc::new(Standing::new(config.serves_until)),
             pre_warm_hits: AtomicU64::new(0),
             resume_cold_hits: AtomicU64::new(0),
             hubs: Mutex::default(),

@@ -2,6 +2,7 @@
 
 use ash_core::{
     Entry, EntryKind, Epoch, Sequence,
+    fence::{Appends, Fence},
     id::{SessionId, TurnId},
     ports::{Append, StoreError},
     spent::Spending,
@@ -78,14 +79,14 @@ impl Batch {
         Appended::Now { session: self.session, last: self.last, active_at, refused }
     }
 
-    /// What became of one that was not written, from the session's row: numbers of an epoch have no gaps and one writer, so what
-    /// is not beyond the log's end is in it.
+    /// What became of one that was not written, from the session's row.
     pub(crate) fn was_there(&self, row: &impl Columns) -> Result<Appended, Fault> {
         let (epoch, last) = (Epoch(rows::number(row, "epoch")?), rows::sequence(row, "last_sequence")?);
-        if epoch == self.epoch && self.last <= last {
-            return Ok(Appended::Before);
+        match (Fence { epoch, last }).appends(self.after, self.last) {
+            Appends::Before => Ok(Appended::Before),
+            // It would be written now, and was not: somebody was in between.
+            Appends::Now | Appends::Overtaken => Err(overtaken(self.session, epoch, last).into()),
         }
-        Err(overtaken(self.session, epoch, last).into())
     }
 }
 

@@ -9,7 +9,7 @@ use ash_core::{
     loss::{GONE_AFTER, SILENT_AFTER},
     ports::{
         AgentsStamp, CoordinatorRow, Load, MembershipStore, NewRunner, OpenEpoch, Reserved, RouteRow, RunnerRow,
-        StoreError,
+        StoreError, StoreTime,
     },
     session::Session,
 };
@@ -111,7 +111,8 @@ impl<E: Engine> MembershipStore for SqlStore<E> {
 
     async fn runner_lives(&self, runner: &RunnerId, load: Load) -> Result<bool, StoreError> {
         let statement = Self::at(
-            "UPDATE runners SET heard_at = {now}, restarting_until = NULL, ready = 1, load = $3 \
+            "UPDATE runners SET heard_at = {now}, load = $3, \
+             ready = CASE WHEN COALESCE(restarting_until, 0) > {now} THEN ready ELSE 1 END \
              WHERE name = $1 AND incarnation = $2 RETURNING name",
         )
         .text(&runner.name)
@@ -227,12 +228,19 @@ impl<E: Engine> MembershipStore for SqlStore<E> {
         Ok(found.iter().map(rows::agent_version).collect::<Result<_, _>>()?)
     }
 
-    async fn coordinator_lives(&self, id: Uuid) -> Result<Vec<CoordinatorRow>, StoreError> {
-        let own = Self::at(
-            "INSERT INTO coordinators (id, seen_at) VALUES ($1, {now}) ON CONFLICT (id) DO UPDATE SET seen_at = {now} \
+    async fn store_time(&self) -> Result<StoreTime, StoreError> {
+        let row = self.engine.reader().row(Self::at("SELECT {now} AS milliseconds")).await?;
+        let row = row.ok_or_else(|| Fault::damaged("there is no time"))?;
+        Ok(StoreTime(rows::number(&row, "milliseconds")?))
+    }
+
+    async fn coordinator_lived(&self, id: Uuid, begun: StoreTime) -> Result<Vec<CoordinatorRow>, StoreError> {
+        let own = Statement::new(
+            "INSERT INTO coordinators (id, seen_at) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET seen_at = \
+             CASE WHEN excluded.seen_at > coordinators.seen_at THEN excluded.seen_at ELSE coordinators.seen_at END \
              RETURNING id",
         );
-        self.count(own.text(id)).await?;
+        self.count(own.text(id).integer(i64::try_from(begun.0).unwrap_or(i64::MAX))).await?;
         let all = Self::at("SELECT id, {now} - seen_at AS silent FROM coordinators ORDER BY id");
         let found = self.engine.reader().rows(all).await?;
         let found: Vec<CoordinatorRow> = found.iter().map(Coordinator::read).collect::<Result<_, _>>()?;

@@ -168,7 +168,9 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Runner> {
         }
     };
     let vault = snapshots::vault(sandboxing, None)?;
-    let config = RunnerConfig { model_keys, vault, ..wiring::runner_config(sandboxing, &data, bridge, claude) };
+    let serves_until = Some(membership.serves_until());
+    let config =
+        RunnerConfig { model_keys, vault, serves_until, ..wiring::runner_config(sandboxing, &data, bridge, claude) };
     let local = Arc::new(LocalRunner::start(config, backend, gateway.clone(), store, &mut metrics).await?);
     let stop_bridges = CancellationToken::new();
     if let Some(Ports { bridges, gateway: listener, .. }) = ports {

@@ -280,5 +280,6 @@ pub(crate) fn runner_config(
         model_keys: Arc::default(),
         vault: None,
         snapshot_bytes: arguments.snapshot_quota.unwrap_or(arguments.workspace_quota).bytes(),
+        serves_until: None,
     }
 }

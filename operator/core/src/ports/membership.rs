@@ -56,6 +56,10 @@ pub struct CoordinatorRow {
     pub silent: Duration,
 }
 
+/// A moment of the database's own clock: milliseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StoreTime(pub u64);
+
 /// What a runner says of itself when it registers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewRunner {
@@ -113,7 +117,8 @@ pub trait MembershipStore: Send + Sync {
     /// ([`StoreError::Conflict`]).
     async fn register_runner(&self, runner: NewRunner) -> Result<(), StoreError>;
 
-    /// Notes that a runner lives: false where another incarnation, or none, is registered.
+    /// Notes that a runner lives: false where another incarnation, or none, is registered. A restart that it announced stays
+    /// announced: what was said before may come after it.
     async fn runner_lives(&self, runner: &RunnerId, load: Load) -> Result<bool, StoreError>;
 
     /// Notes that a runner announced a restart and is not lost for `within`.
@@ -159,8 +164,19 @@ pub trait MembershipStore: Send + Sync {
     /// The version that new sessions get, of every agent of every tenant, in the order of the agents' ids. At most 10,000.
     async fn current_versions(&self) -> Result<Vec<AgentVersion>, StoreError>;
 
-    /// Writes this coordinator's own row, and gives all of them.
-    async fn coordinator_lives(&self, id: uuid::Uuid) -> Result<Vec<CoordinatorRow>, StoreError>;
+    /// What time it is.
+    async fn store_time(&self) -> Result<StoreTime, StoreError>;
+
+    /// Writes this coordinator's own row, and gives all of them. The row says when its writing was begun, and not when it came: by
+    /// then the coordinator may have heard somebody whom it could not write, and what comes late must not hide that. An older
+    /// time than the row has changes nothing.
+    async fn coordinator_lived(&self, id: uuid::Uuid, begun: StoreTime) -> Result<Vec<CoordinatorRow>, StoreError>;
+
+    /// Writes this coordinator's own row, where it has heard nobody yet, and gives all of them.
+    async fn coordinator_lives(&self, id: uuid::Uuid) -> Result<Vec<CoordinatorRow>, StoreError> {
+        let begun = self.store_time().await?;
+        self.coordinator_lived(id, begun).await
+    }
 
     /// Takes this coordinator's row away.
     async fn remove_coordinator(&self, id: uuid::Uuid) -> Result<(), StoreError>;

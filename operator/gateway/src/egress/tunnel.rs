@@ -35,6 +35,9 @@ const MAX_SHOWN: usize = 256;
 /// The header that carries the reason of a refusal; tools that hide bodies show headers.
 const REASON: HeaderName = HeaderName::from_static("x-ash-egress");
 
+/// Why there are no tunnels while this process may serve nobody.
+const FROZEN: &str = "the server's runner is cut off from its coordinators and serves nobody for now";
+
 /// Why no tunnel was opened.
 enum Failure {
     Refused(RefusalReason),
@@ -61,6 +64,12 @@ pub(crate) fn full_of_connections() -> Response<Body> {
     answer(StatusCode::SERVICE_UNAVAILABLE, "this sandbox has as many connections open as the server permits")
 }
 
+/// The same, to be asked again in a second.
+fn retry_soon(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
 /// Opens a tunnel, or says why not.
 pub(crate) async fn open(
     shared: Arc<Shared>,
@@ -69,15 +78,18 @@ pub(crate) async fn open(
     detached: CancellationToken,
     place: Place,
 ) -> Response<Body> {
-    let (bound, slots) = match shared.registry.access(sandbox) {
+    // The access first: one that was given before the time was up, and is cut, is seen to be.
+    let access = shared.registry.access(sandbox);
+    let (bound, slots) = match access {
+        _ if shared.lease.is_over() => {
+            shared.metrics.tunnel(TunnelOutcome::Frozen);
+            return retry_soon(answer(StatusCode::SERVICE_UNAVAILABLE, FROZEN));
+        }
         Access::Bound(bound, slots) => (bound, slots),
         Access::Unknown => {
             shared.metrics.tunnel(TunnelOutcome::Unknown);
             let why = "the server has restarted and does not know this sandbox again yet";
-            let mut response = answer(StatusCode::SERVICE_UNAVAILABLE, why);
-            let headers = response.headers_mut();
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            return response;
+            return retry_soon(answer(StatusCode::SERVICE_UNAVAILABLE, why));
         }
         Access::Unclaimed | Access::Released => {
             shared.metrics.tunnel(TunnelOutcome::Refused);
@@ -307,6 +319,9 @@ fn failed(shared: &Shared, bound: &Bound, target: &str, failure: Failure) -> Res
         Failure::Busy(why) => {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             (TunnelOutcome::Busy, status, why.to_owned())
+        }
+        Failure::Cut if shared.lease.is_over() => {
+            (TunnelOutcome::Cut, StatusCode::SERVICE_UNAVAILABLE, FROZEN.to_owned())
         }
         Failure::Cut => {
             let why = "this sandbox no longer belongs to a session".to_owned();

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod egress;
+mod lease;
 mod model;
 mod network;
 mod support;

@@ -22,6 +22,11 @@ pub(crate) const HOME: &str = "home";
 pub(crate) async fn close(metrics: &Metrics, sandbox: &Arc<Sandbox>, reason: EndReason) {
     let deadline_ms = u64::try_from(SANDBOX_END.as_millis()).unwrap_or(u64::MAX);
     sandbox.announce_end(reason.clone());
+    if sandbox.stopped.try_lock().is_ok_and(|stopped| *stopped) {
+        // It hears nothing.
+        sandbox.end_with(reason);
+        return sandbox.gone.cancelled().await;
+    }
     let asked = async {
         if let Some(turn) = sandbox.hub().and_then(|hub| hub.leaving_turn()) {
             let interrupt = Request::Interrupt { turn: Some(turn.0) };

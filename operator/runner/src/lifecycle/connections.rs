@@ -18,6 +18,7 @@ use super::{bind::send_bind, rest::rest};
 use crate::{
     bridge::{ConnectionError, Greeted, Incoming, Reading, greet},
     enclosure::{Dialled, Enclosure},
+    freezer,
     hub::{Hub, NotTaken, Place, Turn},
     limits::{BRIDGE_AWAY, BRIDGE_START, COMMIT_RETRY, CONNECTION_SPACING, SANDBOX_END, TICKET_RENEWAL},
     sandbox::{EndReason, Sandbox},
@@ -108,6 +109,7 @@ async fn serve_connection(
     sandbox.set_protocol(greeted.hello.protocol);
     sandbox.connections.send_modify(|count| *count += 1);
     shared.metrics.bridge_connections.inc();
+    freezer::connected(shared, sandbox);
     let stalls = &shared.metrics.bridges_stalled;
     let mut stalled = false;
     let incoming = |incoming: Incoming| {

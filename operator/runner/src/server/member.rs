@@ -3,12 +3,13 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ash_core::{
     agent::AgentVersion,
     fleet::{Heard, Heartbeat, Held, Register, Registered, RunnerId, WarmList},
+    freezing::News,
     id::{AgentId, SessionId},
     placement::HEARTBEAT,
     ports::Runner as _,
@@ -16,10 +17,10 @@ use ash_core::{
 use ash_link::LinkError;
 use ash_protocol::fleet::coordinator as path;
 use prometheus_client::registry::Registry;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{leftovers, metrics::Metrics};
+use super::{leftovers, life::Life, metrics::Metrics};
 use crate::{
     LocalRunner,
     coordinators::{Coordinators, UNKNOWN_RUNNER},
@@ -27,6 +28,8 @@ use crate::{
 
 /// How long a heartbeat or a registration may take.
 const CALL: Duration = Duration::from_secs(4);
+/// How long a coordinator may take to answer before the next one is asked beside it: one that cannot write says so after 2 s.
+const APART: Duration = Duration::from_millis(2500);
 /// The shortest and the longest pause before a coordinator that did not answer is asked again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// The status that refuses the registration of a runner under whose name a newer process runs.
@@ -58,6 +61,7 @@ pub struct Membership {
     coordinators: Arc<Coordinators>,
     metrics: Metrics,
     warm: Mutex<WarmList>,
+    life: Life,
     superseded: CancellationToken,
 }
 
@@ -66,7 +70,8 @@ impl Membership {
     pub fn new(config: MembershipConfig, coordinators: Arc<Coordinators>, registry: &mut Registry) -> Self {
         let metrics = Metrics::default();
         metrics.register(registry);
-        Self { config, coordinators, metrics, warm: Mutex::default(), superseded: CancellationToken::new() }
+        let superseded = CancellationToken::new();
+        Self { config, coordinators, metrics, warm: Mutex::default(), life: Life::new(), superseded }
     }
 
     /// Who the runner is.
@@ -83,7 +88,10 @@ impl Membership {
         let mut pause = RETRY.0;
         loop {
             match self.register(held.clone(), homes.clone()).await {
-                Ok(registered) => return Ok(registered),
+                Ok((registered, begun)) => {
+                    self.life.registered(begun);
+                    return Ok(registered);
+                }
                 Err(error @ (LinkError::Unreachable { .. } | LinkError::Broken { .. })) => {
                     tracing::warn!(%error, "no coordinator answers: trying again");
                 }
@@ -94,7 +102,13 @@ impl Membership {
         }
     }
 
-    async fn register(&self, held: Vec<Held>, homes: Vec<SessionId>) -> Result<Registered, LinkError> {
+    /// Until when the runner may serve if nobody answers it any more.
+    pub fn serves_until(&self) -> Instant {
+        self.life.serves_until()
+    }
+
+    /// Registers; gives what a coordinator answered, and when it was begun to ask.
+    async fn register(&self, held: Vec<Held>, homes: Vec<SessionId>) -> Result<(Registered, Duration), LinkError> {
         let MembershipConfig { runner, address, capacity, pool, node, .. } = self.config.clone();
         let register = Register {
             runner,
@@ -106,27 +120,39 @@ impl Membership {
             held,
             homes,
         };
-        let registered: Registered = self.coordinators.exchange(path::REGISTER, CALL, &register).await?;
+        let begun = self.life.now();
+        let asked = self.coordinators.ask_each(path::REGISTER, (CALL, APART), &register, |_: &Registered| true);
+        let registered = asked.await?;
         self.metrics.registrations.inc();
         self.metrics.answered.set(1);
         tracing::info!(runner = %self.config.runner.name, "registered");
-        Ok(registered)
+        Ok((registered, begun))
+    }
+
+    /// Says that the runner lives, until `stop`, and freezes it while nobody answers.
+    pub async fn keep(&self, runner: &LocalRunner, stop: &CancellationToken) {
+        tokio::select! {
+            () = self.say(runner, stop) => {}
+            () = self.life.watch(runner) => {}
+        }
     }
 
     /// Says that the runner lives, until `stop`. A connection that ends is news: it asks at once.
-    pub async fn keep(&self, runner: &LocalRunner, stop: &CancellationToken) {
+    async fn say(&self, runner: &LocalRunner, stop: &CancellationToken) {
         let mut pause = Duration::ZERO;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(pause) => {}
             }
+            let begun = Instant::now();
             match self.beat(runner).await {
                 Ok(()) => {
                     self.metrics.answered.set(1);
                     tokio::select! {
                         () = stop.cancelled() => return,
-                        () = sleep(HEARTBEAT) => {}
+                        // However long the answer took: by the time of the next one it is to be heard again.
+                        () = sleep_until((begun + HEARTBEAT).into()) => {}
                         () = self.coordinators.disconnected() => {}
                         () = self.coordinators.register_again.notified() => {}
                     }
@@ -135,6 +161,7 @@ impl Membership {
                 // Not known any more, and not taken again either.
                 Err(error) if matches!(error.status(), Some(UNKNOWN_RUNNER | SUPERSEDED)) => {
                     tracing::info!("another process serves under this runner's name now");
+                    self.life.learn(runner, News::Superseded);
                     self.superseded.cancel();
                     return;
                 }
@@ -159,9 +186,13 @@ impl Membership {
     }
 
     /// Announces that the process is started anew, so that nobody calls the runner lost meanwhile.
-    pub async fn announce_restart(&self) {
+    pub async fn announce_restart(&self, runner: &LocalRunner) {
+        let begun = self.life.now();
         match timeout(LEAVE, self.coordinators.exchange::<()>(path::RESTARTING, CALL, &())).await {
-            Ok(Ok(())) => tracing::info!("announced a restart"),
+            Ok(Ok(())) => {
+                self.life.learn(runner, News::Announced { begun });
+                tracing::info!("announced a restart");
+            }
             Ok(Err(error)) => tracing::warn!(%error, "a restart could not be announced"),
             Err(_) => tracing::warn!("a restart could not be announced in time"),
         }
@@ -170,16 +201,28 @@ impl Membership {
     async fn beat(&self, runner: &LocalRunner) -> Result<(), LinkError> {
         let warm_revision = self.warm.lock().unwrap_or_else(PoisonError::into_inner).revision;
         let beat = Heartbeat { load: runner.load(), warm_revision };
-        match self.coordinators.exchange::<Heard>(path::HEARTBEAT, CALL, &beat).await {
-            Err(error) if error.status() == Some(UNKNOWN_RUNNER) => {
-                let (_, homes) = leftovers(&self.config.data);
-                let registered = self.register(runner.held(), homes).await?;
-                self.take(runner, &registered);
-                // Only a runner that said that it lives gets new sessions.
-                self.coordinators.exchange::<Heard>(path::HEARTBEAT, CALL, &beat).await.map(|_| ())
+        // One that cannot write keeps the runner going, and nothing more: the others are asked, too.
+        let ask = async || {
+            let begun = self.life.now();
+            let heard = |heard: &Heard| {
+                self.life.learn(runner, News::Heard { begun, written: heard.written });
+                heard.written
+            };
+            self.coordinators.ask_each(path::HEARTBEAT, (CALL, APART), &beat, heard).await.map(|_| ())
+        };
+        if !self.life.has_to_register() {
+            match ask().await {
+                Err(error) if error.status() == Some(UNKNOWN_RUNNER) => self.life.learn(runner, News::Unregistered),
+                answer => return answer,
             }
-            answer => answer.map(|_| ()),
         }
+        let (_, homes) = leftovers(&self.config.data);
+        let (registered, begun) = self.register(runner.held(), homes).await?;
+        // What is served elsewhere is given up before anything goes on.
+        self.take(runner, &registered);
+        self.life.learn(runner, News::Registered { begun });
+        // Only a runner that said that it lives gets new sessions.
+        ask().await
     }
 
     /// Does what a registration's answer says.

@@ -1,6 +1,7 @@
 //! What a coordinator calls: the runner's port, over the wire.
 
 mod leftovers;
+mod life;
 mod member;
 mod metrics;
 mod stream;
@@ -15,7 +16,7 @@ use ash_core::{
     sse::Position,
 };
 use ash_link::{Body, Service, answer_json, channel, read_json, refuse};
-use ash_protocol::fleet::{INCARNATION_HEADER, runner as path};
+use ash_protocol::fleet::{FROZEN_STATUS, INCARNATION_HEADER, runner as path};
 use async_trait::async_trait;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -37,6 +38,11 @@ pub trait Told: std::marker::Send + Sync {
     /// The versions to keep warm.
     fn keep_warm(&self, list: &WarmList);
 
+    /// Whether the runner may serve. Whoever is in no fleet always may.
+    fn serves(&self) -> bool {
+        true
+    }
+
     /// Gives a session the warm pod that the coordinator claimed for it. Who has no pods has none to give.
     async fn claim(&self, session: Session, sandbox: SandboxId) -> Result<Session, RunnerError> {
         Err(RunnerError::Unreachable(format!("sandbox {sandbox} of session {} is not on this runner", session.id)))
@@ -56,6 +62,10 @@ impl Told for LocalTold {
 
     fn keep_warm(&self, list: &WarmList) {
         self.membership.keep_warm(&self.runner, list);
+    }
+
+    fn serves(&self) -> bool {
+        self.runner.serves()
     }
 
     async fn claim(&self, session: Session, sandbox: SandboxId) -> Result<Session, RunnerError> {
@@ -93,6 +103,10 @@ impl Service for RunnerService {
         let meant = request.headers().get(INCARNATION_HEADER).and_then(|value| value.to_str().ok());
         if meant != Some(self.id.incarnation.to_string().as_str()) {
             return refuse(StatusCode::GONE, "the runner was started anew: what was meant is gone");
+        }
+        if !self.calls.told.serves() {
+            let status = StatusCode::from_u16(FROZEN_STATUS).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+            return refuse(status, "nobody has answered the runner for too long: it serves nobody until somebody does");
         }
         let calls = Arc::clone(&self.calls);
         // What was begun is not left half done when the coordinator goes away.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 mod files;
+mod freeze;
 mod hostile;
 mod stand_in;
 mod stoppable;

@@ -38,7 +38,7 @@ impl StandIn {
         Self::dial_as(world, row, progress, version::CURRENT).await
     }
 
-    /// The same, in an older version of the protocol.
+    /// The same, as a bridge that speaks this version.
     pub async fn dial_as(world: &World, row: &PodSandbox, progress: Progress, protocol: ProtocolVersion) -> Self {
         let preamble = line(&Preamble::of_bridge(Proof::Token(Hidden(valid(row, NODE)))));
         let (mut stream, mut received) = eventually("the runner takes the bridge", async || {
@@ -107,21 +107,33 @@ impl StandIn {
         }
     }
 
-    /// Waits for the next request that is meant; what else comes before it is not looked at.
-    pub async fn asked(&mut self, is_meant: impl Fn(&Request) -> bool) -> u64 {
+    /// Waits for the next request that is meant; gives what was asked before it too, to which nothing is answered.
+    async fn asked_behind(&mut self, is_meant: impl Fn(&Request) -> bool) -> (u64, Vec<Request>) {
+        let mut before = Vec::new();
         loop {
             let frame = self.next().await;
-            if frame.kind == FrameKind::Request && is_meant(&serde_json::from_slice(&frame.body).unwrap()) {
-                return frame.number;
+            if frame.kind != FrameKind::Request {
+                continue;
             }
+            let request = serde_json::from_slice(&frame.body).unwrap();
+            if is_meant(&request) {
+                return (frame.number, before);
+            }
+            before.push(request);
         }
     }
 
-    /// Answers the next request that is meant; what else comes before it is not looked at.
-    pub async fn answer(&mut self, is_meant: impl Fn(&Request) -> bool, value: &impl Serialize) {
-        let number = self.asked(is_meant).await;
+    /// The same; what else comes before it is not looked at.
+    pub async fn asked(&mut self, is_meant: impl Fn(&Request) -> bool) -> u64 {
+        self.asked_behind(is_meant).await.0
+    }
+
+    /// Answers the next request that is meant; gives what was asked before it, to which nothing is answered.
+    pub async fn answer(&mut self, is_meant: impl Fn(&Request) -> bool, value: &impl Serialize) -> Vec<Request> {
+        let (number, before) = self.asked_behind(is_meant).await;
         let value = serde_json::value::to_raw_value(value).unwrap();
         self.send(&Frame::json(FrameKind::Reply, number, &Reply::Ok(value))).await;
+        before
     }
 
     /// Waits until everything up to here is acknowledged.

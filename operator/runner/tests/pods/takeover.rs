@@ -55,7 +55,7 @@ async fn a_bridge_that_says_that_it_serves_a_session_which_rests_keeps_nobody_wa
     let life = world.start().await;
     let (session, mut bridge, pod) = StandIn::claimed(&world, &life).await;
     let rested = Rested { last: session.last };
-    let (paused, ()) = tokio::join!(
+    let (paused, _) = tokio::join!(
         life.runner.close(session.clone(), Closing::Pause),
         bridge.answer(|request| matches!(request, Request::Rest {}), &rested),
     );

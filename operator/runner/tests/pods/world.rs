@@ -158,6 +158,12 @@ impl RunnerPods for Rows {
     }
 }
 
+/// What `/proc` has of a process, counted from its state on.
+fn stat(process: u32, field: usize) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(field).map(str::to_owned)
+}
+
 /// A pod: a bridge with a home and a workspace of its own.
 pub struct Pod {
     pub sandbox: SandboxId,
@@ -170,6 +176,27 @@ impl Pod {
     pub fn stop(&self) {
         let bridge = rustix::process::Pid::from_child(&self.bridge);
         rustix::process::kill_process(bridge, rustix::process::Signal::STOP).unwrap();
+    }
+
+    /// A process in it, by the name of its program.
+    pub fn process(&self, name: &str) -> Option<u32> {
+        let ids = std::fs::read_dir("/proc").unwrap().flatten();
+        let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let parents: HashMap<u32, u32> = ids.filter_map(|id| Some((id, stat(id, 1)?.parse().ok()?))).collect();
+        let is_below = |id: &u32| {
+            let mut above = std::iter::successors(parents.get(id), |id| parents.get(id));
+            above.any(|id| *id == self.bridge.id())
+        };
+        let is_named = |id: &u32| {
+            let exe = std::fs::read_link(format!("/proc/{id}/exe"));
+            exe.is_ok_and(|exe| exe.file_name().is_some_and(|file| file == name))
+        };
+        parents.keys().copied().filter(is_below).find(is_named)
+    }
+
+    /// Whether a process was stopped by a signal.
+    pub fn is_stopped(&self, process: u32) -> bool {
+        stat(process, 0).as_deref() == Some("T")
     }
 
     pub fn log(&self) -> String {
@@ -298,6 +325,7 @@ impl World {
             snapshot_bytes: 1 << 30,
             vault: Some(ash_snapshot::Vault::in_folder(&self.vault()).unwrap()),
             model_keys: Arc::<ModelKeys>::default(),
+            serves_until: None,
         };
         let pods = PodsConfig {
             node: NODE.to_owned(),

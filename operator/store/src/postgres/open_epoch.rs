@@ -2,6 +2,7 @@
 
 use ash_core::{
     Entry, Epoch,
+    fence::Fence,
     fleet::RunnerName,
     ports::{OpenEpoch, StoreError},
     session::Session,
@@ -110,8 +111,8 @@ impl Call for Open {
             Some(runner) => is_anothers(lease, Postgres::NOW, session.id, runner).await?,
             None => false,
         };
-        let is_as_expected =
-            !is_anothers && (session.epoch, session.last) == (self.wanted.expected, self.wanted.opening.last_committed);
+        let fence = Fence { epoch: session.epoch, last: session.last };
+        let is_as_expected = !is_anothers && fence.opens(self.wanted.expected, self.wanted.opening.last_committed);
         let error = overtaken(session.id, session.epoch, session.last);
         Err(Fault { error, trouble: if is_as_expected { Trouble::Collision } else { Trouble::Other } })
     }

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, fmt::Write as _, ops::Range, sync::Arc};
 
 use ash_core::{
+    fence::Fence,
     fleet::RunnerName,
     ports::{Append, OpenEpoch, StoreError},
     session::Session,
@@ -46,7 +47,8 @@ impl Write for Open {
         {
             return Err(overtaken(session.id, session.epoch, session.last).into());
         }
-        if session.epoch != open.expected || session.last != open.opening.last_committed {
+        let fence = Fence { epoch: session.epoch, last: session.last };
+        if !fence.opens(open.expected, open.opening.last_committed) {
             return Err(overtaken(session.id, session.epoch, session.last).into());
         }
         let epoch = next_epoch(session.id, session.epoch)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ash_core::{
     id::TenantId,
-    ports::{Load, StoreError},
+    ports::{Load, StoreError, StoreTime},
 };
 use uuid::Uuid;
 
@@ -88,8 +88,14 @@ pub async fn an_announced_restart_is_no_loss<D: Database>() {
     let restarting = row(&*store, &id).await.unwrap();
     assert!(restarting.restarting.is_some_and(|left| left > Duration::from_secs(10)) && !restarting.ready);
     assert!(!store.remove_runner(&id, Some(Duration::from_secs(15))).await.unwrap());
+    // A heartbeat from before comes after it: the restart stays announced, and nothing new goes there.
+    assert!(store.runner_lives(&id, Load::default()).await.unwrap());
+    let late = row(&*store, &id).await.unwrap();
+    assert!(late.restarting.is_some_and(|left| left > Duration::from_secs(10)) && !late.ready, "{late:?}");
     database.execute(&older("runners", "restarting_until", Duration::from_secs(60))).await;
     assert_eq!(row(&*store, &id).await.unwrap().restarting, Some(Duration::ZERO));
+    assert!(store.runner_lives(&id, Load::default()).await.unwrap());
+    assert!(row(&*store, &id).await.unwrap().ready, "it did not restart after all");
     // Its successor is a runner like any other.
     let next = runner("one");
     store.register_runner(new_runner(&next, 8)).await.unwrap();
@@ -128,6 +134,19 @@ pub async fn coordinators_see_each_other<D: Database>() {
     database.execute(&older("coordinators", "seen_at", Duration::from_secs(3600))).await;
     one.coordinator_lives(first).await.unwrap();
     assert_eq!(one.coordinator_lives(first).await.unwrap().len(), 1);
+}
+
+pub async fn a_row_that_comes_late_says_when_it_was_begun<D: Database>() {
+    let database = D::fresh().await;
+    let store = database.store().await;
+    let (id, silence) = (Uuid::new_v4(), Duration::from_secs(9));
+    let now = store.store_time().await.unwrap();
+    let begun = StoreTime(now.0 - u64::try_from(silence.as_millis()).unwrap());
+    let late = store.coordinator_lived(id, begun).await.unwrap();
+    assert!(late[0].silent >= silence, "{late:?}");
+    assert!(store.coordinator_lived(id, now).await.unwrap()[0].silent < silence);
+    let later = store.coordinator_lived(id, begun).await.unwrap();
+    assert!(later[0].silent < silence, "what was begun before takes nothing back: {later:?}");
 }
 
 pub async fn current_versions_are_those_of_all_tenants<D: Database>() {

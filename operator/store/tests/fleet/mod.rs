@@ -97,6 +97,7 @@ macro_rules! fleet_tests {
                 an_announced_restart_is_no_loss,
                 a_cordon_stays,
                 coordinators_see_each_other,
+                a_row_that_comes_late_says_when_it_was_begun,
                 current_versions_are_those_of_all_tenants;
             places:
                 a_place_is_reserved_once_and_given_back,
