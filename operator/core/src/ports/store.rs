@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ChangeStore, CompactionStore, CredentialStore, MembershipStore, PodStore};
+use super::{ChangeStore, CompactionStore, ConfigureStore, CredentialStore, MembershipStore, PodStore, QueueStore};
 use crate::{
     agent::{Agent, AgentSettings, AgentVersion},
     id::{AgentId, KeyId, SandboxId, SessionId, TenantId, TurnId},
@@ -24,9 +24,22 @@ pub trait Store: AgentStore + SessionStore + EventLog + KeyStore {}
 impl<T: AgentStore + SessionStore + EventLog + KeyStore> Store for T {}
 
 /// Everything that is kept, with what coordinators share.
-pub trait FleetStore: Store + MembershipStore + PodStore + CredentialStore + ChangeStore + CompactionStore {}
+pub trait FleetStore:
+    Store + MembershipStore + PodStore + CredentialStore + ChangeStore + CompactionStore + QueueStore + ConfigureStore
+{
+}
 
-impl<T: Store + MembershipStore + PodStore + CredentialStore + ChangeStore + CompactionStore> FleetStore for T {}
+impl<T> FleetStore for T where
+    T: Store
+        + MembershipStore
+        + PodStore
+        + CredentialStore
+        + ChangeStore
+        + CompactionStore
+        + QueueStore
+        + ConfigureStore
+{
+}
 
 /// Why the store did not do something.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
