@@ -15,6 +15,7 @@ mod load;
 mod network;
 mod nodes;
 mod pods;
+mod queue;
 mod sandbox_image;
 mod secrets;
 mod sessions;
