@@ -6,7 +6,7 @@ use ash_protocol::{
         Admit, Behavior, Bind, Bound, Claimed, Decision, Refusal, RefusalCategory, Request, Resolution, RestartReason,
         Rested, TurnFailure, Warm, Warmed,
     },
-    options::TurnOptions,
+    options::{SessionOptions, TurnOptions},
 };
 use serde_json::json;
 use tokio::time::Instant;
@@ -44,13 +44,10 @@ impl Driver {
                 let rested = self.rest().await;
                 caller.answer(rested);
             }
-            Request::Configure { options } => match &mut self.session {
-                Some(session) => {
-                    session.options = options;
-                    caller.done(&());
-                }
-                None => caller.refuse(RefusalCategory::NotReady, NO_SESSION),
-            },
+            Request::Configure { options } => {
+                let configured = self.configure(options).await;
+                caller.answer(configured);
+            }
             Request::Admit(admit) => self.admit(*admit, caller).await,
             Request::Interrupt { turn } => {
                 self.interrupt(turn);
@@ -173,6 +170,29 @@ impl Driver {
             None if self.warmth.is_some() => Phase::Warm,
             None => Phase::New,
         }
+    }
+
+    /// Gives the session other options. Between turns the living process is brought to them at once, as far as it can be without
+    /// a restart, so that what Claude Code refuses is refused here; a turn that runs keeps what it began with. The next turn is
+    /// brought to the rest.
+    async fn configure(&mut self, options: SessionOptions) -> Result<(), Refusal> {
+        let Some(session) = &mut self.session else { return Err(refusal(RefusalCategory::NotReady, NO_SESSION)) };
+        let before = std::mem::replace(&mut session.options, options.clone());
+        if session.turns.running().is_some() || session.rests {
+            return Ok(());
+        }
+        let wanted = self.wanted(&options, &TurnOptions::default());
+        let living = self.in_force.as_ref().filter(|_| self.claude.is_some()).map(|in_force| plan(in_force, &wanted));
+        if let Some(Plan::Live(steps)) = living
+            && let Err(refused @ ChangeError::Refused { .. }) = self.carry_out(steps, &wanted).await
+        {
+            // What was done before the refusal is known, and undone by the next turn.
+            if let Some(session) = &mut self.session {
+                session.options = before;
+            }
+            return Err(refused.into_refusal());
+        }
+        Ok(())
     }
 
     /// Brings the process to the session's options and conversation.

@@ -13,6 +13,7 @@ mod load;
 mod network;
 mod nodes;
 mod pods;
+mod queue;
 mod sandbox_image;
 mod secrets;
 mod sessions;

@@ -167,6 +167,7 @@ impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Store(store) => store.into(),
+            ReadError::NotBegun(reason) => Self::new(StatusCode::CONFLICT, reason),
             ReadError::Unwritten(_) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()).retry_after(RETRY_FULL_SECONDS)
             }

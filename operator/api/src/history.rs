@@ -179,7 +179,7 @@ async fn read<T>(
         let batch = match batch {
             Ok(Some(batch)) => batch,
             // What is in the log is there to be read, also where nothing can be added to it.
-            Ok(None) | Err(ReadError::Unwritten(_)) => break,
+            Ok(None) | Err(ReadError::Unwritten(_) | ReadError::NotBegun(_)) => break,
             Err(error) => return Err(error.into()),
         };
         for logged in &batch {

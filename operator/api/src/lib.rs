@@ -8,6 +8,7 @@ mod agents;
 mod answer;
 mod auth;
 mod body;
+mod configure;
 mod credentials;
 mod descriptors;
 mod error;
@@ -21,6 +22,7 @@ mod model_options;
 mod network;
 mod observe;
 mod permissions;
+mod queue;
 mod runners;
 mod serve;
 mod sessions;
@@ -35,12 +37,13 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware::{from_fn, from_fn_with_state},
-    routing::{delete, get, post},
+    routing::{delete, get, patch, post},
 };
 
 pub use access::AccessConfig;
 pub use auth::{InitialKeyError, ensure_initial_key, hash_key};
 pub use descriptors::connections_within_descriptors;
+pub use queue::keep_queues;
 pub use serve::{ServeLimits, serve};
 pub use state::{ApiConfig, ApiState, OptionalPorts};
 
@@ -55,6 +58,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/api/sessions", post(sessions::create).get(sessions::list))
         .route("/api/sessions/{id}", get(sessions::get).delete(sessions::delete))
         .route("/api/sessions/{id}/messages", post(messages::send).get(history::messages))
+        .route("/api/sessions/{id}/config", patch(configure::configure))
+        .route("/api/sessions/{id}/queue", get(queue::list))
+        .route("/api/sessions/{id}/queue/{entry}", delete(queue::take_back))
         .route("/api/sessions/{id}/events", get(history::events))
         .route("/api/sessions/{id}/stream", get(messages::stream))
         .route("/api/sessions/{id}/interrupt", post(sessions::interrupt))

@@ -30,10 +30,10 @@ use crate::{
     fields::{Parameters, Path},
     idempotency,
     metrics::{Metrics, StreamEnd, StreamLabels},
-    model_options,
+    model_options, queue,
     serve::closed,
     state::{ApiState, to_the_end},
-    stream::{Frames, done, failed},
+    stream::{Frames, done, failed, not_begun},
     turn,
 };
 
@@ -47,8 +47,8 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const STREAM_AFTER: HeaderName = HeaderName::from_static("ash-stream-after");
 
 /// `POST /api/sessions/{id}/messages`: begins a turn and streams it, or answers with its result where the client accepts
-/// nothing but JSON. A place for the session's sandbox is reserved before the headers go out. The turn goes on when its client
-/// goes away.
+/// nothing but JSON. A place for the session's sandbox, or in its queue, is reserved before the headers go out. The turn goes on
+/// when its client goes away.
 pub(crate) async fn send(
     State(state): State<ApiState>,
     Extension(Caller(tenant)): Extension<Caller>,
@@ -59,19 +59,29 @@ pub(crate) async fn send(
     let session = state.session(&tenant, &id).await?;
     let id = session.id;
     let message = turn::read(&body.bytes, id, idempotency::key(&headers)?)?;
-    session.state.after(SessionEvent::Message)?;
+    if !message.queue {
+        session.state.after(SessionEvent::Message)?;
+        queue::check_is_free(&state, id, message.message.turn).await?;
+    }
     let version = state.version_of(&session).await?;
     model_options::check_turn(&session.options, version.settings.model.as_deref(), &message.message.options)?;
     let (turn, partials) = (message.message.turn, message.partials);
-    let runner = state.runner.clone();
     drop(body);
-    let begin = async move { runner.send(session, version, message.message).await };
-    let sent = to_the_end(begin).await??;
+    let reader = if message.queue {
+        match queue::send(&state, session, message, &headers).await? {
+            queue::Queued::Follows(reader) => reader,
+            queue::Queued::Accepted(response) => return Ok(response),
+        }
+    } else {
+        let runner = state.runner.clone();
+        let begin = async move { runner.send(session, version, message.message).await };
+        to_the_end(begin).await??.reader
+    };
     let frames = Frames::of_turn(id, turn, partials);
     if wants_json(&headers) {
-        return answer::whole(id, turn, sent.reader).await;
+        return answer::whole(id, turn, reader).await;
     }
-    Ok(respond(&state, id, sent.reader, frames, Until::Turn))
+    Ok(respond(&state, id, reader, frames, Until::Turn))
 }
 
 /// `GET /api/sessions/{id}/stream`: from a position, or from now on; through the turn in progress, or on and on.
@@ -210,6 +220,7 @@ impl Source {
                 Ok(Ok(Some(batch))) => self.frames.feed(batch),
                 Ok(Ok(None)) => return self.end_of_entries(),
                 Ok(Err(ReadError::Unwritten(reason))) => return self.end(Some(failed(self.session, &reason))),
+                Ok(Err(ReadError::NotBegun(reason))) => return self.end(Some(not_begun(self.session, &reason))),
                 Ok(Err(error)) => {
                     tracing::warn!(session = %self.session, %error, "a stream was cut");
                     return Some(self.cut());

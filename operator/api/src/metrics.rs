@@ -1,5 +1,6 @@
 //! Counters and gauges of the API.
 
+use ash_core::queue::EntryState;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -32,6 +33,13 @@ pub(crate) enum StreamEnd {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct StreamLabels {
     pub(crate) end: StreamEnd,
+}
+
+/// Labels of a message that waited and is over.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct SettledLabels {
+    /// `completed`, `failed` or `cancelled`.
+    pub(crate) status: &'static str,
 }
 
 /// How a question to the cluster was answered.
@@ -74,6 +82,11 @@ pub(crate) struct Metrics {
     pub(crate) connections_at_bound: Counter,
     pub(crate) connections_cut_off: Counter,
     pub(crate) accept_errors: Counter,
+    pub(crate) queued_sessions: Gauge,
+    pub(crate) queue_added: Counter,
+    pub(crate) queue_full: Counter,
+    pub(crate) queue_begun: Counter,
+    pub(crate) queue_settled: Family<SettledLabels, Counter>,
 }
 
 impl Metrics {
@@ -85,6 +98,11 @@ impl Metrics {
     /// Counts the review of a right.
     pub(crate) fn count_access_review(&self, result: Review) {
         self.access_reviews.get_or_create(&ReviewLabels { result }).inc();
+    }
+
+    /// Counts a message that waited and is over.
+    pub(crate) fn queue_settled(&self, state: EntryState) {
+        self.queue_settled.get_or_create(&SettledLabels { status: state.name() }).inc();
     }
 
     /// Adds every metric to the registry.
@@ -169,5 +187,17 @@ impl Metrics {
             self.connections_cut_off.clone(),
         );
         registry.register("accept_errors", "Connections that could not be accepted", self.accept_errors.clone());
+        registry.register(
+            "queued_sessions",
+            "Sessions with messages that wait, as of the last sweep",
+            self.queued_sessions.clone(),
+        );
+        registry.register("queue_added", "Messages that were queued", self.queue_added.clone());
+        registry.register("queue_full", "Messages that found the queue full", self.queue_full.clone());
+        registry.register("queue_begun", "Queued messages that a runner took", self.queue_begun.clone());
+        for state in EntryState::ALL.into_iter().filter(|state| !state.is_open()) {
+            drop(self.queue_settled.get_or_create(&SettledLabels { status: state.name() }));
+        }
+        registry.register("queue_settled", "Queued messages that are over, by status", self.queue_settled.clone());
     }
 }

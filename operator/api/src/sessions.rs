@@ -183,16 +183,12 @@ async fn declare(state: &ApiState, session: &Session, wanted: Option<Closing>) -
     }
 }
 
-fn single(session: &Session, version: &AgentVersion) -> Json<Value> {
+pub(crate) fn single(session: &Session, version: &AgentVersion) -> Json<Value> {
     Json(json!({ "session": SessionView::single(session, version) }))
 }
 
 fn session_options(fields: &Fields<'_>) -> Result<SessionOptions, ApiError> {
-    for name in ["allowedTools", "disallowedTools", "betas", "subagents", "mcpServers"] {
-        if fields.raw(name).is_some_and(|raw| raw.get().len() > MAX_OPTION_BYTES) {
-            return Err(invalid(name, "it is longer than 1 MiB"));
-        }
-    }
+    check_lengths(fields)?;
     Ok(SessionOptions {
         model: fields.word("model", MAX_MODEL_BYTES)?,
         system_prompt: agents::system_prompt(fields)?,
@@ -207,8 +203,18 @@ fn session_options(fields: &Fields<'_>) -> Result<SessionOptions, ApiError> {
     })
 }
 
+/// Refuses lists and objects that are too long.
+pub(crate) fn check_lengths(fields: &Fields<'_>) -> Result<(), ApiError> {
+    for name in ["allowedTools", "disallowedTools", "betas", "subagents", "mcpServers"] {
+        if fields.raw(name).is_some_and(|raw| raw.get().len() > MAX_OPTION_BYTES) {
+            return Err(invalid(name, "it is longer than 1 MiB"));
+        }
+    }
+    Ok(())
+}
+
 /// A list of texts on one line each.
-fn words(fields: &Fields<'_>, name: &str) -> Result<Option<Vec<String>>, ApiError> {
+pub(crate) fn words(fields: &Fields<'_>, name: &str) -> Result<Option<Vec<String>>, ApiError> {
     let words: Option<Vec<String>> = fields.get(name)?;
     let fine = |word: &String| !word.is_empty() && !word.chars().any(char::is_control);
     if words.as_ref().is_some_and(|words| words.len() > MAX_LIST_ENTRIES || !words.iter().all(fine)) {
@@ -218,7 +224,7 @@ fn words(fields: &Fields<'_>, name: &str) -> Result<Option<Vec<String>>, ApiErro
 }
 
 /// Objects by name.
-fn objects(fields: &Fields<'_>, name: &str) -> Result<Option<serde_json::Map<String, Value>>, ApiError> {
+pub(crate) fn objects(fields: &Fields<'_>, name: &str) -> Result<Option<serde_json::Map<String, Value>>, ApiError> {
     let objects: Option<serde_json::Map<String, Value>> = fields.get(name)?;
     if let Some(objects) = &objects {
         if objects.len() > MAX_LIST_ENTRIES {
@@ -232,7 +238,7 @@ fn objects(fields: &Fields<'_>, name: &str) -> Result<Option<serde_json::Map<Str
     Ok(objects)
 }
 
-fn metadata(fields: &Fields<'_>) -> Result<BTreeMap<String, String>, ApiError> {
+pub(crate) fn metadata(fields: &Fields<'_>) -> Result<BTreeMap<String, String>, ApiError> {
     let metadata: BTreeMap<String, String> = fields.get("metadata")?.unwrap_or_default();
     let fine = |(key, value): (&String, &String)| {
         !key.is_empty() && key.len() <= MAX_METADATA_KEY_BYTES && value.len() <= MAX_METADATA_VALUE_BYTES

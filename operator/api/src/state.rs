@@ -10,7 +10,7 @@ use std::{
 use ash_core::{
     agent::AgentVersion,
     id::{SessionId, TenantId},
-    ports::{CredentialStore, MembershipStore, Resources, Runner, Store},
+    ports::{ConfigureStore, CredentialStore, MembershipStore, QueueStore, Resources, Runner, Store},
     session::Session,
 };
 use prometheus_client::registry::Registry;
@@ -23,6 +23,7 @@ use crate::{
     error::ApiError,
     hash_key,
     metrics::Metrics,
+    queue::Queues,
 };
 
 /// Deployments that are unpacked and packed at once: each takes up to 350 MiB of memory and a core. Others wait.
@@ -63,6 +64,10 @@ impl Default for ApiConfig {
 pub struct OptionalPorts {
     /// Stored credentials.
     pub credentials: Option<Arc<dyn CredentialStore>>,
+    /// Messages that wait for their turn.
+    pub queue: Option<Arc<dyn QueueStore>>,
+    /// Options that change in a session's life.
+    pub configure: Option<Arc<dyn ConfigureStore>>,
     /// The runners of a coordinator.
     pub fleet: Option<Arc<dyn MembershipStore>>,
     /// The resources of a cluster, which keep what people want.
@@ -88,6 +93,7 @@ pub struct Inner {
     pub(crate) started: Instant,
     /// True from the moment the server shuts down.
     pub(crate) closing: watch::Sender<bool>,
+    pub(crate) queues: Arc<Queues>,
 }
 
 impl ApiState {
@@ -126,6 +132,7 @@ impl ApiState {
             deployments: Semaphore::new(MAX_DEPLOYMENTS),
             started: Instant::now(),
             closing: watch::Sender::new(false),
+            queues: Arc::default(),
         }))
     }
 

@@ -152,7 +152,12 @@ pub(crate) fn done(session: SessionId) -> Bytes {
 
 /// The end of a turn that failed because its log cannot be written: for the same reason its frames have no ids.
 pub(crate) fn failed(session: SessionId, reason: &str) -> Bytes {
-    let data = serde_json::json!({ "error": format!("the turn failed: {reason}") });
+    not_begun(session, &format!("the turn failed: {reason}"))
+}
+
+/// The end of a stream whose turn does not begin. No entry stands behind it.
+pub(crate) fn not_begun(session: SessionId, reason: &str) -> Bytes {
+    let data = serde_json::json!({ "error": reason });
     let mut frames = format!("event: error\ndata: {data}\n\n").into_bytes();
     frames.extend_from_slice(&done(session));
     frames.into()

@@ -3,10 +3,12 @@
 use ash_core::{
     id::{SessionId, TurnId},
     ports::NewMessage,
+    queue::MAX_RETRIES,
 };
 use ash_protocol::options::{OutputFormat, TurnOptions};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use crate::{
     agents::MAX_MODEL_BYTES,
@@ -15,7 +17,7 @@ use crate::{
 };
 
 /// What a message can have.
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 10] = [
     "content",
     "includePartialMessages",
     "model",
@@ -25,15 +27,21 @@ const FIELDS: [&str; 9] = [
     "thinking",
     "outputFormat",
     "queue",
+    "retries",
 ];
 
 /// A message and how it is answered.
 #[derive(Debug)]
+#[allow(clippy::struct_field_names, reason = "it is what the runner calls a message, too")]
 pub(crate) struct Message {
     /// For the runner.
     pub(crate) message: NewMessage,
     /// Whether the stream has partial messages.
     pub(crate) partials: bool,
+    /// Whether it may wait for its turn.
+    pub(crate) queue: bool,
+    /// Further attempts, of one that may wait.
+    pub(crate) retries: u32,
 }
 
 /// Reads the body of a message. With an idempotency key, a repeat names the same turn.
@@ -43,13 +51,25 @@ pub(crate) fn read(body: &[u8], session: SessionId, idempotency_key: Option<&str
     fields.check_spelling_in("thinking", &["type", "budgetTokens"])?;
     fields.check_spelling_in("outputFormat", &["type", "schema"])?;
     let content = content(&fields)?;
-    if fields.get("queue")? == Some(true) {
-        return Err(invalid("queue", "this release has no queue yet: send the message when the turn has ended"));
+    let queue: bool = fields.get("queue")?.unwrap_or_default();
+    let retries: u32 = fields.get("retries")?.unwrap_or_default();
+    if retries > 0 && !queue {
+        return Err(invalid("retries", "only a message that waits is tried again: say \"queue\": true, too"));
     }
-    let turn = idempotency_key.map_or_else(TurnId::new, |key| TurnId::from_idempotency_key(session, key));
+    if retries > MAX_RETRIES {
+        return Err(invalid("retries", &format!("it is a whole number from 0 to {MAX_RETRIES}")));
+    }
+    let turn = match idempotency_key {
+        Some(key) => TurnId::from_idempotency_key(session, key),
+        // The log is asked for the turn of one that waits, as for one with a key.
+        None if queue => TurnId::from_idempotency_key(session, &Uuid::new_v4().to_string()),
+        None => TurnId::new(),
+    };
     Ok(Message {
         message: NewMessage { turn, content, options: options(&fields)? },
         partials: fields.get("includePartialMessages")?.unwrap_or_default(),
+        queue,
+        retries,
     })
 }
 
@@ -142,7 +162,9 @@ mod tests {
             (r#"{"content":["x"]}"#, "content"),
             (r#"{"content":[{}]}"#, "content"),
             (r#"{"content":7}"#, "content"),
-            (r#"{"content":"x","queue":true}"#, "queue"),
+            (r#"{"content":"x","queue":"yes"}"#, "queue"),
+            (r#"{"content":"x","retries":1}"#, "retries"),
+            (r#"{"content":"x","queue":true,"retries":6}"#, "retries"),
             (r#"{"content":"x","maxTurns":0}"#, "maxTurns"),
             (r#"{"content":"x","maxTurns":-1}"#, "maxTurns"),
             (r#"{"content":"x","maxBudgetUsd":0}"#, "maxBudgetUsd"),
@@ -172,6 +194,14 @@ mod tests {
         assert_eq!(turn(Some("k")), turn(Some("k")));
         assert_ne!(turn(Some("k")), turn(Some("l")));
         assert_ne!(turn(None), turn(None));
+    }
+
+    #[test]
+    fn one_that_waits_is_found_again_by_its_turn() {
+        let message = read(br#"{"content":"x","queue":true,"retries":2}"#, SESSION, None).unwrap();
+        assert!(message.queue);
+        assert_eq!((message.retries, message.message.turn.0.get_version_num()), (2, 5));
+        assert!(!read(br#"{"content":"x","queue":false}"#, SESSION, None).unwrap().queue);
     }
 
     #[test]

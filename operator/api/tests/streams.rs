@@ -137,7 +137,8 @@ async fn messages_that_cannot_be_are_refused_before_they_are_sent() {
         ("{", "JSON"),
         ("\u{1}", "JSON"),
         (r#"{"content":[]}"#, "content"),
-        (r#"{"content":"x","queue":true}"#, "queue"),
+        (r#"{"content":"x","queue":true}"#, "queue is not valid: this server keeps no queue"),
+        (r#"{"content":"x","retries":1}"#, "retries"),
         (r#"{"content":"x","effort":"x"}"#, "effort"),
     ] {
         let error = server.send(message(id, body)).await.error(400);

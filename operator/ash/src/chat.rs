@@ -106,7 +106,8 @@ pub(crate) async fn once(
     message.include_partial_messages = true;
     let ask = may_ask && terminal && std::io::stdin().is_terminal();
     let input = if ask { Input::start() } else { Input::nobody() };
-    let mut conversation = Conversation::new(client, session, view(output, terminal), input, output)?;
+    let view = view(output, terminal);
+    let mut conversation = Conversation::new(client, session, view, input, output)?.without_waiting();
     Ok(code(conversation.turn(&message).await?))
 }
 

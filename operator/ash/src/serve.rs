@@ -44,6 +44,8 @@ async fn run_standalone(arguments: Arguments) -> anyhow::Result<()> {
     let address = server.listener.local_addr()?;
     tracing::info!(%address, "listening");
     let stop = CancellationToken::new();
+    // No turn begins by itself any more while the running ones end.
+    let queueing = tokio::spawn(ash_api::keep_queues(server.state.clone(), stop.clone().cancelled_owned()));
     let stopped = stop.clone().cancelled_owned();
     let serving = tokio::spawn(async move {
         ash_api::serve(server.listener, server.router, &server.state, server.limits, stopped).await;
@@ -62,6 +64,7 @@ async fn run_standalone(arguments: Arguments) -> anyhow::Result<()> {
         compaction_stop.cancel();
         server.runner.shut_down(arguments.shutdown_timeout, arguments.handover).await;
         let _ = timeout(DRAIN, compacting).await;
+        let _ = timeout(DRAIN, queueing).await;
         // Readers have heard how every turn ended.
         let _ = timeout(DRAIN, serving).await;
         server.store.close().await;

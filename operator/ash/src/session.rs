@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, io::Read, process::ExitCode};
 
 use anyhow::Context;
-use ash_client::{Client, CreateSession, Message, PermissionMode, Session, SessionQuery};
+use ash_client::{Client, CreateSession, Message, PermissionMode, Session, SessionChanges, SessionQuery};
 use clap::{Args, Subcommand};
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::{
     chat::{self, MAX_MESSAGE_BYTES},
@@ -47,6 +48,16 @@ pub(crate) enum Command {
     },
     /// The same under another state, for clients that know it
     Stop {
+        /// Its id
+        session: String,
+    },
+    /// Messages that wait for their turn
+    #[command(subcommand, arg_required_else_help = true)]
+    Queue(Queue),
+    /// Change options of a session: on its living Claude Code where that can be, else from its next turn on
+    Config(Config),
+    /// End the turn in progress; messages that wait run
+    Interrupt {
         /// Its id
         session: String,
     },
@@ -134,6 +145,72 @@ pub(crate) struct Send {
     /// Model calls of this turn at the most
     #[arg(long)]
     max_turns: Option<u32>,
+    /// Where a turn runs, let the message wait for its end
+    #[arg(long)]
+    queue: bool,
+}
+
+/// What can be done with messages that wait.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Queue {
+    /// Queue a message and do not wait for its answer
+    Add {
+        /// The session's id
+        session: String,
+        /// What to say; without it, standard input to its end
+        message: Option<String>,
+        /// How often it is tried again where its turn is cut off
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=5))]
+        retries: u32,
+    },
+    /// List what waits, and what is over of late
+    List {
+        /// The session's id
+        session: String,
+    },
+    /// Take a message back whose turn has not come
+    Delete {
+        /// The session's id
+        session: String,
+        /// The message's id, as the listing has it
+        entry: String,
+    },
+}
+
+/// Options that change in a session's life.
+#[derive(Debug, Args)]
+pub(crate) struct Config {
+    /// The session's id
+    session: String,
+    /// The model
+    #[arg(long)]
+    model: Option<String>,
+    /// The model as the agent has it
+    #[arg(long, conflicts_with = "model")]
+    no_model: bool,
+    /// Tool that runs without asking, of all that do; can be repeated
+    #[arg(long = "allow-tool", value_name = "TOOL")]
+    allowed_tools: Vec<String>,
+    /// Tool that is not there, of all that are not; can be repeated
+    #[arg(long = "disallow-tool", value_name = "TOOL")]
+    disallowed_tools: Vec<String>,
+    /// What to keep with the session, KEY=VALUE, in place of what is kept; can be repeated
+    #[arg(long, value_parser = values::pair, value_name = "KEY=VALUE")]
+    metadata: Vec<(String, String)>,
+}
+
+impl Config {
+    fn changes(self) -> (String, SessionChanges) {
+        let some = |tools: Vec<String>| (!tools.is_empty()).then_some(Some(tools));
+        let changes = SessionChanges {
+            model: if self.no_model { Some(None) } else { self.model.map(Some) },
+            allowed_tools: some(self.allowed_tools),
+            disallowed_tools: some(self.disallowed_tools),
+            metadata: (!self.metadata.is_empty()).then(|| self.metadata.into_iter().collect()),
+            ..SessionChanges::default()
+        };
+        (self.session, changes)
+    }
 }
 
 /// Carries it out.
@@ -153,6 +230,18 @@ pub(crate) async fn run(command: Command, client: Client, output: Output) -> any
             output.result(&json!({ "session": session }), || listing::session(&session))?;
         }
         Command::Send(send) => return self::send(send, client, output).await,
+        Command::Queue(command) => queue(command, &client, output).await?,
+        Command::Config(config) => {
+            let (session, changes) = config.changes();
+            if changes == SessionChanges::default() {
+                anyhow::bail!("name what to change: --model, --no-model, --allow-tool, --disallow-tool or --metadata");
+            }
+            said(&client.configure_session(&session, &changes).await?, "Changed", output)?;
+        }
+        Command::Interrupt { session } => {
+            client.interrupt(&session).await?;
+            output.result(&json!({ "session": { "id": session } }), || format!("Interrupted {session}."))?;
+        }
         Command::Pause { session } => said(&client.pause_session(&session).await?, "Paused", output)?,
         Command::Stop { session } => said(&client.stop_session(&session).await?, "Stopped", output)?,
         Command::Resume { session } => said(&client.resume_session(&session).await?, "Resumed", output)?,
@@ -163,6 +252,25 @@ pub(crate) async fn run(command: Command, client: Client, output: Output) -> any
 
 fn said(session: &Session, what: &str, output: Output) -> anyhow::Result<()> {
     output.result(&json!({ "session": session }), || format!("{what} {}.", session.id))
+}
+
+async fn queue(command: Queue, client: &Client, output: Output) -> anyhow::Result<()> {
+    match command {
+        Queue::Add { session, message, retries } => {
+            let text = message.map_or_else(standard_input, Ok)?;
+            let message = Message { retries, ..Message::text(text) };
+            let entry = client.queue_message(&session, &message, &Uuid::new_v4().to_string()).await?;
+            output.result(&json!({ "entry": entry }), || entry.id.clone())
+        }
+        Queue::List { session } => {
+            let entries = client.queue(&session).await?;
+            output.result(&json!({ "entries": entries }), || listing::queue(&entries))
+        }
+        Queue::Delete { session, entry } => {
+            let entry = client.take_back(&session, &entry).await?;
+            output.result(&json!({ "entry": entry }), || format!("Took back {}.", entry.id))
+        }
+    }
 }
 
 /// Sessions as asked for. A listing says nothing about an agent that it has nothing of: the server knows whether there is one,
@@ -190,6 +298,7 @@ async fn send(send: Send, client: Client, output: Output) -> anyhow::Result<Exit
     let mut message = Message::text(text);
     message.options.model = send.model;
     message.options.max_turns = send.max_turns;
+    message.queue = send.queue;
     chat::once(client, send.session, message, given, output).await
 }
 

@@ -17,8 +17,8 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
-    Agent, CreateSession, Deployment, Error, FrameStream, Health, Kind, Message, Reconnect, Runner, Session,
-    SessionQuery, StreamOptions, answer,
+    Agent, CreateSession, Deployment, Error, FrameStream, Health, Kind, Message, QueueEntry, Reconnect, Runner,
+    Session, SessionChanges, SessionQuery, StreamOptions, answer,
     cluster::{ClusterError, Way},
     deploy,
     stream::Source,
@@ -32,6 +32,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The longest wait for a deployment, whose files have up to 100 MiB: 10 minutes.
 const DEPLOY_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// The longest wait for options to be changed: 3 minutes. An unknown model's name is put to the model API.
+const CONFIGURE_TIMEOUT: Duration = Duration::from_mins(3);
+
+/// The header by which an answer is asked for at once (RFC 7240).
+const PREFER: &str = "Prefer";
 
 /// The header that makes a repeated request join the first one.
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
@@ -76,6 +82,16 @@ struct OneRunner {
 #[derive(Deserialize)]
 struct ManyRunners {
     runners: Vec<Runner>,
+}
+
+#[derive(Deserialize)]
+struct OneEntry {
+    entry: QueueEntry,
+}
+
+#[derive(Deserialize)]
+struct ManyEntries {
+    entries: Vec<QueueEntry>,
 }
 
 #[derive(Deserialize)]
@@ -239,6 +255,37 @@ impl Client {
     async fn change_session(&self, id: &str, how: &str) -> Result<Session, Error> {
         let changed = self.json::<OneSession>(self.request(Method::POST, &["api", "sessions", id, how])).await;
         Ok(changed.map_err(Kind::Session.missing(id))?.session)
+    }
+
+    /// Changes options of a session. What can change on its living Claude Code holds from now on, the rest from its next turn.
+    /// Refused with 400 where Claude Code refuses it.
+    pub async fn configure_session(&self, id: &str, changes: &SessionChanges) -> Result<Session, Error> {
+        let request = self.request(Method::PATCH, &["api", "sessions", id, "config"]).json(changes);
+        let changed = self.json_within::<OneSession>(CONFIGURE_TIMEOUT, request).await;
+        Ok(changed.map_err(Kind::Session.missing(id))?.session)
+    }
+
+    /// Queues a message, without waiting for its turn. Under the key of a message that was queued before, it is that one.
+    pub async fn queue_message(&self, session: &str, message: &Message, key: &str) -> Result<QueueEntry, Error> {
+        let message = Message { queue: true, ..message.clone() };
+        let request = self
+            .request(Method::POST, &["api", "sessions", session, "messages"])
+            .header(IDEMPOTENCY_KEY, key)
+            .header(PREFER, "respond-async")
+            .json(&message);
+        Ok(self.json::<OneEntry>(request).await.map_err(Kind::Session.missing(session))?.entry)
+    }
+
+    /// A session's queue: what waits, in its order, and what is over of late.
+    pub async fn queue(&self, session: &str) -> Result<Vec<QueueEntry>, Error> {
+        let found = self.json::<ManyEntries>(self.request(Method::GET, &["api", "sessions", session, "queue"])).await;
+        Ok(found.map_err(Kind::Session.missing(session))?.entries)
+    }
+
+    /// Takes a queued message back. Refused with 409 where its turn has come.
+    pub async fn take_back(&self, session: &str, entry: &str) -> Result<QueueEntry, Error> {
+        let request = self.request(Method::DELETE, &["api", "sessions", session, "queue", entry]);
+        Ok(self.json::<OneEntry>(request).await?.entry)
     }
 
     /// The runners of a coordinator, by name. A standalone server has none.

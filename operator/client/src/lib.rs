@@ -35,4 +35,6 @@ pub use frame::Frame;
 pub use kubernetes::{ClusterOptions, DEFAULT_RELEASE_NAMESPACE, DEFAULT_RELEASE_SERVICE, DEFAULT_SERVICE_ACCOUNT};
 pub use parser::{MAX_FRAME_BYTES, Parsed, Parser, TooLong};
 pub use stream::{FrameStream, Step, StreamOptions};
-pub use types::{Agent, Content, CreateSession, Health, Message, Pool, Runner, Session, SessionQuery};
+pub use types::{
+    Agent, Content, CreateSession, Health, Message, Pool, QueueEntry, Runner, Session, SessionChanges, SessionQuery,
+};

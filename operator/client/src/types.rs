@@ -187,13 +187,85 @@ pub struct Message {
     /// Options of this turn.
     #[serde(flatten)]
     pub options: TurnOptions,
+    /// Whether it may wait for its turn where another one runs.
+    #[serde(skip_serializing_if = "is_false")]
+    pub queue: bool,
+    /// How often it is tried again where its turn is cut off, of one that may wait: at most 5 times.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub retries: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 impl Message {
     /// A text, with its answer as it is written.
     pub fn text(text: impl Into<String>) -> Self {
-        Self { content: Content::Text(text.into()), include_partial_messages: true, options: TurnOptions::default() }
+        Self {
+            content: Content::Text(text.into()),
+            include_partial_messages: true,
+            options: TurnOptions::default(),
+            queue: false,
+            retries: 0,
+        }
     }
+}
+
+/// A message in a session's queue.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueueEntry {
+    /// Its id, a UUID.
+    pub id: String,
+    /// `pending`, `processing`, `completed`, `failed` or `cancelled`.
+    pub status: String,
+    /// Its place: lower ones come first.
+    pub position: u64,
+    /// The beginning of its text.
+    pub preview: String,
+    /// Why it failed, or was cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// When it was queued (RFC 3339).
+    pub created_at: String,
+    /// Everything else.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// Options of a session that change in its life. What is `None` stays; `Some(None)` is as the agent has it.
+#[allow(clippy::option_option, reason = "absent, null and a value are three things")]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionChanges {
+    /// The model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<Option<String>>,
+    /// Tools that run without asking.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_tools: Option<Option<Vec<String>>>,
+    /// Tools that are not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disallowed_tools: Option<Option<Vec<String>>>,
+    /// Beta flags of the model API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub betas: Option<Option<Vec<String>>>,
+    /// Sub-agents by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subagents: Option<Option<Map<String, Value>>>,
+    /// The sub-agent that leads the conversation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial_agent: Option<Option<String>>,
+    /// What is kept with the session, complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<BTreeMap<String, String>>,
 }
 
 #[cfg(test)]
@@ -203,7 +275,7 @@ mod tests {
     use ash_protocol::options::{OutputFormat, OutputFormatKind};
     use serde_json::value::RawValue;
 
-    use super::{Message, Session};
+    use super::{Message, Session, SessionChanges};
 
     #[test]
     fn a_message_has_its_options_beside_its_content() {
@@ -215,6 +287,20 @@ mod tests {
             serde_json::to_string(&message).unwrap(),
             r#"{"content":"hello","includePartialMessages":true,"maxTurns":3,"outputFormat":{"type":"json_schema","schema":{"type": "object"}}}"#
         );
+    }
+
+    #[test]
+    fn a_message_says_that_it_may_wait_only_where_it_may() {
+        let message = Message { include_partial_messages: false, queue: true, retries: 2, ..Message::text("x") };
+        let text = r#"{"content":"x","includePartialMessages":false,"queue":true,"retries":2}"#;
+        assert_eq!(serde_json::to_string(&message).unwrap(), text);
+    }
+
+    #[test]
+    fn a_change_says_what_it_changes_and_what_it_takes_away() {
+        let changes =
+            SessionChanges { model: Some(None), betas: Some(Some(vec!["b".to_owned()])), ..SessionChanges::default() };
+        assert_eq!(serde_json::to_string(&changes).unwrap(), r#"{"model":null,"betas":["b"]}"#);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use ash_core::ports::{ChangeStore, CredentialStore, MembershipStore, PodStore, Runner, RunnerRow, Store, StoreError};
+use ash_core::ports::{
+    ChangeStore, ConfigureStore, CredentialStore, MembershipStore, PodStore, Runner, RunnerRow, Store, StoreError,
+};
 use ash_pods::{git::Way, manifest::Installation};
 use async_trait::async_trait;
 
@@ -87,6 +89,8 @@ pub struct Ports {
     pub fleet: Arc<dyn Fleet>,
     /// Copies of Secrets.
     pub credentials: Arc<dyn CredentialStore>,
+    /// Options of sessions that change.
+    pub configure: Arc<dyn ConfigureStore>,
     /// What places sessions and sends messages.
     pub runner: Arc<dyn Runner>,
 }

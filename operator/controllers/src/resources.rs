@@ -185,6 +185,16 @@ fn options(asked: &ash_protocol::options::SessionOptions) -> SessionOptions {
     }
 }
 
+/// The merge patch that makes one value of another: null takes a field of an object away (RFC 7386).
+fn merge_patch(before: &Value, after: Value) -> Value {
+    let (Value::Object(before), Value::Object(mut after)) = (before, after.clone()) else { return after };
+    for (name, value) in before {
+        let changed = after.remove(name).map_or(Value::Null, |after| merge_patch(value, after));
+        after.insert(name.clone(), changed);
+    }
+    Value::Object(after)
+}
+
 #[async_trait]
 impl Resources for KubeResources {
     async fn create_session(&self, request: SessionRequest) -> Result<SessionId, ResourceError> {
@@ -252,6 +262,27 @@ impl Resources for KubeResources {
             "spec": { "suspend": suspend },
         });
         self.patch(tenant, id, &patch).await
+    }
+
+    async fn configure_session(
+        &self,
+        tenant: &TenantId,
+        id: SessionId,
+        before: &ash_protocol::options::SessionOptions,
+        options: &ash_protocol::options::SessionOptions,
+    ) -> Result<(), ResourceError> {
+        let changing = |options: &ash_protocol::options::SessionOptions| {
+            json!({
+                "model": options.model,
+                "allowedTools": options.allowed_tools,
+                "disallowedTools": options.disallowed_tools,
+                "betas": options.betas,
+                "subagents": options.subagents,
+                "initialAgent": options.initial_agent,
+            })
+        };
+        let options = merge_patch(&changing(before), changing(options));
+        self.patch(tenant, id, &json!({ "metadata": {}, "spec": { "options": options } })).await
     }
 
     async fn end_session(&self, tenant: &TenantId, id: SessionId) -> Result<(), ResourceError> {
@@ -338,7 +369,9 @@ mod tests {
     use ash_core::{id::TenantId, ports::SessionRequest};
     use ash_protocol::options::SessionOptions;
 
-    use super::session_name;
+    use serde_json::json;
+
+    use super::{merge_patch, session_name};
 
     fn request(key: Option<&str>) -> SessionRequest {
         SessionRequest {
@@ -350,6 +383,21 @@ mod tests {
             credential: None,
             idempotency_key: key.map(Into::into),
         }
+    }
+
+    #[test]
+    fn what_is_not_there_any_more_is_taken_away() {
+        let before =
+            json!({ "model": "a", "betas": ["x"], "subagents": { "one": { "prompt": "p", "tools": [] }, "two": {} } });
+        let after = json!({ "model": "b", "betas": null, "subagents": { "one": { "prompt": "q" }, "three": {} } });
+        let patch = merge_patch(&before, after);
+        let expected = json!({ "model": "b", "betas": null,
+            "subagents": { "one": { "prompt": "q", "tools": null }, "two": null, "three": {} } });
+        assert_eq!(patch, expected);
+        assert_eq!(
+            merge_patch(&json!({ "subagents": null }), json!({ "subagents": { "a": {} } }))["subagents"],
+            json!({ "a": {} })
+        );
     }
 
     #[test]

@@ -83,6 +83,16 @@ impl Resources for Woken {
         Ok(())
     }
 
+    async fn configure_session(
+        &self,
+        _: &TenantId,
+        _: SessionId,
+        _: &ash_protocol::options::SessionOptions,
+        _: &ash_protocol::options::SessionOptions,
+    ) -> Result<(), ResourceError> {
+        Ok(())
+    }
+
     async fn end_session(&self, _: &TenantId, _: SessionId) -> Result<(), ResourceError> {
         Ok(())
     }

@@ -63,6 +63,13 @@ impl TurnId {
     pub fn from_idempotency_key(session: SessionId, key: &str) -> Self {
         Self(Uuid::new_v5(&session.0, key.as_bytes()))
     }
+
+    /// The turn of an attempt, from 1, at what this turn is the first attempt at: a turn of its own for each, the same one
+    /// wherever it is asked for.
+    #[must_use]
+    pub fn of_attempt(self, attempt: u32) -> Self {
+        if attempt <= 1 { self } else { Self(Uuid::new_v5(&self.0, format!("attempt {attempt}").as_bytes())) }
+    }
 }
 
 /// A tenant: whose something is. Every row of the store names one.

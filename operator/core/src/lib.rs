@@ -18,6 +18,7 @@ pub mod name;
 pub mod opening;
 pub mod placement;
 pub mod ports;
+pub mod queue;
 pub mod sandbox;
 pub mod session;
 pub mod spent;

@@ -5,6 +5,7 @@ mod access;
 mod changes;
 mod compaction;
 mod credentials;
+mod lifecycle;
 mod membership;
 mod pods;
 mod resources;
@@ -18,6 +19,9 @@ pub use access::{ACCESS_AUDIENCE, ACCESS_GROUP, AccessError, AccessResource, Acc
 pub use changes::{ChangeStore, ChangedSession};
 pub use compaction::{CompactableTurn, CompactionStore};
 pub use credentials::{Clear, Credential, CredentialKind, CredentialStore};
+pub use lifecycle::{
+    ConfigureSession, ConfigureStore, Enqueued, EntryChange, NewEntry, QueueHead, QueueStore, SessionListener,
+};
 pub use membership::{
     AgentsStamp, CoordinatorRow, MembershipStore, NewRunner, Reserved, RouteRow, RunnerRow, StoreTime,
 };

@@ -49,7 +49,7 @@ pub struct Session {
     pub last: Sequence,
     /// When it was made.
     pub created_at: Timestamp,
-    /// When its state last changed or a turn last began or ended.
+    /// When its state or its options last changed or a turn last began or ended.
     pub last_active_at: Timestamp,
 }
 
@@ -94,6 +94,8 @@ pub enum SessionEvent {
     Admit,
     /// A message came.
     Message,
+    /// A message came that may wait for its turn.
+    Queue,
     /// It left its sandbox for this reason.
     Pause(PausedReason),
     /// A person resumed it.
@@ -104,6 +106,12 @@ pub enum SessionEvent {
     End,
     /// Its sandbox could not start.
     Fail,
+    /// A person ends the turn in progress.
+    Interrupt,
+    /// A person changes its options.
+    Configure,
+    /// Another session begins with its conversation and its files.
+    Fork,
 }
 
 /// What a person wants that takes a session off its sandbox.
@@ -199,24 +207,43 @@ impl SessionState {
         })
     }
 
-    /// The state after an event. Total: every pair is decided.
+    /// The state after an event. Total: every pair is decided. `=` stays as it is, `-` is refused.
     ///
-    /// A message wakes what sleeps and retries what failed; it is refused where a person paused, stopped or ended the session.
-    /// Only a person's wish changes a state that a person chose: sleep, loss and failure leave it as it is.
+    /// | event | starting | active | asleep | paused | stopped | ended | error |
+    /// |---|---|---|---|---|---|---|---|
+    /// | admit | active | = | = | = | = | - | = |
+    /// | message | active | = | active | - | - | - | active |
+    /// | queue | = | = | = | - | - | - | = |
+    /// | sleep | asleep | asleep | asleep | = | = | = | = |
+    /// | pause | paused | paused | paused | = | - | - | paused |
+    /// | resume | active | = | active | active | active | - | active |
+    /// | stop | stopped | stopped | stopped | stopped | = | - | stopped |
+    /// | end | ended | ended | ended | ended | ended | = | ended |
+    /// | fail | error | error | error | = | = | = | = |
+    /// | interrupt | = | = | = | = | = | = | = |
+    /// | configure | = | = | = | = | = | - | = |
+    /// | fork | - | = | = | = | = | = | = |
+    ///
+    /// *asleep* is paused for a reason other than a person's, *sleep* the pause for one; *paused* is by a person. A message wakes
+    /// what sleeps and retries what failed; one that may wait changes nothing by itself. What a person chose is changed by a
+    /// person's wish only: sleep, loss and failure leave it as it is. What has ended can still be read, and so forked; what was
+    /// not admitted yet has nothing to fork.
     pub fn after(self, event: SessionEvent) -> Result<Self, Impossible> {
         use SessionEvent as Event;
         let chosen = matches!(self, Self::Paused(PausedReason::Person) | Self::Stopped);
         match (self, event) {
-            (Self::Ended, Event::End) => Ok(Self::Ended),
+            (_, Event::Interrupt) => Ok(self),
+            (Self::Ended, Event::End | Event::Fail | Event::Fork) => Ok(Self::Ended),
             (Self::Ended, Event::Pause(reason)) if reason != PausedReason::Person => Ok(Self::Ended),
-            (Self::Ended, Event::Fail) => Ok(Self::Ended),
-            (Self::Ended, _) => Err(Impossible(self)),
+            (Self::Ended, _) | (Self::Starting, Event::Fork) => Err(Impossible(self)),
+            (_, Event::Configure | Event::Fork) => Ok(self),
             (_, Event::End) => Ok(Self::Ended),
             (_, Event::Stop) => Ok(Self::Stopped),
             (Self::Stopped, Event::Pause(PausedReason::Person)) => Err(Impossible(self)),
             (_, Event::Pause(PausedReason::Person)) => Ok(Self::Paused(PausedReason::Person)),
             (_, Event::Pause(_) | Event::Fail) if chosen => Ok(self),
-            (_, Event::Message) if chosen => Err(Impossible(self)),
+            (_, Event::Message | Event::Queue) if chosen => Err(Impossible(self)),
+            (_, Event::Queue) => Ok(self),
             (Self::Error, Event::Pause(_)) => Ok(Self::Error),
             (_, Event::Pause(reason)) => Ok(Self::Paused(reason)),
             (_, Event::Fail) => Ok(Self::Error),
@@ -229,6 +256,8 @@ impl SessionState {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use proptest::prelude::*;
 
     use super::{PausedReason, SessionEvent, SessionState};
@@ -252,7 +281,60 @@ mod tests {
             Just(SessionEvent::Stop),
             Just(SessionEvent::End),
             Just(SessionEvent::Fail),
+            Just(SessionEvent::Queue),
+            Just(SessionEvent::Interrupt),
+            Just(SessionEvent::Configure),
+            Just(SessionEvent::Fork),
         ]
+    }
+
+    /// The table of [`SessionState::after`], as its documentation has it.
+    fn table() -> Vec<Vec<&'static str>> {
+        let source = include_str!("session.rs");
+        let lines = source.lines().map(str::trim).filter_map(|line| line.strip_prefix("/// | ")?.strip_suffix(" |"));
+        lines.map(|line| line.split(" | ").map(|cell| cell.trim_matches([' ', '|'])).collect()).collect()
+    }
+
+    #[test]
+    fn every_pair_is_decided_as_the_table_says() {
+        let asleep = SessionState::Paused(PausedReason::Evicted);
+        let states = [
+            ("starting", SessionState::Starting),
+            ("active", SessionState::Active),
+            ("asleep", asleep),
+            ("paused", SessionState::Paused(PausedReason::Person)),
+            ("stopped", SessionState::Stopped),
+            ("ended", SessionState::Ended),
+            ("error", SessionState::Error),
+        ];
+        let events = [
+            ("admit", SessionEvent::Admit),
+            ("message", SessionEvent::Message),
+            ("queue", SessionEvent::Queue),
+            ("sleep", SessionEvent::Pause(PausedReason::Evicted)),
+            ("pause", SessionEvent::Pause(PausedReason::Person)),
+            ("resume", SessionEvent::Resume),
+            ("stop", SessionEvent::Stop),
+            ("end", SessionEvent::End),
+            ("fail", SessionEvent::Fail),
+            ("interrupt", SessionEvent::Interrupt),
+            ("configure", SessionEvent::Configure),
+            ("fork", SessionEvent::Fork),
+        ];
+        let table = table();
+        assert_eq!(table[0], ["event", "starting", "active", "asleep", "paused", "stopped", "ended", "error"]);
+        assert_eq!(table.len(), events.len() + 1);
+        for (row, (name, event)) in table[1..].iter().zip(events) {
+            assert_eq!(row[0], name);
+            for (cell, (_, state)) in row[1..].iter().zip(states) {
+                let expected = match *cell {
+                    "=" => Ok(state),
+                    "-" => Err(super::Impossible(state)),
+                    name => Ok(states.iter().find(|(other, _)| *other == name).unwrap().1),
+                };
+                assert_eq!(state.after(event), expected, "{name} in {state:?}");
+            }
+        }
     }
 
     proptest! {

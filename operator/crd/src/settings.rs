@@ -157,6 +157,22 @@ impl SessionSpec {
         }
     }
 
+    /// The options that a session has to have where they are not these: what may change in its life as it is declared here, the
+    /// rest as it is. `None` where nothing has changed.
+    pub fn changed(&self, now: &protocol::SessionOptions) -> Option<protocol::SessionOptions> {
+        let options = &self.options;
+        let declared = protocol::SessionOptions {
+            model: options.model.clone(),
+            allowed_tools: options.allowed_tools.clone(),
+            disallowed_tools: options.disallowed_tools.clone(),
+            betas: options.betas.clone(),
+            subagents: options.subagents.clone(),
+            initial_agent: options.initial_agent.clone(),
+            ..now.clone()
+        };
+        (declared != *now).then_some(declared)
+    }
+
     /// Every key of a Secret that the session is made from.
     pub fn secret_keys(&self) -> impl Iterator<Item = &SecretKeyReference> {
         secret_keys(&self.options.env)

@@ -372,14 +372,21 @@ impl Runner for LocalRunner {
 
     async fn configure(&self, session: SessionId, options: SessionOptions) -> Result<(), RunnerError> {
         let Some(hub) = self.shared.existing_hub(session) else { return Ok(()) };
-        hub.update_session(|row| row.options.clone_from(&options));
-        let Some(sandbox) = hub.live() else { return Ok(()) };
-        let options = effective(&sandbox.agent.settings, &options);
-        match self.ask(&sandbox, &Request::Configure { options }).await {
-            Ok(()) | Err(RequestError::Gone) => Ok(()),
-            Err(RequestError::Refused(refusal)) => Err(RunnerError::OptionRefused(refusal.message)),
-            Err(error) => Err(RunnerError::Internal(error.to_string())),
+        // One that is on its way to a sandbox may be given what it had before.
+        let place = timeout(BRIDGE_AWAY, hub.wait_settled()).await.unwrap_or_else(|_| hub.place());
+        if let Place::Live(sandbox) = place {
+            let options = effective(&sandbox.agent.settings, &options);
+            match self.ask(&sandbox, &Request::Configure { options }).await {
+                // The next sandbox is given what the store has.
+                Ok(()) | Err(RequestError::Gone) => {}
+                Err(RequestError::Refused(refusal)) if refusal.category == RefusalCategory::OptionRefused => {
+                    return Err(RunnerError::OptionRefused(refusal.message));
+                }
+                Err(error) => return Err(RunnerError::Internal(error.to_string())),
+            }
         }
+        hub.update_session(|row| row.options = options);
+        Ok(())
     }
 
     async fn close(&self, session: Session, closing: Closing) -> Result<Session, RunnerError> {

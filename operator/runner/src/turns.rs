@@ -56,7 +56,10 @@ pub(crate) async fn begin(
         tokio::spawn(follow(Arc::clone(shared), Arc::clone(hub), agent, message, sandbox, answer));
         return Ok(());
     }
-    let room = match hub.wait_settled_or_starting().await {
+    let place = hub.wait_settled_or_starting().await;
+    // A person may have put it aside while it left its sandbox: then no other one is looked for.
+    hub.session().state.after(SessionEvent::Message).map_err(|impossible| RunnerError::State(impossible.0))?;
+    let room = match place {
         Place::None if shared.backend.pods().is_some() => return Err(not_here()),
         Place::None => Some(pool::acquire(shared, hub, &agent).await?),
         _ => None,

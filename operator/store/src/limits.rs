@@ -145,3 +145,7 @@ pub const MAX_CREDENTIALS: i64 = 1_000;
 
 /// The longest secret of a credential.
 pub const MAX_SECRET_BYTES: usize = 64 << 10;
+
+/// Tries to add a message to a session's queue while others are added at the same moment. After that the database is
+/// unavailable; of those that meet, one goes through each time.
+pub const ENQUEUE_TRIES: u32 = 100;

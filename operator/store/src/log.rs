@@ -27,14 +27,27 @@ use crate::{
 #[async_trait]
 impl<E: Engine> EventLog for SqlStore<E> {
     async fn open_epoch(&self, open: OpenEpoch) -> Result<Session, StoreError> {
-        Ok(variables::show_anyway(&self.keyring, self.engine.open_epoch(open, None).await?))
+        let opened = self.engine.open_epoch(open, None).await?;
+        self.tell(opened.id);
+        Ok(variables::show_anyway(&self.keyring, opened))
     }
 
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<(), StoreError>> {
         if appends.is_empty() {
             return Vec::new();
         }
-        self.engine.append(appends).await
+        let ends_turn = |append: &Append| append.entries.iter().any(Entry::ends_turn).then_some(append.session);
+        let ended: Vec<Option<SessionId>> = match self.listener.get() {
+            Some(_) => appends.iter().map(ends_turn).collect(),
+            None => Vec::new(),
+        };
+        let outcomes = self.engine.append(appends).await;
+        for (session, outcome) in ended.into_iter().zip(&outcomes) {
+            if let (Some(session), Ok(())) = (session, outcome) {
+                self.tell(session);
+            }
+        }
+        outcomes
     }
 
     fn append_spacing(&self) -> Duration {

@@ -206,7 +206,9 @@ impl<E: Engine> MembershipStore for SqlStore<E> {
     }
 
     async fn open_epoch_on(&self, open: OpenEpoch, runner: &RunnerName) -> Result<Session, StoreError> {
-        Ok(variables::show_anyway(&self.keyring, self.engine.open_epoch(open, Some(runner.clone())).await?))
+        let opened = self.engine.open_epoch(open, Some(runner.clone())).await?;
+        self.tell(opened.id);
+        Ok(variables::show_anyway(&self.keyring, opened))
     }
 
     async fn agents_stamp(&self) -> Result<AgentsStamp, StoreError> {

@@ -33,18 +33,22 @@ macro_rules! agent_columns {
 }
 pub(crate) use agent_columns;
 
+/// A session's state, of the columns that are called so.
+pub(crate) fn session_state(row: &impl Columns, state: &str, reason: &str) -> Result<SessionState, Fault> {
+    let state = text(row, state)?;
+    let reason = row.text(reason)?.as_deref().map(paused_reason).transpose()?;
+    SessionState::from_parts(&state, reason)
+        .ok_or_else(|| Fault::damaged(format!("a session has the unknown state {state:?}")))
+}
+
 pub(crate) fn session(row: &impl Columns) -> Result<Session, Fault> {
-    let state = text(row, "state")?;
-    let reason = row.text("paused_reason")?;
-    let reason = reason.as_deref().map(paused_reason).transpose()?;
     Ok(Session {
         id: parsed(row, "id")?,
         tenant: TenantId(text(row, "tenant")?),
         agent: parsed(row, "agent")?,
         agent_name: parsed(row, "agent_name")?,
         agent_version: number(row, "agent_version")?,
-        state: SessionState::from_parts(&state, reason)
-            .ok_or_else(|| Fault::damaged(format!("a session has the unknown state {state:?}")))?,
+        state: session_state(row, "state", "paused_reason")?,
         error: row.text("error")?,
         sandbox: parsed_option(row, "sandbox")?,
         options: json(row, "options")?,

@@ -1,11 +1,12 @@
 //! The store over any database: what every database does alike is done here and in the modules beside it; what one does in its
 //! own way is behind [`Engine`].
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 
 use ash_core::{
     fleet::RunnerName,
-    ports::{Append, ChangeStore, FleetStore, NewSession, OpenEpoch, StoreError},
+    id::SessionId,
+    ports::{Append, ChangeStore, FleetStore, NewSession, OpenEpoch, SessionListener, StoreError},
     session::Session,
 };
 use async_trait::async_trait;
@@ -27,11 +28,21 @@ pub struct SqlStore<E> {
     pub(crate) has_keys: AtomicBool,
     /// What credentials are encrypted with, where keys were given.
     pub(crate) keyring: Keyring,
+    /// Who is told of sessions that changed.
+    pub(crate) listener: OnceLock<SessionListener>,
 }
 
 impl<E> SqlStore<E> {
     pub(crate) fn new(engine: E, caches: Arc<Caches>) -> Self {
-        Self { engine, caches, has_keys: AtomicBool::new(false), keyring: Keyring::default() }
+        let (has_keys, keyring) = (AtomicBool::new(false), Keyring::default());
+        Self { engine, caches, has_keys, keyring, listener: OnceLock::new() }
+    }
+
+    /// Tells of a session that changed.
+    pub(crate) fn tell(&self, session: SessionId) {
+        if let Some(listener) = self.listener.get() {
+            listener(session);
+        }
     }
 
     /// With keys for credentials. Before they are given, credentials are neither taken nor revealed.

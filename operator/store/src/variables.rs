@@ -36,13 +36,23 @@ fn explain(id: SessionId, broken: Broken) -> StoreError {
 
 /// Encrypts the variables of a session that is to be stored. A store without keys, as a test has it, stores them as they are.
 pub(crate) fn hide(keyring: &Keyring, new: &mut NewSession) -> Result<(), StoreError> {
-    if new.options.environment.is_empty() || keyring.is_empty() {
+    hide_of(keyring, new.id, &new.tenant, &mut new.options.environment)
+}
+
+/// The same of a session that is stored already.
+pub(crate) fn hide_of(
+    keyring: &Keyring,
+    id: SessionId,
+    tenant: &TenantId,
+    variables: &mut BTreeMap<String, String>,
+) -> Result<(), StoreError> {
+    if variables.is_empty() || keyring.is_empty() {
         return Ok(());
     }
-    let clear = serde_json::to_vec(&new.options.environment);
+    let clear = serde_json::to_vec(variables);
     let clear = Zeroizing::new(clear.map_err(|error| StoreError::Conflict(error.to_string()))?);
-    let sealed = keyring.seal(&identity(new.id, &new.tenant), &clear).map_err(|broken| explain(new.id, broken))?;
-    new.options.environment = BTreeMap::from([(SEALED.to_owned(), STANDARD_NO_PAD.encode(sealed))]);
+    let sealed = keyring.seal(&identity(id, tenant), &clear).map_err(|broken| explain(id, broken))?;
+    *variables = BTreeMap::from([(SEALED.to_owned(), STANDARD_NO_PAD.encode(sealed))]);
     Ok(())
 }
 

@@ -24,6 +24,7 @@ pub(crate) fn needed(method: &Method, route: &str) -> Option<Needed> {
         _ => return None,
     };
     let one = parts.next().is_some();
+    let within_one = parts.next().is_some();
     let verbs: &[Verb] = match (method, one, resource) {
         (&Method::GET | &Method::HEAD, false, _) => &[Verb::List],
         (&Method::GET | &Method::HEAD, true, _) => &[Verb::Get],
@@ -31,6 +32,8 @@ pub(crate) fn needed(method: &Method, route: &str) -> Option<Needed> {
         (&Method::POST, false, AccessResource::Agents) => &[Verb::Create, Verb::Update],
         (&Method::POST, false, _) => &[Verb::Create],
         (&Method::POST | &Method::PUT | &Method::PATCH, true, _) => &[Verb::Update],
+        // What is taken out of one changes it.
+        (&Method::DELETE, true, _) if within_one => &[Verb::Update],
         (&Method::DELETE, true, _) => &[Verb::Delete],
         _ => return None,
     };
@@ -83,6 +86,9 @@ mod tests {
             ("GET", "/api/sessions/{id}/messages", Sessions, &[Get]),
             ("GET", "/api/sessions/{id}/events", Sessions, &[Get]),
             ("GET", "/api/sessions/{id}/stream", Sessions, &[Get]),
+            ("PATCH", "/api/sessions/{id}/config", Sessions, &[Update]),
+            ("GET", "/api/sessions/{id}/queue", Sessions, &[Get]),
+            ("DELETE", "/api/sessions/{id}/queue/{entry}", Sessions, &[Update]),
             ("POST", "/api/sessions/{id}/interrupt", Sessions, &[Update]),
             ("POST", "/api/sessions/{id}/pause", Sessions, &[Update]),
             ("POST", "/api/sessions/{id}/resume", Sessions, &[Update]),

@@ -9,6 +9,7 @@ use ash_core::{
     name::AgentName,
     ports::{AgentRequest, ResourceError, Resources, SessionRequest},
 };
+use ash_protocol::options::SessionOptions;
 use async_trait::async_trait;
 
 /// A `Session`.
@@ -47,6 +48,18 @@ impl Resources for Cluster {
     }
 
     async fn suspend_session(&self, _: &TenantId, _: SessionId, _: bool, _: bool) -> Result<(), ResourceError> {
+        Ok(())
+    }
+
+    async fn configure_session(
+        &self,
+        _: &TenantId,
+        id: SessionId,
+        _: &SessionOptions,
+        to: &SessionOptions,
+    ) -> Result<(), ResourceError> {
+        let mut sessions = self.sessions();
+        sessions.iter_mut().filter(|known| known.id == id).for_each(|known| known.request.options = to.clone());
         Ok(())
     }
 

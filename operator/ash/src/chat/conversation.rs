@@ -45,6 +45,8 @@ pub(super) struct Conversation {
     ahead: Ahead,
     /// The input has ended.
     ended: bool,
+    /// A message that meets another's turn waits for its end.
+    may_wait: bool,
 }
 
 /// What is going on in a turn.
@@ -67,7 +69,13 @@ impl Conversation {
         output: Output,
     ) -> anyhow::Result<Self> {
         let interrupts = signal(SignalKind::interrupt())?;
-        Ok(Self { client, session, view, input, output, interrupts, ahead: Ahead::default(), ended: false })
+        let ahead = Ahead::default();
+        Ok(Self { client, session, view, input, output, interrupts, ahead, ended: false, may_wait: true })
+    }
+
+    /// The same, in which a message that meets another's turn is refused, unless it says itself that it may wait.
+    pub(super) fn without_waiting(self) -> Self {
+        Self { may_wait: false, ..self }
     }
 
     /// The person's next line; `None` where the input ended or the person pressed Ctrl-C.
@@ -99,13 +107,22 @@ impl Conversation {
         let mut turn = Turn { asking: VecDeque::new(), requests: JoinSet::new(), interrupts: 0, failed: false };
         let client = self.client.clone();
         let session = self.session.clone();
+        let patient = Message { queue: true, ..message.clone() };
+        let mut may_wait = self.may_wait && !message.queue;
         let opening = client.send_message(&session, message);
         tokio::pin!(opening);
         let mut stream: Option<FrameStream> = None;
         loop {
             let may_answer = !turn.asking.is_empty() && !self.ended;
             tokio::select! {
-                opened = &mut opening, if stream.is_none() => stream = Some(opened?),
+                opened = &mut opening, if stream.is_none() => match opened {
+                    Err(error) if may_wait && error.status() == Some(CONFLICT) => {
+                        may_wait = false;
+                        self.print(|view| view.say("Another turn runs: the message waits for its end."))?;
+                        opening.set(client.send_message(&session, &patient));
+                    }
+                    opened => stream = Some(opened?),
+                },
                 step = next(&mut stream), if stream.is_some() => match step.transpose()? {
                     Some(StreamStep::Frame(frame)) => self.frame(&frame, &mut turn)?,
                     Some(StreamStep::Lost { reason }) => self.print(|view| view.lost(&reason))?,

@@ -73,6 +73,7 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Operator> {
         pods: store.clone(),
         fleet: Arc::new(Members(store.clone())),
         credentials: store.clone(),
+        configure: store.clone(),
         runner: Arc::new(FleetRunner::new(Arc::clone(&registry))),
     };
     let shared = Arc::new(Mutex::new(MetricsRegistry::default()));

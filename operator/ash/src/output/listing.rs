@@ -1,6 +1,6 @@
 //! Agents and sessions as tables and as lists of fields.
 
-use ash_client::{Agent, Health, Runner, Session, SessionQuery};
+use ash_client::{Agent, Health, QueueEntry, Runner, Session, SessionQuery};
 use comfy_table::{Table, presets::NOTHING};
 
 use crate::output::text::printable;
@@ -57,6 +57,18 @@ pub(crate) fn session(session: &Session) -> String {
         ("created", time(&session.created_at)),
         ("last active", time(&session.last_active_at)),
     ])
+}
+
+/// A table of a session's queue.
+pub(crate) fn queue(entries: &[QueueEntry]) -> String {
+    if entries.is_empty() {
+        return "No message waits. Queue one: ash session queue add SESSION MESSAGE".to_owned();
+    }
+    let rows = entries.iter().map(|entry| {
+        let said = entry.error.as_deref().unwrap_or(&entry.preview);
+        vec![entry.id.clone(), entry.status.clone(), time(&entry.created_at), printable(said).into()]
+    });
+    table(&["ID", "STATUS", "QUEUED", "MESSAGE"], rows)
 }
 
 /// How the server is.

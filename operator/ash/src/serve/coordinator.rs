@@ -63,6 +63,7 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         coordinator.compaction_metrics,
         stop.clone(),
     ));
+    let queueing = tokio::spawn(ash_api::keep_queues(coordinator.state.clone(), stop.clone().cancelled_owned()));
     let stopped = stop.clone().cancelled_owned();
     let serving = tokio::spawn(async move {
         let router = ash_api::router(coordinator.state.clone());
@@ -77,6 +78,7 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let _ = timeout(DRAIN * 2, for_runners).await;
         let _ = timeout(DRAIN, watching).await;
         let _ = timeout(DRAIN, compacting).await;
+        let _ = timeout(DRAIN, queueing).await;
         coordinator.registry.leave().await;
         coordinator.store.close().await;
     };
@@ -146,7 +148,13 @@ async fn wire(arguments: &Arguments) -> anyhow::Result<Coordinator> {
     let config = ApiConfig { allow_path: false, api_key, access, ..ApiConfig::default() };
     let limits = wiring::serve_limits(arguments, arguments.shutdown_timeout + DRAIN);
     let fleet: Arc<dyn MembershipStore> = store.clone();
-    let optional = OptionalPorts { credentials: Some(store.clone()), fleet: Some(fleet), resources };
+    let optional = OptionalPorts {
+        credentials: Some(store.clone()),
+        queue: Some(store.clone()),
+        configure: Some(store.clone()),
+        fleet: Some(fleet),
+        resources,
+    };
     let state = ApiState::with(store.clone(), runner, optional, shared, config);
     Ok(Coordinator {
         listener,

@@ -129,7 +129,12 @@ pub(super) async fn wire(arguments: &Arguments) -> anyhow::Result<Server> {
     // Streams end with their turns; a moment more lets them say so.
     let shutdown_grace = arguments.shutdown_timeout + ash_runner::CLOSING + super::DRAIN;
     let limits = serve_limits(arguments, shutdown_grace);
-    let optional = OptionalPorts { credentials: Some(store.clone()), fleet: None, resources: None };
+    let optional = OptionalPorts {
+        credentials: Some(store.clone()),
+        queue: Some(store.clone()),
+        configure: Some(store.clone()),
+        ..OptionalPorts::default()
+    };
     let keyed = KeyedRunner::start(Arc::clone(&runner), store.clone()).await?;
     let state = ApiState::with(as_port, Arc::new(keyed), optional, registry, config);
     Ok(Server {

@@ -105,6 +105,8 @@ pub(crate) enum Step {
     RemoveSandbox,
     Suspend(Closing),
     Resume,
+    /// Options were changed in the resource.
+    Configure,
     End,
     /// No sandbox could be started.
     Fail,
@@ -168,9 +170,15 @@ pub(crate) fn decide(observed: &Observed<'_>) -> Decision {
         return Decision::step(step, if observed.spec.suspend { Reason::Suspended } else { Reason::Resuming });
     }
     if is_suspended {
-        return Decision::rest(Reason::Suspended, "");
+        return with_changes(observed, row, Decision::rest(Reason::Suspended, ""));
     }
-    serving(observed, row)
+    with_changes(observed, row, serving(observed, row))
+}
+
+/// Where there is nothing else to do, the session is given the options that its resource has by now.
+fn with_changes(observed: &Observed<'_>, row: &Row, decision: Decision) -> Decision {
+    let has_changed = decision.step.is_none() && observed.spec.changed(&row.options).is_some();
+    Decision { step: if has_changed { Some(Step::Configure) } else { decision.step }, ..decision }
 }
 
 fn deletion(observed: &Observed<'_>, since: Timestamp) -> Decision {

@@ -293,6 +293,7 @@ async fn act(
                 }
             };
         }
+        Step::Configure => return row::configure(namespace, session, row()?).await,
         Step::End => {
             // A runner that does not answer does not keep the next look from letting the resource go.
             let ended = timeout(FINALIZER_BOUND, runner.close(row()?.clone(), Closing::End)).await;

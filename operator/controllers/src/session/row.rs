@@ -6,7 +6,7 @@ use ash_core::{
     agent::AgentVersion,
     environment,
     id::SessionId,
-    ports::{CredentialKind, NewSession, StoreError},
+    ports::{ConfigureSession, CredentialKind, NewSession, RunnerError, StoreError},
     session::Session as Row,
 };
 use ash_crd::{Reason, Session, names, resolve};
@@ -82,6 +82,23 @@ pub(super) async fn create(namespace: &Namespace, session: &Session, id: Session
         Err(StoreError::Conflict(_)) if store.session(&tenant, id).await?.is_some() => Ok(Outcome::Done),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Gives a session the options that its resource has by now. The living Claude Code is asked first, so that what it refuses is not
+/// taken; and again once the row has them, for a sandbox that the session was given in between.
+pub(super) async fn configure(namespace: &Namespace, session: &Session, row: &Row) -> Result<Outcome, StepError> {
+    let Some(options) = session.spec.changed(&row.options) else { return Ok(Outcome::Done) };
+    let runner = &namespace.ports.runner;
+    match runner.configure(row.id, options.clone()).await {
+        Err(RunnerError::OptionRefused(reason)) => return Ok(Outcome::Blocked(Reason::OptionRefused, reason)),
+        configured => configured?,
+    }
+    let change = ConfigureSession { seen: row.clone(), options: options.clone(), metadata: row.metadata.clone() };
+    // One that has changed meanwhile is looked at again.
+    if namespace.ports.configure.configure_session(change).await?.is_some() {
+        runner.configure(row.id, options).await?;
+    }
+    Ok(Outcome::Done)
 }
 
 /// What a session takes from the credential that it names.

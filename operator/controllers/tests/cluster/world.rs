@@ -125,6 +125,7 @@ impl<'a> World<'a> {
             pods: self.rows.clone(),
             fleet: Arc::new(OneRunner),
             credentials: self.secrets.clone(),
+            configure: self.store.clone(),
             runner: self.runner.clone(),
         };
         let config = OperatorConfig {

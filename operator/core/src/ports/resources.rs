@@ -79,6 +79,16 @@ pub trait Resources: Send + Sync {
         stop: bool,
     ) -> Result<(), ResourceError>;
 
+    /// Sets what of a session's options may change in its life: model, tools, betas, sub-agents, initial agent. `before` is what
+    /// they are now: what it has and `options` has not is taken away.
+    async fn configure_session(
+        &self,
+        tenant: &TenantId,
+        id: SessionId,
+        before: &SessionOptions,
+        options: &SessionOptions,
+    ) -> Result<(), ResourceError>;
+
     /// Sets the one-way `spec.end`.
     async fn end_session(&self, tenant: &TenantId, id: SessionId) -> Result<(), ResourceError>;
 

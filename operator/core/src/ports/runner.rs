@@ -184,6 +184,9 @@ pub enum ReadError {
     /// can be written again.
     #[error("the turn failed: {0}")]
     Unwritten(String),
+    /// The turn that was waited for does not begin, for the reason given.
+    #[error("{0}")]
+    NotBegun(String),
 }
 
 /// How much a runner has and does, as `GET /health` says it.

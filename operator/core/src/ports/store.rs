@@ -8,7 +8,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ChangeStore, CompactionStore, CredentialStore, MembershipStore, PodStore, SnapshotStore};
+use super::{
+    ChangeStore, CompactionStore, ConfigureStore, CredentialStore, MembershipStore, PodStore, QueueStore, SnapshotStore,
+};
 use crate::{
     agent::{Agent, AgentSettings, AgentVersion},
     id::{AgentId, KeyId, SandboxId, SessionId, TenantId, TurnId},
@@ -24,9 +26,22 @@ pub trait Store: AgentStore + SessionStore + EventLog + KeyStore + SnapshotStore
 impl<T: AgentStore + SessionStore + EventLog + KeyStore + SnapshotStore> Store for T {}
 
 /// Everything that is kept, with what coordinators share.
-pub trait FleetStore: Store + MembershipStore + PodStore + CredentialStore + ChangeStore + CompactionStore {}
+pub trait FleetStore:
+    Store + MembershipStore + PodStore + CredentialStore + ChangeStore + CompactionStore + QueueStore + ConfigureStore
+{
+}
 
-impl<T: Store + MembershipStore + PodStore + CredentialStore + ChangeStore + CompactionStore> FleetStore for T {}
+impl<T> FleetStore for T where
+    T: Store
+        + MembershipStore
+        + PodStore
+        + CredentialStore
+        + ChangeStore
+        + CompactionStore
+        + QueueStore
+        + ConfigureStore
+{
+}
 
 /// Why the store did not do something.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]

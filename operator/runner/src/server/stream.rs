@@ -53,7 +53,7 @@ pub(super) async fn pump(head: Frame, mut reader: Box<dyn EntryReader>, outgoing
             Ok(end) => {
                 let mut last = status(&*reader);
                 match end {
-                    Err(ReadError::Unwritten(reason)) => last.unwritten = Some(reason),
+                    Err(ReadError::Unwritten(reason) | ReadError::NotBegun(reason)) => last.unwritten = Some(reason),
                     Err(ReadError::Store(error)) => last.unread = Some(error.to_string()),
                     Ok(_) => last.over = true,
                 }

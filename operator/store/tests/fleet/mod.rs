@@ -5,10 +5,12 @@
 
 pub mod changes;
 pub mod compaction;
+pub mod configure;
 pub mod credentials;
 pub mod membership;
 pub mod places;
 pub mod pods;
+pub mod queue;
 
 use std::{sync::Arc, time::Duration};
 
@@ -120,6 +122,17 @@ macro_rules! fleet_tests {
             compaction:
                 partials_of_finished_turns_are_dropped,
                 turns_are_given_out_once_until_they_are_compacted;
+            configure:
+                options_change_and_every_server_sees_it,
+                a_change_of_what_has_changed_is_refused;
+            queue:
+                entries_are_kept_in_order_and_once,
+                the_bounds_hold_however_many_come_at_once,
+                one_of_many_claims_it,
+                what_decides_is_read_at_once,
+                what_is_over_is_listed_for_a_while,
+                a_claim_ends_by_itself_and_is_taken_over_once,
+                who_listens_hears_of_ends_and_changes;
             credentials:
                 a_credential_is_kept_encrypted,
                 variables_of_a_session_are_kept_encrypted,

@@ -132,6 +132,29 @@ impl Case {
 }
 
 #[test]
+fn changed_options_come_when_there_is_nothing_else_to_do() {
+    let options = SessionOptions { model: Some("m".to_owned()), ..SessionOptions::default() };
+    for (state, placed, step) in [
+        (SessionState::Active, true, Some(Step::Configure)),
+        (SessionState::Paused(PausedReason::Idle), false, Some(Step::Configure)),
+        (SessionState::Error, false, Some(Step::Configure)),
+        (SessionState::Active, false, Some(Step::FindSandbox)),
+        (SessionState::Paused(PausedReason::Person), false, Some(Step::Resume)),
+        (SessionState::Ended, false, None),
+    ] {
+        let mut case = Case::new(state, placed);
+        case.row.as_mut().unwrap().options = options.clone();
+        assert_eq!(case.next().0, step, "{state:?}");
+        case.spec.options.model = Some("m".to_owned());
+        assert_ne!(case.next().0, Some(Step::Configure), "{state:?}");
+    }
+    let mut suspended = Case::new(SessionState::Stopped, false);
+    suspended.spec.suspend = true;
+    suspended.spec.options.betas = Some(vec!["b".to_owned()]);
+    assert_eq!(suspended.next(), (Some(Step::Configure), Some(Reason::Suspended)));
+}
+
+#[test]
 fn what_is_next() {
     use SessionState as S;
     let case = Case::new;
