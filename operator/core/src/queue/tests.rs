@@ -131,8 +131,14 @@ fn only_what_was_cut_off_may_be_tried_again() {
         body: Bytes::copy_from_slice(body.as_bytes()),
     };
     let opening = |reason| {
-        let opening =
-            Opening { reason, last_committed: Sequence(0), interrupted: None, message: Some("why".to_owned()) };
+        let opening = Opening {
+            reason,
+            last_committed: Sequence(0),
+            interrupted: None,
+            message: Some("why".to_owned()),
+            recovered: None,
+            sandbox: None,
+        };
         Ending::of(&opening.entry(Epoch(1)))
     };
     for (reason, may_retry) in [
