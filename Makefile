@@ -26,7 +26,7 @@ test: tools test-tools ## Everything that CI runs: format, lints, tests (also on
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- --deny warnings
 	cargo build --workspace --bins --locked
-	@scripts/run-tests.sh
+	cargo test --workspace --locked --no-fail-fast
 	@e2e/cluster/cluster.sh sweep
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --locked
 

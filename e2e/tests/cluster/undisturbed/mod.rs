@@ -1,4 +1,4 @@
-//! Journeys during which no other may use the cluster. `make test` runs them on a cluster of their own, beside everything else.
+//! Journeys during which no other may use the cluster. By their names they come after all that share it, whom they would hold up.
 
 mod context;
 mod faults;
