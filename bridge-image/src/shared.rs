@@ -366,6 +366,11 @@ impl Caller {
         Self { is_behind: true, ..self }
     }
 
+    /// Whether the connection that the request came on has ended.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.connection != self.shared.connection.get()
+    }
+
     fn send(&self, frame: Frame) {
         if self.is_behind {
             self.shared.send_behind(frame, self.connection);
@@ -445,7 +450,7 @@ impl Caller {
     }
 
     fn reply(self, reply: &Reply) {
-        if self.connection == self.shared.connection.get() {
+        if !self.is_gone() {
             self.shared.requests.borrow_mut().remove(&self.number);
             self.send(Frame::json(FrameKind::Reply, self.number, reply));
         }

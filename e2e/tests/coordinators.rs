@@ -106,6 +106,12 @@ async fn a_runner_is_lost_only_when_no_coordinator_can_have_heard_it() {
     let session = fleet.session_of("simple").await;
     assert_eq!(fleet.say(&session, "[[text: one]]").await.error(), None);
     let had = fleet.runner_of(&session).await;
+    // Until it is in the log its runner's loss would withdraw it.
+    eventually("its turn is in the log", async || {
+        let ended = server.query("postgres", "SELECT count(*) FROM turns WHERE last_sequence IS NOT NULL");
+        (ended.expect("an answer").trim() == "1").then_some(())
+    })
+    .await;
     // The second coordinator is stopped: for all that the first one knows, it hears the runner and cannot write.
     signal(fleet.other_pid(), "STOP");
     fleet.runners[had].kill_with_node();

@@ -211,6 +211,10 @@ impl Driver {
     }
 
     async fn admit(&mut self, admit: Admit, caller: Caller) {
+        // The host that it came from would hear of it too late, and the next one was told that no turn runs.
+        if caller.is_gone() {
+            return;
+        }
         let Some(session) = &self.session else {
             return caller.refuse(RefusalCategory::NotReady, NO_SESSION);
         };

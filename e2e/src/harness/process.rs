@@ -28,7 +28,7 @@ pub fn signal(pid: u32, name: &str) {
 pub fn stands_still(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let stopped = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'));
-    stopped || freezers(pid).iter().any(|freezer| freezer.is_frozen())
+    stopped || freezers(pid).iter().any(Freezer::is_frozen)
 }
 
 /// Has the processes of a sandbox go on whatever its server thinks of it, as a program could that is not kept from it. `pid` is one

@@ -231,6 +231,8 @@ impl FleetReader {
 
     fn arrived(&mut self, arrived: Arrived) -> Step {
         let Arrived { mut batch, through, in_progress, over } = arrived;
+        // What was said when this reader had seen more than that says nothing of how things are now.
+        let in_progress = in_progress || through < self.position;
         batch.retain(|logged| logged.entry.sequence > self.position);
         self.position = self.position.max(through);
         let was_in_progress = std::mem::replace(&mut self.in_progress, in_progress);

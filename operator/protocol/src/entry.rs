@@ -1,6 +1,8 @@
 //! One entry of a session's event log, as the bridge writes it and the host keeps it.
 
 use bytes::Bytes;
+use serde::Deserialize;
+use uuid::Uuid;
 
 use crate::sequence::Sequence;
 
@@ -83,5 +85,17 @@ impl Entry {
     /// Whether this entry is the last one of a turn.
     pub fn ends_turn(&self) -> bool {
         self.flags.contains(EntryFlags::ENDS_TURN)
+    }
+
+    /// The turn that this entry begins: the uuid of a user's message. `None` for any other entry.
+    pub fn begins_turn(&self) -> Option<Uuid> {
+        #[derive(Deserialize)]
+        struct UserLine {
+            uuid: Option<Uuid>,
+        }
+        if self.kind != EntryKind::User {
+            return None;
+        }
+        serde_json::from_slice::<UserLine>(&self.body).ok()?.uuid
     }
 }

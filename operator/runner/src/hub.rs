@@ -27,7 +27,7 @@ pub(crate) use self::{
     permission::PermissionGate,
     place::Place,
     tail::{NotTaken, Tail, Urgency},
-    turn::{Reserve, Turn},
+    turn::{Reservation, Reserve, Turn},
 };
 use self::{permission::Permissions, turn::Turns};
 use crate::{

@@ -35,7 +35,7 @@ use crate::{
     backend::Backend,
     bridge::RequestError,
     commit, freezer,
-    hub::{PermissionGate, Place, Reserve},
+    hub::{PermissionGate, Place, Reservation, Reserve},
     lifecycle::{WAKE_RESUMED, close, open_without_sandbox, rest, save_and_close, wake},
     limits::{BRIDGE_ANSWER, BRIDGE_AWAY, SANDBOX_END},
     metrics::Metrics,
@@ -318,13 +318,11 @@ impl Runner for LocalRunner {
             Reserve::Full(LogFull { quota_bytes }) => return Err(RunnerError::LogFull { quota_bytes }),
             Reserve::Reserved => hub.last(),
         };
-        let turn = message.turn;
         let reader = self.reader(Arc::clone(&hub), after);
         // A message that is refused, or given up while it waits for a place, takes its reservation back.
-        let mut reservation = Reservation { hub: &hub, turn, kept: false };
+        let reservation = Reservation::new(hub, message.turn);
         let message = NewMessage { options: bounded(&agent.settings, message.options), ..message };
-        turns::begin(&self.shared, &hub, agent, message).await?;
-        reservation.kept = true;
+        turns::begin(&self.shared, agent, message, reservation).await?;
         Ok(Sent { joined: false, reader })
     }
 
@@ -459,20 +457,5 @@ impl Runner for LocalRunner {
 
     fn load(&self) -> Load {
         pool::load(&self.shared)
-    }
-}
-
-/// Gives a turn's reservation back unless it is kept.
-struct Reservation<'a> {
-    hub: &'a crate::hub::Hub,
-    turn: ash_core::id::TurnId,
-    kept: bool,
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        if !self.kept {
-            self.hub.release_turn(self.turn);
-        }
     }
 }

@@ -16,7 +16,7 @@ use serde::de::IgnoredAny;
 
 use crate::{
     bridge::{Answer, RequestError},
-    hub::{Hub, Place},
+    hub::{Hub, Place, Reservation},
     lifecycle::{CLAIMED, For, StartError, bind_claimed, open_without_sandbox, start, wake},
     limits::BRIDGE_ANSWER,
     pool::{self, Room},
@@ -37,24 +37,15 @@ fn request(shared: &Shared, message: &NewMessage) -> Request {
 /// to a live bridge, or a place for the session's sandbox is reserved.
 pub(crate) async fn begin(
     shared: &Arc<Shared>,
-    hub: &Arc<Hub>,
     agent: AgentVersion,
     message: NewMessage,
+    reservation: Reservation,
 ) -> Result<(), RunnerError> {
+    let hub = reservation.hub();
     if let Some(sandbox) = hub.live() {
-        let mut answer = sandbox.bridge.send_within(&request(shared, &message), BRIDGE_ANSWER).await;
-        // An option may be refused; one that is the session's own was taken before, so a message without any is not held up.
-        if message.options != TurnOptions::default() {
-            answer = match answer.read_within::<IgnoredAny>(BRIDGE_ANSWER).await {
-                Ok(_) => return Ok(()),
-                Err(RequestError::Refused(refusal)) if refusal.category == RefusalCategory::OptionRefused => {
-                    return Err(RunnerError::OptionRefused(refusal.message));
-                }
-                Err(error) => Answer::known(error),
-            };
-        }
-        tokio::spawn(follow(Arc::clone(shared), Arc::clone(hub), agent, message, sandbox, answer));
-        return Ok(());
+        // Whoever sent the message may go away while it is on its way to the bridge, which takes it all the same.
+        let sending = tokio::spawn(send_to(Arc::clone(shared), agent, message, sandbox, reservation));
+        return sending.await.map_err(|error| RunnerError::Internal(error.to_string()))?;
     }
     let place = hub.wait_settled_or_starting().await;
     // A person may have put it aside while it left its sandbox: then no other one is looked for.
@@ -64,7 +55,33 @@ pub(crate) async fn begin(
         Place::None => Some(pool::acquire(shared, hub, &agent).await?),
         _ => None,
     };
-    tokio::spawn(drive(Arc::clone(shared), Arc::clone(hub), agent, message, room));
+    tokio::spawn(drive(Arc::clone(shared), reservation.keep(), agent, message, room));
+    Ok(())
+}
+
+/// Sends a turn to a live bridge, which from then on may have admitted it: only its refusal takes the reservation back.
+async fn send_to(
+    shared: Arc<Shared>,
+    agent: AgentVersion,
+    message: NewMessage,
+    sandbox: Arc<Sandbox>,
+    reservation: Reservation,
+) -> Result<(), RunnerError> {
+    let mut answer = sandbox.bridge.send_within(&request(&shared, &message), BRIDGE_ANSWER).await;
+    // An option may be refused; one that is the session's own was taken before, so a message without any is not held up.
+    if message.options != TurnOptions::default() {
+        answer = match answer.read_within::<IgnoredAny>(BRIDGE_ANSWER).await {
+            Ok(_) => {
+                reservation.keep();
+                return Ok(());
+            }
+            Err(RequestError::Refused(refusal)) if refusal.category == RefusalCategory::OptionRefused => {
+                return Err(RunnerError::OptionRefused(refusal.message));
+            }
+            Err(error) => Answer::known(error),
+        };
+    }
+    tokio::spawn(follow(shared, reservation.keep(), agent, message, sandbox, answer));
     Ok(())
 }
 

@@ -8,8 +8,6 @@ use ash_core::{
     spent::Spending,
 };
 use jiff::Timestamp;
-use serde::Deserialize;
-use uuid::Uuid;
 
 use crate::{
     cache::Caches,
@@ -128,15 +126,7 @@ fn check(after: Sequence, entries: &[Entry]) -> Result<Sequence, StoreError> {
 }
 
 fn turn_changes(entry: &Entry) -> impl Iterator<Item = TurnChange> {
-    /// What is read of a user message's line.
-    #[derive(Deserialize)]
-    struct UserLine {
-        uuid: Option<Uuid>,
-    }
-    let begins = (entry.kind == EntryKind::User)
-        .then(|| serde_json::from_slice::<UserLine>(&entry.body).ok()?.uuid)
-        .flatten()
-        .map(|uuid| TurnChange::Begins(TurnId(uuid), entry.sequence));
+    let begins = entry.begins_turn().map(|uuid| TurnChange::Begins(TurnId(uuid), entry.sequence));
     let ends = entry.ends_turn().then_some(TurnChange::Ends(entry.sequence));
     begins.into_iter().chain(ends)
 }

@@ -13,9 +13,7 @@ use ash_core::{
         step,
     },
 };
-use serde::Deserialize;
 use tokio::time::{Instant, sleep, sleep_until};
-use uuid::Uuid;
 
 use crate::state::ApiState;
 
@@ -287,7 +285,7 @@ async fn watch(queue: &dyn QueueStore, claimed: &QueueEntry, mut reader: Box<dyn
 /// What an entry says of a turn that has not begun before it; `None` where it says nothing.
 pub(super) fn begun(entry: &Entry, turn: TurnId) -> Option<Begun> {
     if entry.kind != EntryKind::Opening {
-        return (begins(entry) == Some(turn)).then_some(Begun::Yes);
+        return (entry.begins_turn() == Some(turn.0)).then_some(Begun::Yes);
     }
     let opening = Opening::read(&entry.body).ok().filter(|opening| opening.interrupted == Some(turn.0))?;
     Some(match (opening.reason, Ending::of(entry)) {
@@ -296,14 +294,4 @@ pub(super) fn begun(entry: &Entry, turn: TurnId) -> Option<Begun> {
         (_, Ending::Cut(reason, may_retry)) => Begun::Never(reason, may_retry),
         (_, Ending::Result) => Begun::Yes,
     })
-}
-
-/// The turn that an entry begins.
-fn begins(entry: &Entry) -> Option<TurnId> {
-    #[derive(Deserialize)]
-    struct UserLine {
-        uuid: Option<Uuid>,
-    }
-    let line: UserLine = (entry.kind == EntryKind::User).then(|| serde_json::from_slice(&entry.body).ok()).flatten()?;
-    line.uuid.map(TurnId)
 }

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use ash_core::{
     Entry, EntryKind, Sequence,
     chunk::ChunkClass,
+    id::TurnId,
     intake::{Admission, Refused},
     meter::LogFull,
     ports::{Batch, LoggedEntry},
@@ -12,7 +13,7 @@ use ash_core::{
 
 use ash_protocol::message::BridgeEvent;
 
-use super::{Hub, Inner, Place};
+use super::{Hub, Inner, Place, Turn};
 use crate::limits::{
     BATCH_BYTES, BATCH_ENTRIES, COMMIT_BYTES, COMMIT_ENTRIES, COMMIT_SESSION_BYTES, COMMIT_TURN_CHANGES,
     COMMITTED_TAIL_BYTES, ENTRY_COST_BYTES,
@@ -247,6 +248,13 @@ impl Inner {
         {
             self.metrics.bridge_event(&event);
             self.permissions.take(event, &self.metrics);
+        }
+        // The bridge admits turns. It may have one from a host before this one, or from a request whose sender is gone by now.
+        if self.turns.current().is_none()
+            && let Some(id) = entry.begins_turn()
+        {
+            let after = Sequence(entry.sequence.0.saturating_sub(1));
+            self.turns.begin(self.row.id, Turn { id: TurnId(id), after });
         }
         if entry.ends_turn() {
             // A tail that comes again after a restart may hold the end of the turn before the one that runs.

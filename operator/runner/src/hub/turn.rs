@@ -1,6 +1,6 @@
 //! A session's turn: one at a time, reserved before it begins, remembered for a while after it ended.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use ash_core::{
     Sequence,
@@ -53,7 +53,7 @@ impl Turns {
         self.current
     }
 
-    fn begin(&mut self, session: SessionId, turn: Turn) {
+    pub(super) fn begin(&mut self, session: SessionId, turn: Turn) {
         if self.current.is_none_or(|current| current.id != turn.id) {
             let span = tracing::info_span!("turn", %session, turn = %turn.id);
             span.in_scope(|| tracing::debug!("begins"));
@@ -94,6 +94,38 @@ impl Turns {
 
     pub(super) fn begin_leaving(&mut self) {
         self.leaving = self.current.map(|turn| turn.id);
+    }
+}
+
+/// A turn's reservation, which is given back unless it is kept.
+pub(crate) struct Reservation {
+    hub: Arc<Hub>,
+    turn: TurnId,
+    kept: bool,
+}
+
+impl Reservation {
+    /// Of a turn that was reserved just now.
+    pub(crate) fn new(hub: Arc<Hub>, turn: TurnId) -> Self {
+        Self { hub, turn, kept: false }
+    }
+
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// The turn begins.
+    pub(crate) fn keep(mut self) -> Arc<Hub> {
+        self.kept = true;
+        Arc::clone(&self.hub)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.hub.release_turn(self.turn);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod hostile;
 mod stand_in;
 mod stoppable;
 mod takeover;
+mod turns;
 mod world;
 
 use std::time::Duration;
