@@ -76,7 +76,7 @@ impl Coordinators {
                         _ if error.status() == Some(UNKNOWN_RUNNER) => self.register_again.notify_one(),
                         // It may be there and say nothing: whoever asks again asks another one.
                         LinkError::Broken { .. } => {
-                            self.current.store((index + 1) % self.peers.len(), Ordering::Relaxed)
+                            self.current.store((index + 1) % self.peers.len(), Ordering::Relaxed);
                         }
                         _ => {}
                     }

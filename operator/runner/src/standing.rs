@@ -34,7 +34,9 @@ impl Standing {
             frozen: AtomicBool::new(false),
             cut: Mutex::default(),
         };
-        until.into_iter().for_each(|until| standing.set(until));
+        if let Some(until) = until {
+            standing.set(until);
+        }
         standing
     }
 

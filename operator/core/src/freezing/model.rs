@@ -97,7 +97,8 @@ enum Action {
 impl State {
     fn coordinator_rows(&self) -> Vec<CoordinatorRow> {
         let rows = self.coordinators.iter().enumerate();
-        rows.filter_map(|(number, one)| Some(CoordinatorRow { id: id(number), silent: NOW - one.row? })).collect()
+        rows.filter_map(|(number, one)| Some(CoordinatorRow { id: id(number), silent: NOW.saturating_sub(one.row?) }))
+            .collect()
     }
 
     /// Whether a coordinator would call the runner lost now.
@@ -105,7 +106,7 @@ impl State {
         if !self.registered {
             return false;
         }
-        let (rows, runner) = (self.coordinator_rows(), [runner_row(NOW - self.heard_at)]);
+        let (rows, runner) = (self.coordinator_rows(), [runner_row(NOW.saturating_sub(self.heard_at))]);
         (0..COORDINATORS).any(|of| !lost(id(of), &self.coordinators[of].writes, NOW, &runner, &rows).is_empty())
     }
 
@@ -133,7 +134,7 @@ impl State {
         self.runner.learn(News::Time, NOW);
         if self.runner.phase != Phase::Serving {
             // How long ago it froze makes no difference beyond the margin.
-            self.runner.until = self.runner.until.max(NOW - MARGIN);
+            self.runner.until = self.runner.until.max(NOW.saturating_sub(MARGIN));
         }
     }
 }
@@ -182,12 +183,11 @@ impl Model for Fleet {
         }
         let either = [true, false];
         let cut = &state.coordinators[CUT];
-        match cut.writing {
-            None => actions.push(Action::BeginRow),
-            Some(_) => {
-                actions.push(Action::RowFails);
-                actions.extend(either.map(|known| Action::RowLands { known }));
-            }
+        if cut.writing.is_some() {
+            actions.push(Action::RowFails);
+            actions.extend(either.map(|known| Action::RowLands { known }));
+        } else {
+            actions.push(Action::BeginRow);
         }
         actions.extend(cut.late.map(|_| Action::RowLandsLate));
         if state.registered {
@@ -287,7 +287,7 @@ impl Model for Fleet {
                 !state.registered && !state.moved && state.runner.has_to_register()
             }),
             Property::sometimes("a runner that was not heard in the store for long serves", |_, state: &State| {
-                state.serves() && NOW - state.heard_at >= LOST_AFTER
+                state.serves() && NOW.saturating_sub(state.heard_at) >= LOST_AFTER
             }),
             Property::sometimes("a runner is frozen and not lost", |_, state: &State| {
                 state.runner.phase == Phase::Frozen && !state.can_be_lost()

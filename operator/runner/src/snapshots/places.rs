@@ -112,7 +112,7 @@ mod tests {
         let leave = |number: usize| {
             let places = Arc::clone(&places);
             async move {
-                let _place = places.acquire(&tenant(if number % 2 == 0 { "even" } else { "odd" })).await;
+                let _place = places.acquire(&tenant(if number.is_multiple_of(2) { "even" } else { "odd" })).await;
                 sleep(Duration::from_secs(10)).await;
             }
         };

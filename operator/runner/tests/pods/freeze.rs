@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::{
     stand_in::StandIn,
-    world::{DEADLINE, Life, World, eventually},
+    world::{DEADLINE, Life, World, eventually, is_stopped},
 };
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -98,15 +98,15 @@ async fn a_turn_in_a_pod_stands_still_and_goes_on_and_the_next_life_continues_it
     turn.until(|entry| entry.kind == EntryKind::Partial).await;
     let claude = eventually("Claude Code is found", async || pod.process("stand-in-claude")).await;
     life.runner.freeze();
-    eventually("it stands still", async || pod.is_stopped(claude).then_some(())).await;
+    eventually("it stands still", async || is_stopped(claude).then_some(())).await;
     life.runner.thaw(Instant::now() + LONG);
-    eventually("it goes on", async || (!pod.is_stopped(claude)).then_some(())).await;
+    eventually("it goes on", async || (!is_stopped(claude)).then_some(())).await;
 
     life.runner.freeze();
-    eventually("it stands still", async || pod.is_stopped(claude).then_some(())).await;
+    eventually("it stands still", async || is_stopped(claude).then_some(())).await;
     drop(life);
     let life = world.start().await;
-    eventually("it goes on for the next life", async || (!pod.is_stopped(claude)).then_some(())).await;
+    eventually("it goes on for the next life", async || (!is_stopped(claude)).then_some(())).await;
     assert!(life.runner.interrupt(session.id).await.unwrap());
     assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 2");
 }

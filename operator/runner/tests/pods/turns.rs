@@ -53,7 +53,7 @@ async fn is_in_progress(world: &World, life: &Life, session: &Session) -> bool {
 async fn refused(world: &World, life: &Life, session: &Session) -> RunnerError {
     let other = message(TurnId(Uuid::new_v4()), TurnOptions::default());
     let sent = life.runner.send(world.row_of(session).await, world.agent.version.clone(), other).await;
-    sent.err().expect("another turn is in progress")
+    sent.map(|sent| sent.joined).expect_err("another turn is in progress")
 }
 
 #[tokio::test(flavor = "multi_thread")]

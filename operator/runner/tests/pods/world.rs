@@ -158,6 +158,11 @@ impl RunnerPods for Rows {
     }
 }
 
+/// Whether a process was stopped by a signal.
+pub fn is_stopped(process: u32) -> bool {
+    stat(process, 0).as_deref() == Some("T")
+}
+
 /// What `/proc` has of a process, counted from its state on.
 fn stat(process: u32, field: usize) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
@@ -192,11 +197,6 @@ impl Pod {
             exe.is_ok_and(|exe| exe.file_name().is_some_and(|file| file == name))
         };
         parents.keys().copied().filter(is_below).find(is_named)
-    }
-
-    /// Whether a process was stopped by a signal.
-    pub fn is_stopped(&self, process: u32) -> bool {
-        stat(process, 0).as_deref() == Some("T")
     }
 
     pub fn log(&self) -> String {

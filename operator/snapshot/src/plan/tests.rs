@@ -170,7 +170,7 @@ fn a_file_that_changed_in_the_last_moment_is_read_again() {
 
 #[test]
 fn what_is_not_there_any_more_is_read_again_and_nothing_else() {
-    let file = |n: u64| (format!("file{n}"), (n, if n % 50 == 0 { LARGE_FILE_BYTES } else { 40 << 10 }, 1));
+    let file = |n: u64| (format!("file{n}"), (n, if n.is_multiple_of(50) { LARGE_FILE_BYTES } else { 40 << 10 }, 1));
     let workspace = Workspace { files: (0..200).map(file).collect() };
     let (before, _) = workspace.snapshot(None, TAKEN);
     let entries = workspace.entries();
