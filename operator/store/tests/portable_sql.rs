@@ -42,7 +42,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
 ];
 
 /// Tables of what serves every tenant.
-const FLEET: &[&str] = &["runners", "coordinators"];
+const FLEET: &[&str] = &["runners", "coordinators", "installation"];
 
 /// What a migration may not do while the release before it runs, and why.
 const FORBIDDEN_IN_MIGRATIONS: &[(&str, &str)] = &[

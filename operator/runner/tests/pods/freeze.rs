@@ -108,5 +108,6 @@ async fn a_turn_in_a_pod_stands_still_and_goes_on_and_the_next_life_continues_it
     let life = world.start().await;
     eventually("it goes on for the next life", async || (!is_stopped(claude)).then_some(())).await;
     assert!(life.runner.interrupt(session.id).await.unwrap());
+    eventually("the turn is over", async || (!world.is_in_progress(&life, &session).await).then_some(())).await;
     assert_eq!(world.say(&life, &session, "[[count]]").await, "messages: 2");
 }

@@ -5,7 +5,6 @@ use ash_core::{
     id::TurnId,
     ports::{NewMessage, Runner as _, RunnerError},
     session::Session,
-    sse::Position,
 };
 use ash_protocol::{
     frame::{Frame, FrameKind},
@@ -43,13 +42,6 @@ fn ends(session: &Session, n: u32) -> Frame {
     Frame::event(&Entry { sequence, kind: EntryKind::Claude, flags: EntryFlags::ENDS_TURN, body })
 }
 
-/// Whether a reader who has everything is told that there is more to come.
-async fn is_in_progress(world: &World, life: &Life, session: &Session) -> bool {
-    let row = world.row_of(session).await;
-    let after = Position::after(row.last);
-    life.runner.read(&row, after).await.unwrap().turn_in_progress()
-}
-
 async fn refused(world: &World, life: &Life, session: &Session) -> RunnerError {
     let other = message(TurnId(Uuid::new_v4()), TurnOptions::default());
     let sent = life.runner.send(world.row_of(session).await, world.agent.version.clone(), other).await;
@@ -76,11 +68,11 @@ async fn a_turn_goes_on_whose_sender_went_away_while_it_was_on_its_way() {
     bridge.send(&Frame::json(FrameKind::Reply, number, &Reply::Ok(nothing))).await;
     bridge.send(&begins(&session, 2, turn)).await;
     bridge.acknowledged(session.epoch.sequence(2)).await;
-    assert!(is_in_progress(&world, &life, &session).await);
+    assert!(world.is_in_progress(&life, &session).await);
     assert_eq!(refused(&world, &life, &session).await, RunnerError::TurnInProgress);
     bridge.send(&ends(&session, 3)).await;
     bridge.acknowledged(session.epoch.sequence(3)).await;
-    assert!(!is_in_progress(&world, &life, &session).await);
+    assert!(!world.is_in_progress(&life, &session).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,13 +92,13 @@ async fn a_turn_that_a_bridge_begins_unasked_is_in_progress() {
     };
     let mut bridge = StandIn::dial(&world, &pod, progress).await;
     bridge.synced().await;
-    eventually("nothing is in progress", async || (!is_in_progress(&world, &life, &session).await).then_some(())).await;
+    eventually("nothing is in progress", async || (!world.is_in_progress(&life, &session).await).then_some(())).await;
     let turn = TurnId(Uuid::new_v4());
     bridge.send(&begins(&session, 2, turn)).await;
     bridge.acknowledged(session.epoch.sequence(2)).await;
-    assert!(is_in_progress(&world, &life, &session).await);
+    assert!(world.is_in_progress(&life, &session).await);
     assert_eq!(refused(&world, &life, &session).await, RunnerError::TurnInProgress);
     bridge.send(&ends(&session, 3)).await;
     bridge.acknowledged(session.epoch.sequence(3)).await;
-    assert!(!is_in_progress(&world, &life, &session).await);
+    assert!(!world.is_in_progress(&life, &session).await);
 }

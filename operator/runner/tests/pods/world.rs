@@ -490,6 +490,13 @@ impl World {
         Ok(Turn { reader: sent.reader, entries: Vec::new() })
     }
 
+    /// Whether a reader who has everything is told that there is more to come.
+    pub async fn is_in_progress(&self, life: &Life, session: &Session) -> bool {
+        let row = self.row_of(session).await;
+        let after = Position::after(row.last);
+        life.runner.read(&row, after).await.unwrap().turn_in_progress()
+    }
+
     /// A turn to its end: the text of its result.
     pub async fn say(&self, life: &Life, session: &Session, text: &str) -> String {
         self.send(life, session, text).await.unwrap().result().await
