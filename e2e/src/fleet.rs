@@ -23,7 +23,7 @@ pub use self::{
     balancer::Balancer,
     keys::Keys,
     members::{Coordinator, Runner},
-    port::free_port,
+    port::{free_port, free_port_of},
 };
 use crate::http;
 

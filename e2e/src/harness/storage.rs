@@ -1,13 +1,15 @@
 //! An object storage for tests: versitygw, a server that speaks S3, on a folder of its own.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
+
+use crate::fleet::free_port_of;
 
 /// The bucket that is there.
 const BUCKET: &str = "ash";
@@ -44,8 +46,7 @@ impl ObjectStorage {
             std::fs::create_dir(folder.path().join(name)).expect("a folder");
         }
         std::fs::create_dir(folder.path().join("buckets").join(BUCKET)).expect("a folder");
-        let free = TcpListener::bind((address, 0)).and_then(|socket| socket.local_addr());
-        let mut storage = Self { folder, address: free.expect("a free port"), server: None };
+        let mut storage = Self { folder, address: free_port_of(address), server: None };
         storage.start_again();
         storage
     }
