@@ -369,6 +369,14 @@ impl TestApp {
         self.model.requests().last().expect("a request of a turn").json()
     }
 
+    /// Waits until everything that was said so far is in the log: what is not would go with a disk or a machine.
+    pub async fn wait_written(&self) {
+        eventually("all entries are in the log", async || {
+            (self.metric("ash_runner_unwritten_sessions").await == 0).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until so many sandboxes are warm.
     pub async fn wait_warm(&self, count: u64) {
         eventually("warm sandboxes", async || {

@@ -61,6 +61,7 @@ async fn a_turn_fails_and_the_server_stays_up() {
     let app = on_a_small_disk().claude(program("stand-in-claude")).start().await;
     let session = app.session().await;
     assert_eq!(app.say(&session, "said before").await.error(), None);
+    app.wait_written().await;
     let before = history(&app, &session.id).await;
     assert!(before.to_string().contains("said before"), "{before}");
 
@@ -99,6 +100,7 @@ async fn what_has_to_be_stored_is_refused() {
     let app = on_a_small_disk().argument("--warm=0").start().await;
     let session = app.session().await;
     assert_eq!(app.say(&session, "[[text: said before]]").await.error(), None);
+    app.wait_written().await;
     let filler = Filler::new(&app);
     let file = serde_json::json!({ "path": "CLAUDE.md", "content": random_text(8 << 20) });
     let body = serde_json::json!({ "name": "large", "files": [file] }).to_string();
@@ -120,6 +122,7 @@ async fn a_session_that_cannot_wake_says_why_and_wakes_later() {
     assert_eq!(app.say(&session, "[[text: said before]]").await.error(), None);
     let other = app.session_of("simple").await;
     goes_on(&app, &other).await;
+    app.wait_written().await;
 
     let filler = Filler::new(&app);
     let turn = app.say(&session, "[[text: never]]").await;
@@ -140,6 +143,7 @@ async fn a_disk_that_is_full_for_a_moment_loses_nothing() {
     let app = on_a_small_disk().start().await;
     let session = app.session().await;
     assert_eq!(app.say(&session, "[[text: said before]]").await.error(), None);
+    app.wait_written().await;
     let filler = Filler::new(&app);
     let turn = app.say(&session, "[[text: said meanwhile]]").await;
     assert_eq!(turn.error(), None);

@@ -29,7 +29,7 @@ pub(crate) use self::{
     tail::{NotTaken, Tail, Urgency},
     turn::{Reservation, Reserve, Turn},
 };
-use self::{permission::Permissions, turn::Turns};
+use self::{permission::Permissions, tail::Unwritten, turn::Turns};
 use crate::{
     budget::Share,
     limits::{ENTRY_COST_BYTES, OWN_BYTES},
@@ -56,6 +56,7 @@ struct Inner {
     metering: Arc<Metering>,
     /// What is not committed, beyond what every session may have.
     share: Share,
+    unwritten: Unwritten,
     metrics: Arc<Metrics>,
     committed: Sequence,
     /// Everything after this position is in `tail`.
@@ -84,6 +85,7 @@ impl Hub {
                 intake: Intake::new(row.epoch, last),
                 metering,
                 share,
+                unwritten: Unwritten::new(&metrics),
                 metrics,
                 committed: last,
                 tail_after: last,
@@ -213,9 +215,11 @@ impl Inner {
         self.intake.last().max(self.committed)
     }
 
-    /// Counts what is taken and not committed towards the memory of all sessions.
+    /// Counts what is taken and not committed: towards the memory of all sessions, and for whoever asks.
     fn count_uncommitted(&mut self) {
-        self.share.set(self.intake.pending_bytes().saturating_sub(OWN_BYTES));
+        let bytes = self.intake.pending_bytes();
+        self.share.set(bytes.saturating_sub(OWN_BYTES));
+        self.unwritten.set(bytes > 0);
     }
 
     fn end_turn(&mut self, how: &'static str) {

@@ -64,6 +64,8 @@ pub(crate) struct Metrics {
     pub(crate) logs_full: Counter,
     /// Bytes of the budget that all sessions share which are in use.
     pub(crate) unwritten_bytes: Gauge,
+    /// Sessions with entries that are not in the log yet.
+    pub(crate) unwritten_sessions: Gauge,
     /// Times a bridge was not read from for a while, because the sessions have as much in memory as they may together.
     pub(crate) bridges_held_back: Counter,
     /// Connections that ended because a long line did not come to its end in time.
@@ -176,6 +178,11 @@ impl Metrics {
             "unwritten_bytes",
             "Bytes of the memory that sessions share for what is not in the log yet",
             self.unwritten_bytes.clone(),
+        );
+        registry.register(
+            "unwritten_sessions",
+            "Sessions whose last entries are not in the log yet",
+            self.unwritten_sessions.clone(),
         );
         registry.register(
             "bridges_held_back",

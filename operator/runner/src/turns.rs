@@ -42,15 +42,20 @@ pub(crate) async fn begin(
     reservation: Reservation,
 ) -> Result<(), RunnerError> {
     let hub = reservation.hub();
-    if let Some(sandbox) = hub.live() {
-        // Whoever sent the message may go away while it is on its way to the bridge, which takes it all the same.
-        let sending = tokio::spawn(send_to(Arc::clone(shared), agent, message, sandbox, reservation));
-        return sending.await.map_err(|error| RunnerError::Internal(error.to_string()))?;
-    }
-    let place = hub.wait_settled_or_starting().await;
+    let place = match hub.live() {
+        Some(sandbox) => Place::Live(sandbox),
+        // A pod that comes to nothing is not replaced here: whoever sent the message has to hear of it.
+        None if shared.backend.pods().is_some() => hub.wait_settled().await,
+        None => hub.wait_settled_or_starting().await,
+    };
     // A person may have put it aside while it left its sandbox: then no other one is looked for.
     hub.session().state.after(SessionEvent::Message).map_err(|impossible| RunnerError::State(impossible.0))?;
     let room = match place {
+        Place::Live(sandbox) => {
+            // Whoever sent the message may go away while it is on its way to the bridge, which takes it all the same.
+            let sending = tokio::spawn(send_to(Arc::clone(shared), agent, message, sandbox, reservation));
+            return sending.await.map_err(|error| RunnerError::Internal(error.to_string()))?;
+        }
         Place::None if shared.backend.pods().is_some() => return Err(not_here()),
         Place::None => Some(pool::acquire(shared, hub, &agent).await?),
         _ => None,
@@ -90,6 +95,11 @@ fn not_here() -> RunnerError {
     RunnerError::Unreachable("the session has no sandbox on this runner: try again".to_owned())
 }
 
+/// A session whose pod went while its turn was on its way there.
+fn lost_before_it_began() -> RunnerError {
+    RunnerError::Unreachable("the session's sandbox was lost before the turn began; send the message again".to_owned())
+}
+
 /// Finds the session a sandbox and admits the turn there, for as long as the turn is not over.
 async fn drive(shared: Arc<Shared>, hub: Arc<Hub>, agent: AgentVersion, message: NewMessage, mut room: Option<Room>) {
     loop {
@@ -113,7 +123,7 @@ async fn drive(shared: Arc<Shared>, hub: Arc<Hub>, agent: AgentVersion, message:
             continue;
         }
         if shared.backend.pods().is_some() {
-            return give_up(&shared, &hub, NoSandbox::NoRoom(not_here())).await;
+            return give_up(&shared, &hub, NoSandbox::NoRoom(lost_before_it_began())).await;
         }
         let room = match room.take() {
             Some(room) => Ok(room),

@@ -18,6 +18,7 @@ use crate::limits::{
     BATCH_BYTES, BATCH_ENTRIES, COMMIT_BYTES, COMMIT_ENTRIES, COMMIT_SESSION_BYTES, COMMIT_TURN_CHANGES,
     COMMITTED_TAIL_BYTES, ENTRY_COST_BYTES,
 };
+use crate::metrics::Metrics;
 
 /// How soon the committer should come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +64,34 @@ pub(crate) enum Tail {
     InLog,
     /// The log cannot be written.
     Broken(String),
+}
+
+/// Counts a session while its last entries are not in the log.
+#[derive(Debug)]
+pub(super) struct Unwritten {
+    metrics: Arc<Metrics>,
+    is_counted: bool,
+}
+
+impl Unwritten {
+    pub(super) fn new(metrics: &Arc<Metrics>) -> Self {
+        Self { metrics: Arc::clone(metrics), is_counted: false }
+    }
+
+    pub(super) fn set(&mut self, is_unwritten: bool) {
+        let was = std::mem::replace(&mut self.is_counted, is_unwritten);
+        match (was, is_unwritten) {
+            (false, true) => drop(self.metrics.unwritten_sessions.inc()),
+            (true, false) => drop(self.metrics.unwritten_sessions.dec()),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        self.set(false);
+    }
 }
 
 impl Hub {
