@@ -22,7 +22,7 @@ quickstart: tools ## Install what is missing, build, and hold a first conversati
 	@scripts/quickstart.sh
 
 .PHONY: fleet
-fleet: tools ## A fleet on this machine until Ctrl-C: 2 coordinators behind HAProxy, 3 runners, Postgres
+fleet: tools ## A fleet on this machine until Ctrl-C: 2 coordinators behind HAProxy, 3 runners, Postgres, object storage
 	@scripts/install-fleet-tools.sh
 	cargo build --release --locked --quiet -p ash -p ash-bridge -p ash-e2e --bin ash --bin ash-bridge --bin ash-fleet
 	@exec target/release/ash-fleet $(FLEET)

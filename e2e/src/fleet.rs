@@ -19,6 +19,7 @@ use anyhow::bail;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use self::partition::Partition;
+pub(crate) use self::process::command;
 pub use self::{
     balancer::Balancer,
     keys::Keys,

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use ash_e2e::{
     fleet::{Fleet, Keys, Settings},
-    harness::program,
+    harness::{ObjectStorage, program},
     model::{Script, ScriptedModel},
 };
 use ash_test_postgres::Postgres;
@@ -30,8 +30,8 @@ const WATCH: Duration = Duration::from_secs(1);
 const KEYS: [&str; 2] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"];
 const WAYS: [&str; 3] = ["ANTHROPIC_BASE_URL", "HTTPS_PROXY", "NO_PROXY"];
 
-/// Runs two coordinators behind HAProxy, runners and Postgres on this machine, until Ctrl-C. Everything is in a temporary folder,
-/// and gone at the end.
+/// Runs two coordinators behind HAProxy, runners, Postgres and object storage on this machine, until Ctrl-C. Everything is in a
+/// temporary folder, and gone at the end.
 ///
 /// With ANTHROPIC_API_KEY (or ANTHROPIC_AUTH_TOKEN) sessions talk to the real model; without, to the scripted one, offline.
 #[derive(Debug, Parser)]
@@ -86,20 +86,32 @@ async fn main() -> anyhow::Result<()> {
         None
     };
     let postgres = Postgres::start();
+    let mut storage = object_storage();
+    let address = match &storage {
+        Some(storage) => storage.url(),
+        None => folder.path().join("snapshots").display().to_string(),
+    };
+    let storage_environment: Vec<(&'static str, SecretString)> =
+        storage.iter().flat_map(ObjectStorage::variables).map(|(name, value)| (name, value.into())).collect();
+    let with_storage = |mut environment: Vec<(&'static str, SecretString)>| {
+        environment.extend(storage_environment.iter().cloned());
+        environment.push(("ASH_OBJECT_STORE", address.clone().into()));
+        environment
+    };
     let settings = Settings {
         folder: folder.path().to_owned(),
         keys: Keys::make(&folder.path().join("keys"), None).context("cannot write the keys")?,
         database: Some(postgres.url("postgres").into()),
         log: arguments.log.clone(),
         coordinator_arguments: arguments.coordinator_argument.clone(),
-        coordinator_environment: match &model {
+        coordinator_environment: with_storage(match &model {
             Some(_) => vec![("ANTHROPIC_API_KEY", "offline".into())],
             None => given(&KEYS),
-        },
-        runner_environment: match &model {
+        }),
+        runner_environment: with_storage(match &model {
             Some(model) => vec![("ANTHROPIC_BASE_URL", model.base_url().into())],
             None => given(&WAYS),
-        },
+        }),
         claude: pinned_claude(),
         partitions: false,
         apart: true,
@@ -112,8 +124,8 @@ async fn main() -> anyhow::Result<()> {
     };
     match started {
         Some(Ok(())) => {
-            describe(&fleet, &arguments);
-            watch(&mut fleet, &mut ends).await;
+            describe(&fleet, storage.as_ref(), &arguments);
+            watch(&mut fleet, storage.as_mut(), &mut ends).await;
         }
         Some(Err(error)) => {
             fleet.stop();
@@ -124,6 +136,15 @@ async fn main() -> anyhow::Result<()> {
     println!("\nStopping: running turns may end within a few seconds ...");
     fleet.stop();
     Ok(())
+}
+
+/// A server that speaks S3, where `make fleet` could build it; else snapshots are kept in a folder.
+fn object_storage() -> Option<ObjectStorage> {
+    if !ObjectStorage::is_installed() {
+        println!("There is no Go to build an object storage with: snapshots of workspaces are kept in a folder.");
+        return None;
+    }
+    Some(ObjectStorage::start_apart())
 }
 
 /// Looks for what has to be there, so that nothing is started in vain.
@@ -152,7 +173,7 @@ async fn start(fleet: &mut Fleet, arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// Says where everything is, and how to talk to it.
-fn describe(fleet: &Fleet, arguments: &Arguments) {
+fn describe(fleet: &Fleet, storage: Option<&ObjectStorage>, arguments: &Arguments) {
     let ash = program("ash");
     let ash = ash.display();
     println!("\nThe fleet runs. In another terminal:\n");
@@ -165,7 +186,8 @@ fn describe(fleet: &Fleet, arguments: &Arguments) {
     let members = members.chain(fleet.runners.iter().map(|one| (one.describe(), String::new())));
     let balancers =
         fleet.balancer.iter().map(|one| (one.describe(), format!("http://{} says what it sees", one.status)));
-    for ((name, pid, log), address) in members.chain(balancers) {
+    let storages = storage.map(|one| (one.describe(), format!("http://{} speaks S3", one.address())));
+    for ((name, pid, log), address) in members.chain(balancers).chain(storages) {
         let pid = pid.map_or_else(String::new, |pid| pid.to_string());
         println!("  {name:<14} {pid:<8} log {}  {address}", log.display());
     }
@@ -173,13 +195,14 @@ fn describe(fleet: &Fleet, arguments: &Arguments) {
 }
 
 /// Starts again whatever ends, until this is to end.
-async fn watch(fleet: &mut Fleet, ends: &mut Ends) {
+async fn watch(fleet: &mut Fleet, mut storage: Option<&mut ObjectStorage>, ends: &mut Ends) {
     loop {
         tokio::select! {
             () = sleep(WATCH) => {}
             () = ends.come() => return,
         }
-        for line in fleet.restart_ended() {
+        let storage = storage.as_mut().and_then(|storage| storage.restart_if_ended());
+        for line in fleet.restart_ended().into_iter().chain(storage) {
             println!("{line}");
         }
     }

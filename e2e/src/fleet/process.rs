@@ -29,6 +29,16 @@ pub(crate) struct Process {
     pub(crate) child: Option<Child>,
 }
 
+/// A program to be started; `apart`, it is in a group of its own, and ends with the thread that started it.
+pub(crate) fn command(program: &Path, apart: bool) -> Command {
+    if !apart {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig=TERM", "--"]).arg(program).process_group(0);
+    command
+}
+
 impl Process {
     /// One that does not run yet.
     ///
@@ -56,22 +66,16 @@ impl Process {
     /// When the program cannot be started, or nothing can be written.
     pub(super) fn start(&mut self, program: &Path, call: &Call) {
         let log = File::options().create(true).append(true).open(self.log_file()).expect("a log file");
-        let mut command = if self.apart {
-            let mut command = Command::new("setpriv");
-            command.args(["--pdeathsig=TERM", "--"]).arg(program).process_group(0);
-            command
-        } else {
-            Command::new(program)
-        };
-        command
+        let child = command(program, self.apart)
             .args(&call.arguments)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .envs(call.variables())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))
-            .stderr(log);
-        self.child = Some(command.spawn().expect("the process starts"));
+            .stderr(log)
+            .spawn();
+        self.child = Some(child.expect("the process starts"));
         self.told = false;
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::fleet::free_port_of;
+use crate::fleet::{command, free_port_of};
 
 /// The bucket that is there.
 const BUCKET: &str = "ash";
@@ -24,10 +24,20 @@ const INTERVAL: Duration = Duration::from_millis(10);
 pub struct ObjectStorage {
     folder: TempDir,
     address: SocketAddr,
+    /// Whether Ctrl-C does not reach it, and it ends with the thread that started it.
+    apart: bool,
     server: Option<Child>,
 }
 
 impl ObjectStorage {
+    /// Whether the server's program is there already.
+    ///
+    /// # Panics
+    /// Where there is no HOME.
+    pub fn is_installed() -> bool {
+        installed().1.join("versitygw").is_file()
+    }
+
     /// Builds the server where that was not done yet, and starts it.
     ///
     /// # Panics
@@ -36,17 +46,29 @@ impl ObjectStorage {
         Self::start_on(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 
+    /// The same, for a fleet of processes that are apart: it outlives them when Ctrl-C is pressed.
+    ///
+    /// # Panics
+    /// When either does not succeed.
+    pub fn start_apart() -> Self {
+        Self::start_at(IpAddr::V4(Ipv4Addr::LOCALHOST), true)
+    }
+
     /// The same, reached at this address; in the network of the thread that starts it.
     ///
     /// # Panics
     /// When either does not succeed.
     pub fn start_on(address: IpAddr) -> Self {
+        Self::start_at(address, false)
+    }
+
+    fn start_at(address: IpAddr, apart: bool) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         for name in ["buckets", "sidecar"] {
             std::fs::create_dir(folder.path().join(name)).expect("a folder");
         }
         std::fs::create_dir(folder.path().join("buckets").join(BUCKET)).expect("a folder");
-        let mut storage = Self { folder, address: free_port_of(address), server: None };
+        let mut storage = Self { folder, address: free_port_of(address), apart, server: None };
         storage.start_again();
         storage
     }
@@ -58,7 +80,7 @@ impl ObjectStorage {
     pub fn start_again(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.folder.path().join("log"));
         let log = log.expect("a log file");
-        let server = Command::new(program())
+        let server = command(&program(), self.apart)
             .args(["--access", KEYS.0, "--secret", KEYS.1, "--port", &self.address.to_string()])
             .args(["--quiet", "posix", "--sidecar"])
             .arg(self.folder.path().join("sidecar"))
@@ -77,6 +99,21 @@ impl ObjectStorage {
             assert!(ended.is_none() && start.elapsed() < DEADLINE, "versitygw does not answer: {ended:?} {}", said());
             std::thread::sleep(INTERVAL);
         }
+    }
+
+    /// Starts it again where it ended by itself; what is to be said then.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn restart_if_ended(&mut self) -> Option<String> {
+        let status = self.server.as_mut()?.try_wait().ok().flatten()?;
+        self.start_again();
+        Some(format!("object storage ended ({status}) and was started again"))
+    }
+
+    /// Its process, where it runs, and its log.
+    pub fn describe(&self) -> (String, Option<u32>, PathBuf) {
+        ("object storage".to_owned(), self.server.as_ref().map(Child::id), self.folder.path().join("log"))
     }
 
     /// Takes the server away.
@@ -120,12 +157,17 @@ impl Drop for ObjectStorage {
     }
 }
 
-/// The server's program, built where it is not there.
-fn program() -> PathBuf {
+/// Where the server's program is, or will be.
+fn installed() -> (PathBuf, PathBuf) {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("storage");
     let version = std::fs::read_to_string(here.join("versitygw.version")).expect("the pinned version");
     let home = PathBuf::from(std::env::var_os("HOME").expect("HOME is set"));
-    let folder = home.join(".cache/ash").join(format!("versitygw-{}", version.trim()));
+    (here, home.join(".cache/ash").join(format!("versitygw-{}", version.trim())))
+}
+
+/// The server's program, built where it is not there.
+fn program() -> PathBuf {
+    let (here, folder) = installed();
     let built = Command::new(here.join("build.sh")).arg(&folder).status().expect("a shell");
     assert!(built.success(), "versitygw was not built: see above; it needs Go");
     folder.join("versitygw")
