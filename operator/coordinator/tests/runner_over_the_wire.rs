@@ -453,6 +453,33 @@ async fn whoever_comes_is_told_of_a_turn_that_those_who_share_a_stream_have_not_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_more_than_those_who_share_a_stream_takes_no_end_from_them_that_it_has_seen() {
+    let Fixture { asked, fleet, agent, session, .. } = &fixture().await;
+    fleet.place(session.clone(), agent.clone()).await.unwrap();
+    let grow = watch::Sender::new((1, true));
+    *asked.grown.lock().unwrap() = Some(grow.subscribe());
+    let mut one = fleet.read(session, Position::START).await.unwrap();
+    let mut two = fleet.read(session, Position::START).await.unwrap();
+    // Its client was at another coordinator, which is ahead of this one.
+    let mut ahead = fleet.read(session, Position::after(Epoch(1).sequence(5))).await.unwrap();
+    assert!(ahead.turn_in_progress());
+    // A turn ends that it has seen the end of.
+    grow.send_replace((3, false));
+    let (mut next_one, mut next_two) = (2, 2);
+    tokio::select! {
+        biased;
+        came = ahead.next() => panic!("nothing came for it: {:?}", came.map(|batch| batch.map(|batch| batch.len()))),
+        () = async {
+            read_to(&mut one, &mut next_one, 3).await;
+            read_to(&mut two, &mut next_two, 3).await;
+        } => {}
+    }
+    assert!(ahead.turn_in_progress());
+    grow.send_replace((6, true));
+    read_to(&mut ahead, &mut 6, 6).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn errors_come_back_as_they_are() {
     let Fixture { asked, fleet, agent, session, .. } = &fixture().await;
     fleet.place(session.clone(), agent.clone()).await.unwrap();
