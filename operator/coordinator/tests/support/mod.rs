@@ -17,6 +17,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub const WAIT: Duration = Duration::from_secs(30);
+/// How often a runner says that it lives.
+const BEAT: Duration = Duration::from_secs(1);
 
 pub const MODEL_KEY: &str = "sk-of-the-test";
 
@@ -102,5 +104,22 @@ pub async fn held(store: &dyn Store) -> Vec<Held> {
 pub async fn coordinator(folder: &Path, store: Arc<dyn FleetStore>, stop: &CancellationToken) -> Arc<Coordinators> {
     let held = held(&*store as &dyn Store).await;
     let (_, address) = serve(folder, store, stop).await;
-    join(folder, &address, &runner("one"), "http://127.0.0.1:9", held).await
+    let id = runner("one");
+    let joined = join(folder, &address, &id, "http://127.0.0.1:9", held).await;
+    tokio::spawn(live(Peer::new(&address, secret(folder)).unwrap(), id, stop.clone()));
+    joined
+}
+
+/// Says that a runner lives, until `stop`: on a busy machine a test may take longer than a silent one is waited for.
+async fn live(peer: Peer, id: RunnerId, stop: CancellationToken) {
+    let headers = [(RUNNER_HEADER, id.name.to_string()), (INCARNATION_HEADER, id.incarnation.to_string())];
+    let beats = async {
+        loop {
+            tokio::time::sleep(BEAT).await;
+            let beat = Heartbeat { load: Load::default(), warm_revision: 0 };
+            // One that is not answered is not the last.
+            let _ = peer.exchange::<Heard>(path::HEARTBEAT, &headers, WAIT, &beat).await;
+        }
+    };
+    stop.run_until_cancelled(beats).await;
 }
