@@ -71,12 +71,7 @@ impl StandIn {
         Self { stream, received, welcome }
     }
 
-    /// One of the warm pool, with its row.
-    pub async fn warm(world: &World) -> (Self, PodSandbox) {
-        Self::warm_as(world, version::CURRENT).await
-    }
-
-    /// The same, in an older version of the protocol.
+    /// One of the warm pool that speaks this version, with its row.
     pub async fn warm_as(world: &World, protocol: ProtocolVersion) -> (Self, PodSandbox) {
         let row = world.row(None);
         let bridge = Self::dial_as(world, &row, Progress::Warm, protocol).await;
@@ -89,7 +84,12 @@ impl StandIn {
 
     /// The bridge of a session's pod, with both rows.
     pub async fn claimed(world: &World, life: &Life) -> (Session, Self, PodSandbox) {
-        let (mut bridge, row) = Self::warm(world).await;
+        Self::claimed_as(world, life, version::CURRENT).await
+    }
+
+    /// The same, in an older version of the protocol.
+    pub async fn claimed_as(world: &World, life: &Life, protocol: ProtocolVersion) -> (Session, Self, PodSandbox) {
+        let (mut bridge, row) = Self::warm_as(world, protocol).await;
         let session = world.new_session().await;
         let claimed = world.claim_sandbox(life, &session, row.id).await.unwrap();
         bridge.answer(|request| matches!(request, Request::Bind(_)), &Bound { how: Claimed::Live }).await;

@@ -8,6 +8,7 @@ use ash_core::{
 use ash_protocol::{
     frame::Frame,
     message::{Progress, Request, Rested},
+    version::ProtocolVersion,
 };
 use bytes::Bytes;
 use tokio::time::timeout;
@@ -16,6 +17,9 @@ use crate::{
     stand_in::{StandIn, said},
     world::{DEADLINE, World, is_active, is_ordered},
 };
+
+/// The last version of the protocol without snapshots.
+const BEFORE_SNAPSHOTS: ProtocolVersion = ProtocolVersion { major: 1, minor: 1 };
 
 fn bound(session: &Session, last: Sequence) -> Progress {
     Progress::Bound { session: session.id.0, epoch: session.epoch, last, turn: None, permissions: Vec::new() }
@@ -53,7 +57,8 @@ async fn what_the_life_before_wrote_after_its_successor_had_looked_counts() {
 async fn a_bridge_that_says_that_it_serves_a_session_which_rests_keeps_nobody_waiting() {
     let world = World::with_stand_in().await;
     let life = world.start().await;
-    let (session, mut bridge, pod) = StandIn::claimed(&world, &life).await;
+    // One that knows no snapshots, and so is not asked for one before it rests.
+    let (session, mut bridge, pod) = StandIn::claimed_as(&world, &life, BEFORE_SNAPSHOTS).await;
     let rested = Rested { last: session.last };
     let (paused, _) = tokio::join!(
         life.runner.close(session.clone(), Closing::Pause),
