@@ -24,7 +24,7 @@ quickstart: tools ## Install what is missing, build, and hold a first conversati
 .PHONY: fleet
 fleet: tools ## A fleet on this machine until Ctrl-C: 2 coordinators behind HAProxy, 3 runners, Postgres, object storage
 	@scripts/install-fleet-tools.sh
-	cargo build --release --locked --quiet -p ash -p ash-bridge -p ash-e2e --bin ash --bin ash-bridge --bin ash-fleet
+	cargo build --release --locked -p ash -p ash-bridge -p ash-e2e --bin ash --bin ash-bridge --bin ash-fleet
 	@exec target/release/ash-fleet $(FLEET)
 
 .PHONY: test

@@ -22,8 +22,8 @@ trap 'exit 130' INT TERM
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
-say "Building Ash (the first time takes a few minutes) ..."
-cargo build --release --locked --quiet -p ash -p ash-bridge -p ash-e2e --bin ash --bin ash-bridge --bin scripted-model
+say "Building Ash (the first time takes 18 minutes of processor time; the last crate is the longest) ..."
+cargo build --release --locked -p ash -p ash-bridge -p ash-e2e --bin ash --bin ash-bridge --bin scripted-model
 
 if [ -z "${ANTHROPIC_API_KEY:-}${ANTHROPIC_AUTH_TOKEN:-}" ]; then
   say "No ANTHROPIC_API_KEY is set: the scripted model answers, offline. Set the key to talk to the real model."
@@ -61,7 +61,9 @@ ash session end "$session" >/dev/null
 
 say "It works. To go on by hand:"
 cat <<EOF
-  export ANTHROPIC_API_KEY=...            # your key; it never enters a sandbox
+  export ANTHROPIC_API_KEY=...            # your key; it never enters a sandbox. Without one, in another terminal:
+                                          #   $bin/scripted-model --listen 127.0.0.1:4101
+                                          # and here: export ANTHROPIC_BASE_URL=http://127.0.0.1:4101 ANTHROPIC_API_KEY=offline
   $bin/ash serve                 # the server, on ${ASH_LISTEN:-127.0.0.1:4100}, with ${ASH_DATA_DIR:-./data}
   $bin/ash chat assistant        # in another terminal: talk to the agent
   $bin/ash deploy ./my-agent --name mine    # any folder with a CLAUDE.md
