@@ -12,8 +12,9 @@ const RECORDED: [u64; 5] = [0, 900, 1_300, 6_200, 8_000];
 /// The pool's bounds.
 const MIN: usize = 1;
 const MAX: usize = 3;
-/// For how long a session counts: long enough for the pool to grow on a busy machine.
-const WINDOW: &str = "40s";
+/// For how long a session counts: longer than anything takes; and then so short that all of them are past.
+const WINDOW: &str = "1h";
+const FADED: &str = "10s";
 
 impl Tenant<'_> {
     /// What people see of an agent: its sandboxes that wait, that have a session, and its sessions that sleep.
@@ -57,8 +58,9 @@ fn a_pool_follows_a_replayed_load_and_shrinks_again() {
         cluster.run(async { client.end_session(session).await.unwrap() });
     }
     cluster.eventually("what has ended does not count", |_| (tenant.counts("demanded")[1] <= 1).then_some(()));
-    // Demand fades: first some go, then all beyond the least.
-    cluster.eventually("the pool shrinks", |_| (tenant.counts("demanded")[0] < MAX).then_some(()));
+    // Demand fades: all beyond the least go.
+    let faded = json!({ "spec": { "warm": { "demandWindow": FADED } } }).to_string();
+    tenant.done(&["patch", "agent", "demanded", "--type=merge", "-p", &faded]);
     cluster.eventually("the pool is as at rest", |_| (tenant.counts("demanded")[0] == MIN).then_some(()));
     let [warm, _, asleep] = tenant.counts("demanded");
     assert_eq!((warm, asleep), (MIN, 0));
