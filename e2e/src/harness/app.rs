@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ash_client::{Client, CreateSession, Message, Session};
+use ash_client::{Behavior, Client, CreateSession, Decision, Event, Message, Session};
 use tempfile::TempDir;
 
 use super::{
@@ -322,6 +322,25 @@ impl TestApp {
     pub async fn say(&self, session: &Session, text: &str) -> Turn {
         let message = Message { include_partial_messages: true, ..Message::text(text) };
         self.send(session, &message).await
+    }
+
+    /// Sends a message with partials, permits whatever is asked for, and reads its stream to the end. Observed with Claude Code
+    /// 2.1.330 on a busy machine: it may ask about a long command also where everything is permitted.
+    ///
+    /// # Panics
+    /// When the server refuses it or the stream breaks.
+    pub async fn say_permitting(&self, session: &Session, text: &str) -> Turn {
+        let message = Message { include_partial_messages: true, ..Message::text(text) };
+        let mut stream = self.client.send_message(&session.id, &message).await.expect("a message that is taken");
+        let mut turn = Turn::default();
+        while let Some(frame) = turn.next(&mut stream).await {
+            if let Ok(Event::PermissionRequest { id, .. }) = frame.read() {
+                let allow = Decision { behavior: Behavior::Allow, updated_input: None, answers: None, message: None };
+                self.client.answer_permission(&session.id, &id, &allow).await.expect("the first answer");
+            }
+            turn.frames.push(frame);
+        }
+        turn
     }
 
     /// Sends a message and reads its stream to the end.

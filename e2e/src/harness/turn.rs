@@ -34,7 +34,7 @@ impl Turn {
     }
 
     /// The next frame; a stream that says nothing for too long fails its test.
-    async fn next(&self, stream: &mut FrameStream) -> Option<Frame> {
+    pub(super) async fn next(&self, stream: &mut FrameStream) -> Option<Frame> {
         let next = tokio::time::timeout(DEADLINE, stream.next()).await;
         let next = next.unwrap_or_else(|_| panic!("the stream says no more after {:?}", self.names()));
         next.map(|frame| frame.expect("the stream goes on"))
