@@ -30,8 +30,8 @@ const WATCH: Duration = Duration::from_secs(1);
 const KEYS: [&str; 2] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"];
 const WAYS: [&str; 3] = ["ANTHROPIC_BASE_URL", "HTTPS_PROXY", "NO_PROXY"];
 
-/// Runs two coordinators behind HAProxy, runners, Postgres and object storage on this machine, until Ctrl-C. Everything is in a
-/// temporary folder, and gone at the end.
+/// Runs two coordinators behind HAProxy, runners, Postgres and object storage on this machine, until Ctrl-C. Everything is in
+/// temporary folders, and gone at the end.
 ///
 /// With ANTHROPIC_API_KEY (or ANTHROPIC_AUTH_TOKEN) sessions talk to the real model; without, to the scripted one, offline.
 #[derive(Debug, Parser)]

@@ -13,7 +13,7 @@ use ash_link::{Peer, SecretFile};
 use ash_protocol::fleet::{Hidden, INCARNATION_HEADER, RUNNER_HEADER, coordinator as path};
 use ash_runner::Coordinators;
 use secrecy::SecretBox;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::interval};
 use tokio_util::sync::CancellationToken;
 
 pub const WAIT: Duration = Duration::from_secs(30);
@@ -113,9 +113,10 @@ pub async fn coordinator(folder: &Path, store: Arc<dyn FleetStore>, stop: &Cance
 /// Says that a runner lives, until `stop`: on a busy machine a test may take longer than a silent one is waited for.
 async fn live(peer: Peer, id: RunnerId, stop: CancellationToken) {
     let headers = [(RUNNER_HEADER, id.name.to_string()), (INCARNATION_HEADER, id.incarnation.to_string())];
+    let mut beats = interval(BEAT);
     let beats = async {
         loop {
-            tokio::time::sleep(BEAT).await;
+            beats.tick().await;
             let beat = Heartbeat { load: Load::default(), warm_revision: 0 };
             // One that is not answered is not the last.
             let _ = peer.exchange::<Heard>(path::HEARTBEAT, &headers, WAIT, &beat).await;

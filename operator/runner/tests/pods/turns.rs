@@ -48,6 +48,17 @@ async fn refused(world: &World, life: &Life, session: &Session) -> RunnerError {
     sent.map(|sent| sent.joined).expect_err("another turn is in progress")
 }
 
+/// The bridge says that a turn begins, and that it ends: in between it is in progress, and no other one is taken.
+async fn runs_and_ends(world: &World, life: &Life, session: &Session, bridge: &mut StandIn, turn: TurnId) {
+    bridge.send(&begins(session, 2, turn)).await;
+    bridge.acknowledged(session.epoch.sequence(2)).await;
+    assert!(world.is_in_progress(life, session).await);
+    assert_eq!(refused(world, life, session).await, RunnerError::TurnInProgress);
+    bridge.send(&ends(session, 3)).await;
+    bridge.acknowledged(session.epoch.sequence(3)).await;
+    assert!(!world.is_in_progress(life, session).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_turn_goes_on_whose_sender_went_away_while_it_was_on_its_way() {
     let world = World::with_stand_in().await;
@@ -66,13 +77,7 @@ async fn a_turn_goes_on_whose_sender_went_away_while_it_was_on_its_way() {
     assert_eq!(refused(&world, &life, &session).await, RunnerError::TurnInProgress);
     let nothing = RawValue::from_string("null".to_owned()).unwrap();
     bridge.send(&Frame::json(FrameKind::Reply, number, &Reply::Ok(nothing))).await;
-    bridge.send(&begins(&session, 2, turn)).await;
-    bridge.acknowledged(session.epoch.sequence(2)).await;
-    assert!(world.is_in_progress(&life, &session).await);
-    assert_eq!(refused(&world, &life, &session).await, RunnerError::TurnInProgress);
-    bridge.send(&ends(&session, 3)).await;
-    bridge.acknowledged(session.epoch.sequence(3)).await;
-    assert!(!world.is_in_progress(&life, &session).await);
+    runs_and_ends(&world, &life, &session, &mut bridge, turn).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,11 +99,5 @@ async fn a_turn_that_a_bridge_begins_unasked_is_in_progress() {
     bridge.synced().await;
     eventually("nothing is in progress", async || (!world.is_in_progress(&life, &session).await).then_some(())).await;
     let turn = TurnId(Uuid::new_v4());
-    bridge.send(&begins(&session, 2, turn)).await;
-    bridge.acknowledged(session.epoch.sequence(2)).await;
-    assert!(world.is_in_progress(&life, &session).await);
-    assert_eq!(refused(&world, &life, &session).await, RunnerError::TurnInProgress);
-    bridge.send(&ends(&session, 3)).await;
-    bridge.acknowledged(session.epoch.sequence(3)).await;
-    assert!(!world.is_in_progress(&life, &session).await);
+    runs_and_ends(&world, &life, &session, &mut bridge, turn).await;
 }
